@@ -1,0 +1,293 @@
+//! Every stream and consumer as data. Provisioned by `garrison bus apply` ([`apply`]), never by a service, and
+//! guarded by the broker's permissions ([`server_permissions`]).
+//!
+//! The broker must run with `sync_interval: always`, so that what it acknowledges survives `kill -9` and a power
+//! cut. FLOWS is exempt (`persist_mode: async`): it carries megabytes a second and may lose its last moments.
+
+mod apply;
+mod permissions;
+
+use std::{borrow::Cow, time::Duration};
+
+pub use apply::{ApplyOptions, Change, ChangeKind, apply};
+pub use permissions::{InvalidNode, server_permissions};
+
+/// Largest message the broker must take (`max_payload` in its configuration), in bytes: a flow batch with room
+/// to spare.
+pub const MAX_PAYLOAD: usize = 8 * 1024 * 1024;
+
+const MIB: i64 = 1024 * 1024;
+
+/// What a full stream does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Drops the oldest messages.
+    DropOldest,
+    /// Refuses new messages: the sender's outbox keeps them.
+    Refuse,
+}
+
+/// A stream. All are file storage with limits retention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSpec {
+    /// Name on the broker.
+    pub name: &'static str,
+    /// What it is for.
+    pub description: &'static str,
+    /// The subjects it stores.
+    pub subjects: &'static [&'static str],
+    /// Most bytes it holds.
+    pub max_bytes: i64,
+    /// Longest time it holds a message.
+    pub max_age: Duration,
+    /// What happens at `max_bytes`.
+    pub when_full: WhenFull,
+    /// Time within which a repeated message id is dropped.
+    pub duplicate_window: Duration,
+    /// Largest message it takes, in bytes, headers included; -1 for the broker's limit.
+    pub max_message_size: i32,
+    /// Acknowledges before the message is synced to disk.
+    pub asynchronous: bool,
+    /// Forbids deleting and purging for ever.
+    pub append_only: bool,
+}
+
+/// A consumer: who reads a stream, and how patiently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerSpec {
+    /// The stream that it reads.
+    pub stream: &'static str,
+    /// Its durable name on the broker.
+    pub name: Cow<'static, str>,
+    /// SPIFFE path of the identity that may read it: `svc/anomaly`.
+    pub identity: Cow<'static, str>,
+    /// The subjects it reads; empty for all of the stream.
+    pub filters: &'static [&'static str],
+    /// The broker delivers again what was not acknowledged for this long. The runner renews it while a handler
+    /// works, so it only bounds how long the messages of a killed process wait.
+    pub ack_wait: Duration,
+    /// Deliveries after which a message goes to the DLQ. Counted by the runner, not by the broker, which would
+    /// merely stop delivering and tell nobody.
+    pub max_deliver: u64,
+    /// First and longest pause before a retry; doubles from one to the other.
+    pub retry: (Duration, Duration),
+    /// Most messages unacknowledged at a time over all replicas.
+    pub max_ack_pending: i64,
+}
+
+impl ConsumerSpec {
+    const fn new(stream: &'static str, name: &'static str, identity: &'static str) -> Self {
+        Self {
+            stream,
+            name: Cow::Borrowed(name),
+            identity: Cow::Borrowed(identity),
+            filters: &[],
+            ack_wait: Duration::from_secs(5),
+            max_deliver: 20,
+            retry: (Duration::from_millis(50), Duration::from_secs(15)),
+            max_ack_pending: 1_000,
+        }
+    }
+
+    const fn filters(mut self, filters: &'static [&'static str]) -> Self {
+        self.filters = filters;
+        self
+    }
+
+    const fn max_deliver(mut self, max_deliver: u64) -> Self {
+        self.max_deliver = max_deliver;
+        self
+    }
+
+    const fn ack_wait(mut self, ack_wait: Duration) -> Self {
+        self.ack_wait = ack_wait;
+        self
+    }
+}
+
+/// Every stream, in the order they are created.
+pub const STREAMS: &[StreamSpec] = &[
+    StreamSpec {
+        name: "FLOWS",
+        description: "Flow batches, Arrow IPC",
+        subjects: &["flows.v1.*.*"],
+        max_bytes: 2_048 * MIB,
+        max_age: Duration::from_secs(24 * 3_600),
+        when_full: WhenFull::DropOldest,
+        duplicate_window: Duration::from_secs(120),
+        max_message_size: -1,
+        asynchronous: true,
+        append_only: false,
+    },
+    durable(
+        "ALERTS",
+        "What detectors found",
+        &["alerts.v1.*.*.*"],
+        512 * MIB,
+    ),
+    durable(
+        "RESPONSES",
+        "Orders to enforcers and their reports",
+        &["responses.v1.*.*.*"],
+        256 * MIB,
+    ),
+    durable(
+        "EVENTS",
+        "What happened besides flows",
+        &["events.v1.*.*"],
+        512 * MIB,
+    ),
+    StreamSpec {
+        append_only: true,
+        max_age: Duration::from_secs(90 * 24 * 3_600),
+        ..durable("AUDIT", "Who did what", &["audit.v1.*.*"], 1_024 * MIB)
+    },
+    StreamSpec {
+        when_full: WhenFull::DropOldest,
+        max_age: Duration::from_secs(7 * 24 * 3_600),
+        ..durable(
+            "SIEM",
+            "OCSF JSON mirror for outside subscribers",
+            &["siem.v1.*.*"],
+            256 * MIB,
+        )
+    },
+    StreamSpec {
+        max_message_size: -1,
+        ..durable(
+            "DLQ",
+            "What a consumer could not take, with the reason",
+            &["dlq.v1.*.*"],
+            256 * MIB,
+        )
+    },
+];
+
+const fn durable(
+    name: &'static str,
+    description: &'static str,
+    subjects: &'static [&'static str],
+    max_bytes: i64,
+) -> StreamSpec {
+    StreamSpec {
+        name,
+        description,
+        subjects,
+        max_bytes,
+        max_age: Duration::from_secs(30 * 24 * 3_600),
+        when_full: WhenFull::Refuse,
+        // An outbox that was cut off from the broker for minutes may send again what was stored.
+        duplicate_window: Duration::from_secs(15 * 60),
+        max_message_size: 1024 * 1024,
+        asynchronous: false,
+        append_only: false,
+    }
+}
+
+/// anomaly reads flows.
+pub const FLOWS_ANOMALY: ConsumerSpec = flows_consumer("anomaly", "svc/anomaly");
+/// policy reads flows.
+pub const FLOWS_POLICY: ConsumerSpec = flows_consumer("policy", "svc/policy");
+/// forensics reads flows.
+pub const FLOWS_FORENSICS: ConsumerSpec = flows_consumer("forensics", "svc/forensics");
+/// responder reads alerts.
+pub const ALERTS_RESPONDER: ConsumerSpec =
+    ConsumerSpec::new("ALERTS", "responder", "svc/responder");
+/// forensics reads alerts.
+pub const ALERTS_FORENSICS: ConsumerSpec =
+    ConsumerSpec::new("ALERTS", "forensics", "svc/forensics");
+/// responder reads what enforcers report.
+pub const RESPONSES_RESPONDER: ConsumerSpec =
+    ConsumerSpec::new("RESPONSES", "responder", "svc/responder").filters(&[
+        "responses.v1.*.*.applied",
+        "responses.v1.*.*.removed",
+        "responses.v1.*.*.failed",
+    ]);
+/// forensics reads events.
+pub const EVENTS_FORENSICS: ConsumerSpec =
+    ConsumerSpec::new("EVENTS", "forensics", "svc/forensics");
+/// anomaly reads events.
+pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "anomaly", "svc/anomaly");
+/// compliance reads the audit trail. It never gives up on a record: the log must be complete.
+pub const AUDIT_COMPLIANCE: ConsumerSpec =
+    ConsumerSpec::new("AUDIT", "compliance", "svc/compliance").max_deliver(1_000_000);
+
+const fn flows_consumer(name: &'static str, identity: &'static str) -> ConsumerSpec {
+    // A batch of a killed process may wait; a large write that takes long must not be delivered twice.
+    ConsumerSpec::new("FLOWS", name, identity).ack_wait(Duration::from_secs(15))
+}
+
+/// The consumers of services; those of enforcers come from [`enforcer_consumer`].
+pub const CONSUMERS: &[ConsumerSpec] = &[
+    FLOWS_ANOMALY,
+    FLOWS_POLICY,
+    FLOWS_FORENSICS,
+    ALERTS_RESPONDER,
+    ALERTS_FORENSICS,
+    RESPONSES_RESPONDER,
+    EVENTS_FORENSICS,
+    EVENTS_ANOMALY,
+    AUDIT_COMPLIANCE,
+];
+
+/// The consumer of the enforcer on one node: orders only. The node's name becomes a token as in
+/// [`crate::subject::token`].
+pub fn enforcer_consumer(node: &str) -> ConsumerSpec {
+    let node = crate::subject::token(node);
+    ConsumerSpec {
+        name: format!("enforcer-{node}").into(),
+        identity: format!("enforcer/{node}").into(),
+        filters: &["responses.v1.*.*.dispatched", "responses.v1.*.*.reverting"],
+        ..ConsumerSpec::new("RESPONSES", "", "")
+    }
+}
+
+/// Every consumer of an installation with these enforcer nodes.
+pub fn consumers(enforcer_nodes: &[String]) -> Vec<ConsumerSpec> {
+    CONSUMERS
+        .iter()
+        .cloned()
+        .chain(enforcer_nodes.iter().map(|node| enforcer_consumer(node)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_consumer_reads_an_existing_stream_within_its_subjects() {
+        for consumer in consumers(&["router".to_owned()]) {
+            let stream = STREAMS.iter().find(|s| s.name == consumer.stream).unwrap();
+            let domain = stream.subjects[0].split('.').next().unwrap();
+            for filter in consumer.filters {
+                assert!(filter.starts_with(domain), "{filter}");
+                assert_eq!(
+                    filter.split('.').count(),
+                    stream.subjects[0].split('.').count()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_flows_and_the_mirror_may_lose_anything() {
+        for stream in STREAMS {
+            assert!(
+                stream.max_bytes > 0 && stream.max_age >= Duration::from_secs(3_600),
+                "{} is unbounded",
+                stream.name
+            );
+            assert!(stream.duplicate_window <= stream.max_age);
+            let lossy = matches!(stream.name, "FLOWS" | "SIEM");
+            assert_eq!(
+                stream.when_full == WhenFull::DropOldest,
+                lossy,
+                "{}",
+                stream.name
+            );
+            assert_eq!(stream.asynchronous, stream.name == "FLOWS");
+        }
+        assert!(STREAMS.iter().any(|s| s.name == "AUDIT" && s.append_only));
+    }
+}
