@@ -1,0 +1,522 @@
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use garrison_proto::iam::v1::{
+    GetKeySetRequest, ListRevocationsRequest, authentication_service_client::AuthenticationServiceClient,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use uuid::Uuid;
+
+use crate::{
+    jwks::{JwkSet, JwksError},
+    token::{self, Claims, Rules, TokenError},
+};
+
+/// A session whose tokens are no longer accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revoked {
+    /// The session.
+    pub session: Uuid,
+    /// No token of the session lives longer than this; afterwards it may be forgotten.
+    pub until: DateTime<Utc>,
+}
+
+/// iam's public keys and the revoked sessions, as one service knows them.
+///
+/// iam sets its own directly; every other service lets [`KeyRing::keep_fresh`] follow iam and hands in what the
+/// bus says with [`KeyRing::revoke`] and [`KeyRing::keys_changed`].
+#[derive(Debug, Default)]
+pub struct KeyRing {
+    keys: RwLock<Option<HashMap<String, [u8; 32]>>>,
+    revoked: RwLock<Option<HashMap<Uuid, DateTime<Utc>>>>,
+    wanted: Notify,
+    /// Counts key sets that were taken over.
+    generation: watch::Sender<u64>,
+    asked: Mutex<Option<Asked>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    at: Instant,
+    generation: u64,
+}
+
+/// How often a token with an unknown key may make us ask iam.
+const UNKNOWN_KEY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a request with an unknown key waits for iam's answer.
+const UNKNOWN_KEY_WAIT: Duration = Duration::from_secs(2);
+/// Most revocations that are held, so that nobody can fill the memory with them.
+const MAX_REVOKED: usize = 1_000_000;
+
+/// Why a token was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("keys or revocations were never obtained")]
+    Unready,
+    #[error("the session is revoked")]
+    Revoked,
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+impl KeyRing {
+    /// A ring that knows nothing and therefore accepts nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether both keys and revocations have been obtained at least once.
+    pub fn is_ready(&self) -> bool {
+        read(&self.keys).is_some() && read(&self.revoked).is_some()
+    }
+
+    /// Replaces the keys.
+    pub fn set_keys(&self, set: &JwkSet) {
+        let keys = set.keys.iter().map(|key| (key.id.clone(), key.bytes)).collect();
+        *write(&self.keys) = Some(keys);
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Adds revocations from iam's list and marks them as obtained. What the bus said meanwhile stays: a list may
+    /// have been taken before it.
+    pub fn add_revocations(&self, listed: impl IntoIterator<Item = Revoked>, now: DateTime<Utc>) {
+        let mut guard = write(&self.revoked);
+        let revoked = guard.get_or_insert_default();
+        revoked.retain(|_, until| *until > now);
+        for entry in listed {
+            insert(revoked, entry);
+        }
+    }
+
+    /// Revokes one session at once.
+    pub fn revoke(&self, entry: Revoked) {
+        let mut guard = write(&self.revoked);
+        match guard.as_mut() {
+            Some(revoked) => insert(revoked, entry),
+            // Not ready yet: nothing is accepted, and the list that makes it ready will hold this one.
+            None => {}
+        }
+    }
+
+    /// Whether a session is revoked.
+    pub fn is_revoked(&self, session: Uuid) -> bool {
+        read(&self.revoked).as_ref().is_some_and(|revoked| revoked.contains_key(&session))
+    }
+
+    /// Says that iam has other keys now; [`KeyRing::keep_fresh`] fetches them at once.
+    pub fn keys_changed(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Verifies a token; asks iam again, at most every few seconds, when its key is unknown.
+    pub(crate) async fn verify(&self, text: &str, rules: &Rules, now: DateTime<Utc>) -> Result<Claims, Refused> {
+        match self.verify_now(text, rules, now) {
+            Err(Refused::Token(TokenError::UnknownKey(id))) => {
+                if self.ask_again().await {
+                    self.verify_now(text, rules, now)
+                } else {
+                    Err(Refused::Token(TokenError::UnknownKey(id)))
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn verify_now(&self, text: &str, rules: &Rules, now: DateTime<Utc>) -> Result<Claims, Refused> {
+        if !self.is_ready() {
+            return Err(Refused::Unready);
+        }
+        let claims = token::verify(text, rules, now, |id| {
+            read(&self.keys).as_ref().and_then(|keys| keys.get(id).copied())
+        })?;
+        if self.is_revoked(claims.sid) {
+            return Err(Refused::Revoked);
+        }
+        Ok(claims)
+    }
+
+    /// Whether new keys came. Requests that arrive while a question is under way share its answer.
+    async fn ask_again(&self) -> bool {
+        let mut generation = self.generation.subscribe();
+        let current = *generation.borrow_and_update();
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            match *asked {
+                Some(last) if last.at.elapsed() < UNKNOWN_KEY_INTERVAL => {
+                    if last.generation != current || last.at.elapsed() > UNKNOWN_KEY_WAIT {
+                        return false;
+                    }
+                }
+                _ => {
+                    *asked = Some(Asked {
+                        at: Instant::now(),
+                        generation: current,
+                    });
+                    self.wanted.notify_one();
+                }
+            }
+        }
+        tokio::time::timeout(UNKNOWN_KEY_WAIT, generation.changed())
+            .await
+            .is_ok_and(|changed| changed.is_ok())
+    }
+
+    /// Follows a source until shut down: fetches keys and revocations at start, again at intervals, and keys at
+    /// once when asked for. Keeps what it has while the source is away, and says so once.
+    pub async fn keep_fresh<S: KeySource>(&self, source: S, every: RefreshIntervals, shutdown: CancellationToken) {
+        let mut keys_due = tokio::time::Instant::now();
+        let mut failing = false;
+        loop {
+            let mut result = Ok(());
+            if tokio::time::Instant::now() >= keys_due {
+                result = match source.key_set().await {
+                    Ok(set) => {
+                        self.set_keys(&set);
+                        keys_due = tokio::time::Instant::now() + every.keys;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
+            }
+            if result.is_ok() {
+                result = source
+                    .revocations()
+                    .await
+                    .map(|listed| self.add_revocations(listed, Utc::now()));
+            }
+            match result {
+                Ok(()) if failing => {
+                    failing = false;
+                    tracing::info!("iam answers again; token keys and revocations are fresh");
+                }
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        ready = self.is_ready(),
+                        "iam does not answer; token keys and revocations stay as they are"
+                    );
+                }
+                _ => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.wanted.notified() => keys_due = tokio::time::Instant::now(),
+                () = tokio::time::sleep(every.revocations) => {}
+            }
+        }
+    }
+}
+
+fn insert(revoked: &mut HashMap<Uuid, DateTime<Utc>>, entry: Revoked) {
+    if let Some(until) = revoked.get_mut(&entry.session) {
+        *until = entry.until.max(*until);
+    } else if revoked.len() < MAX_REVOKED {
+        revoked.insert(entry.session, entry.until);
+    } else {
+        tracing::error!(session = %entry.session, "the revocation list is full; this one was not taken");
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How often iam is asked without a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefreshIntervals {
+    /// For keys.
+    pub keys: Duration,
+    /// For revocations. Under a second, so that a revocation reaches every service within one even while the
+    /// broker is away.
+    pub revocations: Duration,
+}
+
+impl Default for RefreshIntervals {
+    fn default() -> Self {
+        Self {
+            keys: Duration::from_secs(300),
+            revocations: Duration::from_millis(750),
+        }
+    }
+}
+
+/// Keys or revocations could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum KeySourceError {
+    /// The call failed.
+    #[error("asking iam for {what}")]
+    Call {
+        /// What for.
+        what: &'static str,
+        /// What iam or the connection says.
+        source: Box<tonic::Status>,
+    },
+    /// The answer is not a key set.
+    #[error("reading iam's key set")]
+    Keys(#[from] JwksError),
+    /// The answer holds something that is no revocation.
+    #[error("iam listed a revocation that cannot be read: session {0:?}")]
+    Revocation(String),
+}
+
+/// Where keys and revocations come from.
+pub trait KeySource: Send + Sync {
+    /// The current keys.
+    fn key_set(&self) -> impl Future<Output = Result<JwkSet, KeySourceError>> + Send;
+    /// Every session revoked while tokens of it may still live.
+    fn revocations(&self) -> impl Future<Output = Result<Vec<Revoked>, KeySourceError>> + Send;
+}
+
+/// iam itself, over gRPC.
+#[derive(Debug, Clone)]
+pub struct IamKeySource {
+    client: AuthenticationServiceClient<Channel>,
+}
+
+impl IamKeySource {
+    /// Uses a channel to iam that presents this service's certificate.
+    pub fn new(channel: Channel) -> Self {
+        Self {
+            client: AuthenticationServiceClient::new(channel),
+        }
+    }
+}
+
+/// How long iam may take to answer.
+const CALL_LIMIT: Duration = Duration::from_secs(3);
+
+impl KeySource for IamKeySource {
+    async fn key_set(&self) -> Result<JwkSet, KeySourceError> {
+        let request = crate::client::deadline(GetKeySetRequest {}, CALL_LIMIT);
+        let response = self.client.clone().get_key_set(request).await.map_err(|status| KeySourceError::Call {
+            what: "its keys",
+            source: Box::new(status),
+        })?;
+        Ok(JwkSet::from_json(&response.into_inner().jwks_json)?)
+    }
+
+    async fn revocations(&self) -> Result<Vec<Revoked>, KeySourceError> {
+        let request = crate::client::deadline(ListRevocationsRequest {}, CALL_LIMIT);
+        let response = self.client.clone().list_revocations(request).await.map_err(|status| KeySourceError::Call {
+            what: "its revocations",
+            source: Box::new(status),
+        })?;
+        response
+            .into_inner()
+            .revocations
+            .iter()
+            .map(|listed| {
+                Revoked::from_parts(&listed.session, listed.until.as_ref())
+                    .ok_or_else(|| KeySourceError::Revocation(listed.session.chars().take(100).collect()))
+            })
+            .collect()
+    }
+}
+
+impl Revoked {
+    /// From the fields of a message: `sessions/{id}` and the time after which it may be forgotten. `None` when
+    /// either cannot be read.
+    pub fn from_parts(session: &str, until: Option<&prost_types::Timestamp>) -> Option<Self> {
+        Some(Self {
+            session: garrison_proto::parse_name("sessions", session).ok()?,
+            until: garrison_proto::from_timestamp(until?)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use chrono::TimeDelta;
+    use ring::{
+        rand::SystemRandom,
+        signature::{Ed25519KeyPair, KeyPair},
+    };
+
+    use super::*;
+    use crate::jwks::PublicKey;
+
+    struct Source {
+        keys: Mutex<JwkSet>,
+        revoked: Mutex<Vec<Revoked>>,
+        away: std::sync::atomic::AtomicBool,
+        key_calls: AtomicUsize,
+    }
+
+    impl KeySource for Arc<Source> {
+        async fn key_set(&self) -> Result<JwkSet, KeySourceError> {
+            self.key_calls.fetch_add(1, Ordering::SeqCst);
+            if self.away.load(Ordering::SeqCst) {
+                return Err(KeySourceError::Revocation("away".into()));
+            }
+            Ok(self.keys.lock().unwrap().clone())
+        }
+
+        async fn revocations(&self) -> Result<Vec<Revoked>, KeySourceError> {
+            if self.away.load(Ordering::SeqCst) {
+                return Err(KeySourceError::Revocation("away".into()));
+            }
+            Ok(self.revoked.lock().unwrap().clone())
+        }
+    }
+
+    fn key() -> Ed25519KeyPair {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap()
+    }
+
+    fn set(keys: &[(&str, &Ed25519KeyPair)]) -> JwkSet {
+        let keys = keys
+            .iter()
+            .map(|(id, key)| PublicKey {
+                id: (*id).to_owned(),
+                bytes: key.public_key().as_ref().try_into().unwrap(),
+            })
+            .collect();
+        JwkSet { keys }
+    }
+
+    fn claims() -> Claims {
+        let now = Utc::now().timestamp();
+        Claims {
+            iss: "spiffe://test/svc/iam".into(),
+            aud: "test".into(),
+            sub: format!("users/{}", Uuid::now_v7()),
+            preferred_username: "eva".into(),
+            tenant: "acme".parse().unwrap(),
+            sid: Uuid::now_v7(),
+            roles: vec![],
+            amr: vec!["pwd".into()],
+            iat: now,
+            nbf: now,
+            exp: now + 300,
+            jti: Uuid::now_v7(),
+        }
+    }
+
+    fn rules() -> Rules {
+        Rules::for_trust_domain("test")
+    }
+
+    fn source(keys: JwkSet) -> Arc<Source> {
+        Arc::new(Source {
+            keys: Mutex::new(keys),
+            revoked: Mutex::default(),
+            away: Default::default(),
+            key_calls: AtomicUsize::new(0),
+        })
+    }
+
+    async fn until(mut met: impl FnMut() -> bool) {
+        for _ in 0..500 {
+            if met() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the condition was not met within five seconds");
+    }
+
+    #[tokio::test]
+    async fn accepts_nothing_before_it_knows_keys_and_revocations() {
+        let ring = KeyRing::new();
+        let key = key();
+        let text = token::sign(&key, "a", &claims());
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Unready));
+        ring.set_keys(&set(&[("a", &key)]));
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Unready));
+        ring.add_revocations([], Utc::now());
+        assert!(ring.verify(&text, &rules(), Utc::now()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_revoked_session_is_refused_at_once_and_stays_so_over_an_older_list() {
+        let ring = KeyRing::new();
+        let (key, claims) = (key(), claims());
+        ring.set_keys(&set(&[("a", &key)]));
+        ring.add_revocations([], Utc::now());
+        let text = token::sign(&key, "a", &claims);
+        assert!(ring.verify(&text, &rules(), Utc::now()).await.is_ok());
+        ring.revoke(Revoked { session: claims.sid, until: Utc::now() + TimeDelta::minutes(5) });
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Revoked));
+        ring.add_revocations([], Utc::now());
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Revoked));
+        ring.add_revocations([], Utc::now() + TimeDelta::minutes(6));
+        assert!(!ring.is_revoked(claims.sid), "a revocation outlived every token of its session");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_key_is_asked_for_once_however_many_ask() {
+        let (old, new) = (key(), key());
+        let source = source(set(&[("old", &old)]));
+        let ring = Arc::new(KeyRing::new());
+        let stop = CancellationToken::new();
+        let every = RefreshIntervals { keys: Duration::from_secs(600), revocations: Duration::from_millis(20) };
+        let follower = tokio::spawn({
+            let (ring, source, stop) = (Arc::clone(&ring), Arc::clone(&source), stop.clone());
+            async move { ring.keep_fresh(source, every, stop).await }
+        });
+        until(|| ring.is_ready()).await;
+        *source.keys.lock().unwrap() = set(&[("old", &old), ("new", &new)]);
+        let text = token::sign(&new, "new", &claims());
+        let many = futures::future::join_all((0..20).map(|_| async {
+            ring.verify(&text, &rules(), Utc::now()).await
+        }))
+        .await;
+        assert!(many.iter().all(Result::is_ok), "{many:?}");
+        assert_eq!(source.key_calls.load(Ordering::SeqCst), 2);
+
+        let forged = token::sign(&new, "never", &claims());
+        for _ in 0..20 {
+            assert_eq!(
+                ring.verify(&forged, &rules(), Utc::now()).await,
+                Err(Refused::Token(TokenError::UnknownKey("never".into())))
+            );
+        }
+        assert_eq!(source.key_calls.load(Ordering::SeqCst), 2, "forged key ids made us ask iam again and again");
+        stop.cancel();
+        follower.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn keeps_what_it_has_while_iam_is_away_and_catches_up() {
+        let (first, second) = (key(), key());
+        let source = source(set(&[("a", &first)]));
+        source.away.store(true, Ordering::SeqCst);
+        let ring = Arc::new(KeyRing::new());
+        let stop = CancellationToken::new();
+        let every = RefreshIntervals { keys: Duration::from_millis(20), revocations: Duration::from_millis(20) };
+        let follower = tokio::spawn({
+            let (ring, source, stop) = (Arc::clone(&ring), Arc::clone(&source), stop.clone());
+            async move { ring.keep_fresh(source, every, stop).await }
+        });
+        until(|| source.key_calls.load(Ordering::SeqCst) > 2).await;
+        assert!(!ring.is_ready());
+        source.away.store(false, Ordering::SeqCst);
+        until(|| ring.is_ready()).await;
+        source.away.store(true, Ordering::SeqCst);
+        let text = token::sign(&first, "a", &claims());
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(ring.verify(&text, &rules(), Utc::now()).await.is_ok());
+        *source.keys.lock().unwrap() = set(&[("b", &second)]);
+        source.away.store(false, Ordering::SeqCst);
+        until(|| read(&ring.keys).as_ref().unwrap().contains_key("b")).await;
+        stop.cancel();
+        follower.await.unwrap();
+    }
+}
