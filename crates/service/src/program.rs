@@ -1,0 +1,222 @@
+//! What a binary does: read its arguments and configuration, run, and end with a meaningful status.
+
+use std::{
+    ffi::OsString,
+    future::Future,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{
+    BoxError, ConfigError, Service, ServiceConfig, ServiceError,
+    config::{Core, read_config},
+    health, reference, telemetry,
+};
+
+/// It worked.
+const OK: u8 = 0;
+/// It failed while running.
+const FAILED: u8 = 1;
+/// Arguments or configuration cannot be used (`EX_USAGE` of sysexits).
+const USAGE: u8 = 64;
+
+/// What a binary is.
+#[derive(Debug, Clone, Copy)]
+pub struct ServiceInfo {
+    /// The service's name, as in its SPIFFE id `…/svc/<name>`, its subjects and its database schema.
+    /// A name `enforcer` stands for node agents, whose id is `…/enforcer/<node>`.
+    pub name: &'static str,
+    /// The version, usually `env!("CARGO_PKG_VERSION")`.
+    pub version: &'static str,
+    /// The database migrations, for services that have a database.
+    pub migrator: Option<&'static garrison_db::Migrator>,
+}
+
+impl ServiceInfo {
+    /// The database schema: the name, with underscores.
+    pub(crate) fn schema(&self) -> &'static str {
+        // Leaked once a process at most; hyphens are rare.
+        if self.name.contains('-') { Box::leak(self.name.replace('-', "_").into_boxed_str()) } else { self.name }
+    }
+}
+
+#[derive(Parser)]
+#[command(disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    file: File,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct File {
+    /// The configuration file, TOML
+    #[arg(long, short, global = true, env = "GARRISON_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service (the default)
+    Run,
+    /// Bring the service's database schema up to date, as the database's owner
+    Migrate {
+        /// The role that owns the schema
+        #[arg(long, env = "GARRISON_DATABASE_OWNER", value_name = "ROLE")]
+        owner: String,
+        /// The file with the owner's password
+        #[arg(long, env = "GARRISON_DATABASE_OWNER_PASSWORD_FILE", value_name = "FILE")]
+        owner_password_file: PathBuf,
+    },
+    /// Check the configuration file and exit
+    Check,
+    /// Print the configuration reference as Markdown
+    Config,
+    /// Ask the running service whether it is ready; for container health checks
+    Healthcheck {
+        /// Ask only whether it is alive
+        #[arg(long)]
+        live: bool,
+    },
+}
+
+/// Runs a service as the process's main function.
+///
+/// Exit status: 0 after a clean stop, 1 after a failure, 64 when arguments or configuration cannot be used, in
+/// which case no port was bound.
+pub fn main<C, F, Fut>(info: ServiceInfo, run: F) -> ExitCode
+where
+    C: ServiceConfig,
+    F: FnOnce(C, Service) -> Fut,
+    Fut: Future<Output = Result<(), BoxError>>,
+{
+    ExitCode::from(execute(std::env::args_os(), info, run))
+}
+
+/// [`main`] with the arguments given, the program's name first; answers the exit status.
+pub fn execute<C, F, Fut>(arguments: impl IntoIterator<Item = OsString>, info: ServiceInfo, run: F) -> u8
+where
+    C: ServiceConfig,
+    F: FnOnce(C, Service) -> Fut,
+    Fut: Future<Output = Result<(), BoxError>>,
+{
+    let command = Cli::command().name(info.name).version(info.version);
+    let matches = command.try_get_matches_from(arguments);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let help = !error.use_stderr();
+            // Nothing can be done when the terminal is gone.
+            let _ = error.print();
+            return if help { OK } else { USAGE };
+        }
+    };
+    let path = cli.file.config.unwrap_or_else(|| PathBuf::from(format!("/etc/garrison/{}.toml", info.name)));
+    let outcome = match cli.command.unwrap_or(Command::Run) {
+        Command::Config => {
+            print!("{}", reference::<C>(&info));
+            Ok(())
+        }
+        Command::Check => read_config::<C>(&path).map(drop).map_err(BoxError::from),
+        Command::Healthcheck { live } => healthcheck::<C>(&path, live),
+        Command::Migrate {
+            owner,
+            owner_password_file,
+        } => read_config::<C>(&path)
+            .map_err(BoxError::from)
+            .and_then(|config| migrate(&info, config.core(), owner, owner_password_file)),
+        Command::Run => read_config::<C>(&path).map_err(BoxError::from).and_then(|config| serve(info, config, run)),
+    };
+    match outcome {
+        Ok(()) => OK,
+        Err(error) => {
+            eprintln!("{}: {}", info.name, chain(error.as_ref()));
+            if is_configuration(error.as_ref()) { USAGE } else { FAILED }
+        }
+    }
+}
+
+fn serve<C, F, Fut>(info: ServiceInfo, config: C, run: F) -> Result<(), BoxError>
+where
+    C: ServiceConfig,
+    F: FnOnce(C, Service) -> Fut,
+    Fut: Future<Output = Result<(), BoxError>>,
+{
+    let runtime = runtime()?;
+    let core = config.core().clone();
+    let identity = Service::load_identity(&info, &core)?;
+    let (telemetry, result) = runtime.block_on(async {
+        let telemetry = telemetry::start(&core.telemetry, &info, &identity)?;
+        let result = async {
+            tracing::info!(service = info.name, version = info.version, id = %identity.id(), "starting");
+            let service = Service::new(info, core, identity, telemetry.registry.clone()).await?;
+            run(config, service).await
+        }
+        .await;
+        match &result {
+            Ok(()) => tracing::info!("stopped"),
+            Err(error) => tracing::error!(error = %chain(error.as_ref()), "stopped by a failure"),
+        }
+        Ok::<_, ServiceError>((telemetry, result))
+    })?;
+    telemetry.flush();
+    // Blocking work that is left must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+fn migrate(info: &ServiceInfo, core: &Core, owner: String, password_file: PathBuf) -> Result<(), BoxError> {
+    let migrator = info.migrator.ok_or_else(|| ConfigError::invalid("core.database", "this service has no database"))?;
+    let database = core
+        .database
+        .clone()
+        .ok_or_else(|| ConfigError::invalid("core.database", "the section is missing"))?;
+    let role = database.user.clone();
+    let owner = garrison_db::DbConfig {
+        user: owner,
+        password_file,
+        ..database
+    };
+    runtime()?.block_on(garrison_db::migrate(&owner, info.schema(), &role, migrator))?;
+    Ok(())
+}
+
+fn healthcheck<C: ServiceConfig>(path: &std::path::Path, live: bool) -> Result<(), BoxError> {
+    let config: C = read_config(path)?;
+    let page = if live { "/livez" } else { "/readyz" };
+    let answer = health::ask(config.core().admin.listen, page)?;
+    println!("{}", answer.trim());
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, ServiceError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| ServiceError::Process {
+            what: "starting the runtime",
+            source,
+        })
+}
+
+/// An error and its causes, each said once.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn is_configuration(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<ConfigError>() || matches!(error.downcast_ref::<ServiceError>(), Some(ServiceError::Config(_)))
+}
