@@ -215,19 +215,16 @@ impl<H: Handler> Runner<H> {
             let room = self
                 .capacity
                 .saturating_sub(self.tracker.len() + pull.outstanding());
-            if room > 0 && (pull.outstanding() == 0 || room * 4 >= self.capacity) {
-                if let Err(error) = pull.request(room).await {
-                    tracing::warn!(%error, "cannot ask for messages; opening a new subscription");
-                    return Ended::Reopen;
-                }
+            let worth_asking = room > 0 && (pull.outstanding() == 0 || room * 4 >= self.capacity);
+            if worth_asking && let Err(error) = pull.request(room).await {
+                tracing::warn!(%error, "cannot ask for messages; opening a new subscription");
+                return Ended::Reopen;
             }
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return Ended::Shutdown,
-                changed = epochs.wait_for(|now| *now != epoch) => {
-                    drop(changed);
-                    return Ended::Reopen;
-                }
+                // The guard that `wait_for` answers would keep this future from being spawned.
+                () = async { drop(epochs.wait_for(|now| *now != epoch).await) } => return Ended::Reopen,
                 () = self.tracker.freed() => {}
                 Some(done) = self.tasks.join_next(), if self.dispatch != Dispatch::Ordered => {
                     if let Err(error) = done {
