@@ -34,4 +34,4 @@ pub use error::{BusError, PublishError};
 pub use message::{Message, content_type};
 pub use publisher::{Pending, Publisher};
 pub use topology::ConsumerSpec;
-pub use trace::{current_traceparent, span_with_parent};
+pub use trace::{current_trace_id, current_traceparent, span_with_parent};

@@ -54,6 +54,11 @@ impl Publisher {
         }
     }
 
+    /// Waits until there is a connection to the broker, which may be for ever.
+    pub async fn connected(&self) {
+        self.link.connected().await;
+    }
+
     /// Publishes and waits until the broker has stored the message. A repeat of a message whose id is still in
     /// the stream's duplicate window counts as stored.
     ///

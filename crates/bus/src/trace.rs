@@ -22,6 +22,13 @@ pub fn current_traceparent() -> Option<String> {
     })
 }
 
+/// The current trace's id as 32 hexadecimal digits. `None` outside a valid trace.
+pub fn current_trace_id() -> Option<String> {
+    let context = Span::current().context();
+    let span = context.span().span_context().clone();
+    span.is_valid().then(|| span.trace_id().to_string())
+}
+
 /// Makes `span` a child of a `traceparent` value; an absent or malformed value leaves it a root.
 pub fn span_with_parent(span: Span, traceparent: Option<&str>) -> Span {
     if let Some(parent) = traceparent.and_then(parse) {

@@ -1,0 +1,179 @@
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use garrison_proto::TenantId;
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction, postgres::PgPoolOptions};
+use tokio::sync::Notify;
+
+use crate::{DbConfig, DbError, Tx};
+
+/// Tenants remembered as known, so that most transactions need not say so again.
+const MAX_KNOWN: usize = 10_000;
+
+/// A service's own schema in PostgreSQL. Cheap to clone; clones share the pool.
+#[derive(Clone)]
+pub struct Db {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: PgPool,
+    schema: &'static str,
+    known: RwLock<HashSet<TenantId>>,
+    appended: Notify,
+}
+
+impl Db {
+    /// Prepares a pool and returns at once, also when the database is away: connections are made when needed, and
+    /// made again after an outage. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`DbError::Config`] and [`DbError::File`] when values or files cannot be used.
+    pub fn connect(config: &DbConfig, schema: &'static str) -> Result<Self, DbError> {
+        let options = config.options(schema)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections)
+            .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms.max(1)))
+            .idle_timeout(Duration::from_secs(300))
+            .max_lifetime(Duration::from_secs(3_600))
+            .connect_lazy_with(options);
+        let inner = Inner {
+            pool,
+            schema,
+            known: RwLock::default(),
+            appended: Notify::new(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Begins a transaction that sees and writes rows of this tenant only. Isolation is READ COMMITTED.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] when no connection can be had in time.
+    pub async fn begin(&self, tenant: &TenantId) -> Result<Tx<'static>, DbError> {
+        self.remember(tenant).await?;
+        let inner = self
+            .open(tenant.as_str(), "")
+            .await
+            .map_err(DbError::during("begin a transaction"))?;
+        Ok(Tx::new(inner, tenant.clone(), self.clone()))
+    }
+
+    /// Every tenant that ever had a transaction here, in order.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn known_tenants(&self) -> Result<Vec<TenantId>, DbError> {
+        let operation = "list the tenants";
+        let mut tx = self
+            .begin_for_all("")
+            .await
+            .map_err(DbError::during(operation))?;
+        let ids: Vec<String> =
+            sqlx::query_scalar("SELECT tenant_id FROM tenant ORDER BY tenant_id")
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(DbError::during(operation))?;
+        tx.commit().await.map_err(DbError::during(operation))?;
+        // Only parsed ids are ever written.
+        Ok(ids.into_iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    /// Asks the database for an answer.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] when there is none.
+    pub async fn ping(&self) -> Result<(), DbError> {
+        sqlx::query("SELECT 1")
+            .execute(&self.inner.pool)
+            .await
+            .map_err(DbError::during("ping"))?;
+        Ok(())
+    }
+
+    /// Wakes the outbox relay of this process. [`Tx::commit`] does so by itself.
+    pub fn outbox_signal(&self) {
+        self.inner.appended.notify_one();
+    }
+
+    /// The schema of this service.
+    pub fn schema(&self) -> &'static str {
+        self.inner.schema
+    }
+
+    /// Closes the pool: waits for transactions in progress, refuses new ones.
+    pub async fn close(&self) {
+        self.inner.pool.close().await;
+    }
+
+    pub(crate) async fn appended(&self) {
+        self.inner.appended.notified().await;
+    }
+
+    /// A transaction over all tenants, for the relay and for pruning, with more statements at its beginning.
+    pub(crate) async fn begin_for_all(
+        &self,
+        more: &'static str,
+    ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.open("*", more).await
+    }
+
+    /// Begins and sets the tenant in one round trip. A tenant id cannot hold a quote.
+    async fn open(
+        &self,
+        tenant: &str,
+        more: &str,
+    ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        debug_assert!(!tenant.contains('\''));
+        let begin = format!("BEGIN; SET LOCAL garrison.tenant = '{tenant}'; {more}");
+        self.inner.pool.begin_with(AssertSqlSafe(begin)).await
+    }
+
+    async fn remember(&self, tenant: &TenantId) -> Result<(), DbError> {
+        let known = self
+            .inner
+            .known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(tenant);
+        if known {
+            return Ok(());
+        }
+        // A transaction of its own: the caller's may roll back.
+        let operation = "remember a tenant";
+        let mut tx = self
+            .open(tenant.as_str(), "")
+            .await
+            .map_err(DbError::during(operation))?;
+        sqlx::query("INSERT INTO tenant (tenant_id) VALUES ($1) ON CONFLICT DO NOTHING")
+            .bind(tenant.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(DbError::during(operation))?;
+        tx.commit().await.map_err(DbError::during(operation))?;
+        let mut known = self
+            .inner
+            .known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(tenant.clone());
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Db")
+            .field("schema", &self.inner.schema)
+            .field("connections", &self.inner.pool.size())
+            .finish()
+    }
+}
