@@ -5,8 +5,8 @@ use std::{
 };
 
 use cedar_policy::{
-    Authorizer as Cedar, Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicySet,
-    Request, RestrictedExpression, Schema, ValidationMode, Validator,
+    Authorizer as Cedar, Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid,
+    PolicySet, Request, RestrictedExpression, Schema, ValidationMode, Validator,
 };
 
 use crate::caller::{Caller, Principal};
@@ -55,7 +55,8 @@ pub struct Authorizer {
 }
 
 static SHARED: LazyLock<Arc<Authorizer>> = LazyLock::new(|| {
-    let authorizer = Authorizer::load(SCHEMA, POLICY).expect("the compiled-in policies fit their schema (tested)");
+    let authorizer = Authorizer::load(SCHEMA, POLICY)
+        .expect("the compiled-in policies fit their schema (tested)");
     Arc::new(authorizer)
 });
 
@@ -67,15 +68,22 @@ impl Authorizer {
 
     fn load(schema: &str, policy: &str) -> Result<Self, PolicyError> {
         let fail = |what, reason: String| PolicyError { what, reason };
-        let (schema, _) = Schema::from_cedarschema_str(schema).map_err(|e| fail("reading the schema", e.to_string()))?;
-        let parsed = PolicySet::from_str(policy).map_err(|e| fail("reading the policies", e.to_string()))?;
+        let (schema, _) = Schema::from_cedarschema_str(schema)
+            .map_err(|e| fail("reading the schema", e.to_string()))?;
+        let parsed =
+            PolicySet::from_str(policy).map_err(|e| fail("reading the policies", e.to_string()))?;
         let policies = named(&parsed)?;
         let validation = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
         if !validation.validation_passed() {
-            let errors: Vec<String> = validation.validation_errors().map(ToString::to_string).collect();
+            let errors: Vec<String> = validation
+                .validation_errors()
+                .map(ToString::to_string)
+                .collect();
             return Err(fail("validating the policies", errors.join("; ")));
         }
-        let actions = schema.action_entities().map_err(|e| fail("reading the actions", e.to_string()))?;
+        let actions = schema
+            .action_entities()
+            .map_err(|e| fail("reading the actions", e.to_string()))?;
         let mut methods = HashMap::new();
         for action in actions.iter() {
             let uid = action.uid();
@@ -92,7 +100,12 @@ impl Authorizer {
             let effect = match (groups.contains("reads"), groups.contains("mutates")) {
                 (true, false) => Effect::Reads,
                 (false, true) => Effect::Mutates,
-                _ => return Err(fail("an action must be in exactly one of reads and mutates", id)),
+                _ => {
+                    return Err(fail(
+                        "an action must be in exactly one of reads and mutates",
+                        id,
+                    ));
+                }
             };
             methods.insert(id, (uid, effect));
         }
@@ -135,36 +148,68 @@ impl Authorizer {
         let tenant = uid("Tenant", caller.tenant.as_str())?;
         let (principal, parents, attributes) = match &caller.principal {
             Principal::User { id, .. } => {
-                let roles = caller.roles.iter().map(|role| uid("Role", role)).collect::<Result<HashSet<_>, _>>()?;
+                let roles = caller
+                    .roles
+                    .iter()
+                    .map(|role| uid("Role", role))
+                    .collect::<Result<HashSet<_>, _>>()?;
                 let attributes = HashMap::from([
-                    ("tenant".to_owned(), RestrictedExpression::new_entity_uid(tenant.clone())),
-                    ("second_factor".to_owned(), RestrictedExpression::new_bool(caller.second_factor)),
+                    (
+                        "tenant".to_owned(),
+                        RestrictedExpression::new_entity_uid(tenant.clone()),
+                    ),
+                    (
+                        "second_factor".to_owned(),
+                        RestrictedExpression::new_bool(caller.second_factor),
+                    ),
                 ]);
                 (uid("User", &id.to_string())?, roles, attributes)
             }
             Principal::Service { name } => (uid("Service", name)?, HashSet::new(), HashMap::new()),
-            Principal::Enforcer { node } => (uid("Enforcer", node)?, HashSet::new(), HashMap::new()),
-            Principal::Anonymous => (uid("Anonymous", "anonymous")?, HashSet::new(), HashMap::new()),
+            Principal::Enforcer { node } => {
+                (uid("Enforcer", node)?, HashSet::new(), HashMap::new())
+            }
+            Principal::Anonymous => (
+                uid("Anonymous", "anonymous")?,
+                HashSet::new(),
+                HashMap::new(),
+            ),
         };
         let mut entities = vec![Entity::new_no_attrs(tenant.clone(), HashSet::new())];
-        entities.extend(parents.iter().map(|role| Entity::new_no_attrs(role.clone(), HashSet::new())));
-        let entity = Entity::new(principal.clone(), attributes, parents).map_err(|e| fail("describing the caller")(e.to_string()))?;
+        entities.extend(
+            parents
+                .iter()
+                .map(|role| Entity::new_no_attrs(role.clone(), HashSet::new())),
+        );
+        let entity = Entity::new(principal.clone(), attributes, parents)
+            .map_err(|e| fail("describing the caller")(e.to_string()))?;
         entities.push(entity);
         let entities = self
             .actions
             .clone()
             .add_entities(entities, None)
             .map_err(|e| fail("describing the caller")(e.to_string()))?;
-        let request = Request::new(principal, action.clone(), tenant, Context::empty(), Some(&self.schema))
-            .map_err(|e| fail("making the request")(e.to_string()))?;
-        let response = self.cedar.is_authorized(&request, &self.policies, &entities);
+        let request = Request::new(
+            principal,
+            action.clone(),
+            tenant,
+            Context::empty(),
+            Some(&self.schema),
+        )
+        .map_err(|e| fail("making the request")(e.to_string()))?;
+        let response = self
+            .cedar
+            .is_authorized(&request, &self.policies, &entities);
         if let Some(error) = response.diagnostics().errors().next() {
             return Err(fail("evaluating the policies")(error.to_string()));
         }
         if response.decision() == Decision::Allow {
             return Ok(Verdict::Allow);
         }
-        let factor = response.diagnostics().reason().any(|id| AsRef::<str>::as_ref(id) == SECOND_FACTOR);
+        let factor = response
+            .diagnostics()
+            .reason()
+            .any(|id| AsRef::<str>::as_ref(id) == SECOND_FACTOR);
         // A forbidding policy hides whether a permitting one applied: ask again as if the factor were there.
         if factor && !caller.second_factor {
             let with = Caller {
@@ -181,10 +226,12 @@ impl Authorizer {
 
 /// Gives each policy the id of its `@id` annotation, by which decisions are explained.
 fn named(parsed: &PolicySet) -> Result<PolicySet, PolicyError> {
-    let policies = parsed.policies().map(|policy| match policy.annotation("id") {
-        Some(id) => policy.new_id(cedar_policy::PolicyId::new(id)),
-        None => policy.clone(),
-    });
+    let policies = parsed
+        .policies()
+        .map(|policy| match policy.annotation("id") {
+            Some(id) => policy.new_id(cedar_policy::PolicyId::new(id)),
+            None => policy.clone(),
+        });
     PolicySet::from_policies(policies).map_err(|e| PolicyError {
         what: "naming the policies",
         reason: e.to_string(),
@@ -218,9 +265,24 @@ mod tests {
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ];
-    const ROLES: [&str; 6] = ["viewer", "analyst", "responder", "policy-author", "auditor", "admin"];
-    const SERVICES: [&str; 8] =
-        ["flow-ingest", "anomaly", "policy", "responder", "forensics", "compliance", "iam", "console"];
+    const ROLES: [&str; 6] = [
+        "viewer",
+        "analyst",
+        "responder",
+        "policy-author",
+        "auditor",
+        "admin",
+    ];
+    const SERVICES: [&str; 8] = [
+        "flow-ingest",
+        "anomaly",
+        "policy",
+        "responder",
+        "forensics",
+        "compliance",
+        "iam",
+        "console",
+    ];
 
     fn contracts() -> BTreeSet<String> {
         let files = FileDescriptorSet::decode(garrison_proto::FILE_DESCRIPTOR_SET).unwrap();
@@ -228,7 +290,12 @@ mod tests {
         for file in &files.file {
             for service in &file.service {
                 for method in &service.method {
-                    methods.insert(format!("{}.{}/{}", file.package(), service.name(), method.name()));
+                    methods.insert(format!(
+                        "{}.{}/{}",
+                        file.package(),
+                        service.name(),
+                        method.name()
+                    ));
                 }
             }
         }
@@ -260,26 +327,41 @@ mod tests {
 
     fn enforcer() -> Caller {
         Caller {
-            principal: Principal::Enforcer { node: "router".into() },
+            principal: Principal::Enforcer {
+                node: "router".into(),
+            },
             ..Caller::anonymous(None)
         }
     }
 
     fn full(method: &str) -> String {
-        if method.starts_with("grpc.") { method.to_owned() } else { format!("garrison.{method}") }
+        if method.starts_with("grpc.") {
+            method.to_owned()
+        } else {
+            format!("garrison.{method}")
+        }
     }
 
     /// Everybody there can be, with a name for messages.
     fn everybody() -> Vec<(String, Caller)> {
-        let mut all = vec![("anonymous".to_owned(), Caller::anonymous(None)), ("enforcer".to_owned(), enforcer())];
+        let mut all = vec![
+            ("anonymous".to_owned(), Caller::anonymous(None)),
+            ("enforcer".to_owned(), enforcer()),
+        ];
         for name in SERVICES {
             all.push((format!("service {name}"), service(name)));
         }
         for tenant in ["acme", TenantId::SYSTEM] {
             for factor in [false, true] {
-                all.push((format!("{tenant} without roles, factor {factor}"), person(tenant, &[], factor)));
+                all.push((
+                    format!("{tenant} without roles, factor {factor}"),
+                    person(tenant, &[], factor),
+                ));
                 for role in ROLES {
-                    all.push((format!("{tenant} {role}, factor {factor}"), person(tenant, &[role], factor)));
+                    all.push((
+                        format!("{tenant} {role}, factor {factor}"),
+                        person(tenant, &[role], factor),
+                    ));
                 }
             }
         }
@@ -301,9 +383,15 @@ mod tests {
         methods.extend(STANDARD.map(str::to_owned));
         let ruled: BTreeSet<String> = Authorizer::shared().methods().map(str::to_owned).collect();
         let without: Vec<_> = methods.difference(&ruled).collect();
-        assert!(without.is_empty(), "methods without an action in schema.cedarschema: {without:#?}");
+        assert!(
+            without.is_empty(),
+            "methods without an action in schema.cedarschema: {without:#?}"
+        );
         let stale: Vec<_> = ruled.difference(&methods).collect();
-        assert!(stale.is_empty(), "actions in schema.cedarschema that name no method: {stale:#?}");
+        assert!(
+            stale.is_empty(),
+            "actions in schema.cedarschema that name no method: {stale:#?}"
+        );
         for method in &methods {
             let someone = !allowed(method.trim_start_matches("garrison.")).is_empty();
             assert!(someone, "no policy admits anybody to {method}");
@@ -313,10 +401,18 @@ mod tests {
     #[test]
     fn a_schema_without_an_effect_or_a_policy_that_does_not_fit_is_refused() {
         let neither = SCHEMA.replacen("in [\"reads\", \"enforce\"]", "in [\"enforce\"]", 1);
-        assert!(Authorizer::load(&neither, POLICY).unwrap_err().to_string().contains("reads and mutates"));
-        let unknown = format!("{POLICY}\npermit (principal is User, action == Action::\"a/b\", resource);");
+        assert!(
+            Authorizer::load(&neither, POLICY)
+                .unwrap_err()
+                .to_string()
+                .contains("reads and mutates")
+        );
+        let unknown =
+            format!("{POLICY}\npermit (principal is User, action == Action::\"a/b\", resource);");
         assert!(Authorizer::load(SCHEMA, &unknown).is_err());
-        let untyped = format!("{POLICY}\npermit (principal is User, action, resource) when {{ principal.age > 3 }};");
+        let untyped = format!(
+            "{POLICY}\npermit (principal is User, action, resource) when {{ principal.age > 3 }};"
+        );
         assert!(Authorizer::load(SCHEMA, &untyped).is_err());
     }
 
@@ -324,16 +420,25 @@ mod tests {
     #[test]
     fn methods_that_change_something_are_recorded() {
         let authorizer = Authorizer::shared();
-        let reading = ["Get", "List", "Stream", "Fetch", "Search", "Check", "Compile", "Explain", "Export"];
+        let reading = [
+            "Get", "List", "Stream", "Fetch", "Search", "Check", "Compile", "Explain", "Export",
+        ];
         for method in contracts() {
             let verb = method.rsplit('/').next().unwrap();
             let reads = reading.iter().any(|prefix| verb.starts_with(prefix))
                 // Only when a node was last seen.
                 || verb == "Heartbeat";
-            let expected = if reads { Effect::Reads } else { Effect::Mutates };
+            let expected = if reads {
+                Effect::Reads
+            } else {
+                Effect::Mutates
+            };
             assert_eq!(authorizer.effect(&method), Some(expected), "{method}");
         }
-        assert_eq!(authorizer.effect("garrison.iam.v1.UserService/Nothing"), None);
+        assert_eq!(
+            authorizer.effect("garrison.iam.v1.UserService/Nothing"),
+            None
+        );
     }
 
     /// The table of who may do what is dangerous: (method, roles that may with a second factor, and without).
@@ -341,41 +446,105 @@ mod tests {
     fn sensitive_methods_admit_exactly_these_roles() {
         let table: &[(&str, &[&str], &[&str])] = &[
             ("flow.v1.FlowService/StreamFlows", &ROLES, &ROLES),
-            ("flow.v1.FlowService/FetchPacketSlice", &["analyst", "responder", "admin"], &[]),
+            (
+                "flow.v1.FlowService/FetchPacketSlice",
+                &["analyst", "responder", "admin"],
+                &[],
+            ),
             (
                 "forensics.v1.FlowSearchService/SearchFlows",
                 &["analyst", "responder", "policy-author", "admin"],
                 &["analyst", "responder", "policy-author", "admin"],
             ),
-            ("response.v1.ResponseService/CreateResponse", &["analyst", "responder", "admin"], &[]),
-            ("response.v1.ResponseService/ApproveResponse", &["analyst", "responder", "admin"], &[]),
-            ("response.v1.ResponseService/RejectResponse", &["analyst", "responder", "admin"], &[]),
-            ("response.v1.ResponseService/RollbackResponse", &["analyst", "responder", "admin"], &[]),
+            (
+                "response.v1.ResponseService/CreateResponse",
+                &["analyst", "responder", "admin"],
+                &[],
+            ),
+            (
+                "response.v1.ResponseService/ApproveResponse",
+                &["analyst", "responder", "admin"],
+                &[],
+            ),
+            (
+                "response.v1.ResponseService/RejectResponse",
+                &["analyst", "responder", "admin"],
+                &[],
+            ),
+            (
+                "response.v1.ResponseService/RollbackResponse",
+                &["analyst", "responder", "admin"],
+                &[],
+            ),
             (
                 "response.v1.IncidentService/CloseIncident",
                 &["analyst", "responder", "admin"],
                 &["analyst", "responder", "admin"],
             ),
-            ("response.v1.PlaybookService/ApplyPlaybook", &["responder", "admin"], &[]),
-            ("response.v1.PlaybookService/AddProtectedHost", &["responder", "admin"], &[]),
-            ("response.v1.PlaybookService/RemoveProtectedHost", &["responder", "admin"], &[]),
-            ("policy.v1.PolicyService/ApplyPolicy", &["policy-author", "admin"], &[]),
-            ("policy.v1.PolicyService/DeletePolicy", &["policy-author", "admin"], &[]),
+            (
+                "response.v1.PlaybookService/ApplyPlaybook",
+                &["responder", "admin"],
+                &[],
+            ),
+            (
+                "response.v1.PlaybookService/AddProtectedHost",
+                &["responder", "admin"],
+                &[],
+            ),
+            (
+                "response.v1.PlaybookService/RemoveProtectedHost",
+                &["responder", "admin"],
+                &[],
+            ),
+            (
+                "policy.v1.PolicyService/ApplyPolicy",
+                &["policy-author", "admin"],
+                &[],
+            ),
+            (
+                "policy.v1.PolicyService/DeletePolicy",
+                &["policy-author", "admin"],
+                &[],
+            ),
             ("policy.v1.PolicyService/GetPolicy", &ROLES, &ROLES),
-            ("alert.v1.DetectionService/StartLearning", &["analyst", "admin"], &[]),
-            ("alert.v1.DetectionService/FinishLearning", &["analyst", "admin"], &[]),
+            (
+                "alert.v1.DetectionService/StartLearning",
+                &["analyst", "admin"],
+                &[],
+            ),
+            (
+                "alert.v1.DetectionService/FinishLearning",
+                &["analyst", "admin"],
+                &[],
+            ),
             (
                 "forensics.v1.EvidenceService/CreateBundle",
                 &["analyst", "responder", "admin"],
                 &["analyst", "responder", "admin"],
             ),
-            ("forensics.v1.EvidenceService/DownloadBundle", &["analyst", "responder", "auditor", "admin"], &[]),
-            ("compliance.v1.TransparencyLogService/ExportLog", &["auditor", "admin"], &["auditor", "admin"]),
-            ("compliance.v1.ReportService/CreateReport", &["auditor", "admin"], &["auditor", "admin"]),
+            (
+                "forensics.v1.EvidenceService/DownloadBundle",
+                &["analyst", "responder", "auditor", "admin"],
+                &[],
+            ),
+            (
+                "compliance.v1.TransparencyLogService/ExportLog",
+                &["auditor", "admin"],
+                &["auditor", "admin"],
+            ),
+            (
+                "compliance.v1.ReportService/CreateReport",
+                &["auditor", "admin"],
+                &["auditor", "admin"],
+            ),
             ("iam.v1.UserService/CreateUser", &["admin"], &[]),
             ("iam.v1.UserService/UpdateUser", &["admin"], &[]),
             ("iam.v1.UserService/ResetPassword", &["admin"], &[]),
-            ("iam.v1.UserService/ListUsers", &["auditor", "admin"], &["auditor", "admin"]),
+            (
+                "iam.v1.UserService/ListUsers",
+                &["auditor", "admin"],
+                &["auditor", "admin"],
+            ),
             ("iam.v1.AuthenticationService/EnrollTotp", &ROLES, &ROLES),
             ("iam.v1.AuthenticationService/ConfirmTotp", &ROLES, &ROLES),
             ("iam.v1.AuthenticationService/ListRevocations", &[], &[]),
@@ -389,15 +558,27 @@ mod tests {
             let method = full(method);
             for role in ROLES {
                 let decide = |factor| authorizer.decide(&person("acme", &[role], factor), &method);
-                let expected = if with.contains(&role) { Verdict::Allow } else { Verdict::Deny };
-                assert_eq!(decide(true), expected, "{role} with a second factor, {method}");
+                let expected = if with.contains(&role) {
+                    Verdict::Allow
+                } else {
+                    Verdict::Deny
+                };
+                assert_eq!(
+                    decide(true),
+                    expected,
+                    "{role} with a second factor, {method}"
+                );
                 let expected = match (without.contains(&role), with.contains(&role)) {
                     (true, _) => Verdict::Allow,
                     // Said apart from a plain refusal, because it can be helped.
                     (false, true) => Verdict::SecondFactor,
                     (false, false) => Verdict::Deny,
                 };
-                assert_eq!(decide(false), expected, "{role} without a second factor, {method}");
+                assert_eq!(
+                    decide(false),
+                    expected,
+                    "{role} without a second factor, {method}"
+                );
             }
         }
     }
@@ -439,34 +620,74 @@ mod tests {
     #[test]
     fn services_and_enforcers_reach_only_what_their_job_needs() {
         let only = |method: &str, expected: &[&str]| {
-            let found: Vec<String> =
-                allowed(method).into_iter().filter(|name| name.starts_with("service") || name == "enforcer").collect();
+            let found: Vec<String> = allowed(method)
+                .into_iter()
+                .filter(|name| name.starts_with("service") || name == "enforcer")
+                .collect();
             assert_eq!(found, expected, "{method}");
         };
         only("response.v1.EnforcerService/Heartbeat", &["enforcer"]);
-        only("response.v1.EnforcerService/ListDesiredActions", &["enforcer"]);
-        only("flow.v1.FlowService/FetchPacketSlice", &["service forensics"]);
-        only("response.v1.IncidentService/GetTimeline", &["service forensics", "service compliance"]);
-        only("forensics.v1.EvidenceService/CreateBundle", &["service responder"]);
-        only("forensics.v1.EvidenceService/GetBundle", &["service responder", "service compliance"]);
+        only(
+            "response.v1.EnforcerService/ListDesiredActions",
+            &["enforcer"],
+        );
+        only(
+            "flow.v1.FlowService/FetchPacketSlice",
+            &["service forensics"],
+        );
+        only(
+            "response.v1.IncidentService/GetTimeline",
+            &["service forensics", "service compliance"],
+        );
+        only(
+            "forensics.v1.EvidenceService/CreateBundle",
+            &["service responder"],
+        );
+        only(
+            "forensics.v1.EvidenceService/GetBundle",
+            &["service responder", "service compliance"],
+        );
         only("forensics.v1.EvidenceService/DownloadBundle", &[]);
-        only("forensics.v1.FlowSearchService/SearchFlows", &["service policy"]);
+        only(
+            "forensics.v1.FlowSearchService/SearchFlows",
+            &["service policy"],
+        );
         only("response.v1.ResponseService/ApproveResponse", &[]);
         only("policy.v1.PolicyService/ApplyPolicy", &[]);
         only("iam.v1.UserService/CreateUser", &[]);
         only("iam.v1.AuthenticationService/ChangePassword", &[]);
         let synchronising = SERVICES.map(|name| format!("service {name}"));
-        assert_eq!(allowed("iam.v1.AuthenticationService/ListRevocations"), synchronising);
+        assert_eq!(
+            allowed("iam.v1.AuthenticationService/ListRevocations"),
+            synchronising
+        );
     }
 
     #[test]
     fn invented_roles_and_methods_give_nothing() {
         let authorizer = Authorizer::shared();
-        let odd = person("acme", &["root", "Role::\"admin\"", "admin\" || true", ""], true);
-        assert_eq!(authorizer.decide(&odd, "garrison.iam.v1.UserService/CreateUser"), Verdict::Deny);
+        let odd = person(
+            "acme",
+            &["root", "Role::\"admin\"", "admin\" || true", ""],
+            true,
+        );
+        assert_eq!(
+            authorizer.decide(&odd, "garrison.iam.v1.UserService/CreateUser"),
+            Verdict::Deny
+        );
         let admin = person("acme", &["admin"], true);
-        for method in ["", "reads", "mutates", "garrison.iam.v1.UserService", "garrison.iam.v1.UserService/createUser"] {
-            assert_eq!(authorizer.decide(&admin, method), Verdict::Deny, "{method:?}");
+        for method in [
+            "",
+            "reads",
+            "mutates",
+            "garrison.iam.v1.UserService",
+            "garrison.iam.v1.UserService/createUser",
+        ] {
+            assert_eq!(
+                authorizer.decide(&admin, method),
+                Verdict::Deny,
+                "{method:?}"
+            );
         }
     }
 }

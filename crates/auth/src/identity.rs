@@ -32,7 +32,9 @@ pub enum IdentityError {
     #[error("the certificate cannot be parsed: {0}")]
     Certificate(String),
     /// X509-SVID demands exactly one URI among the subject alternative names.
-    #[error("the certificate has {0} URI subject alternative names; exactly one SPIFFE id is needed")]
+    #[error(
+        "the certificate has {0} URI subject alternative names; exactly one SPIFFE id is needed"
+    )]
     UriCount(usize),
     /// The id is of another trust domain.
     #[error("{id} is not of the trust domain {expected}")]
@@ -125,11 +127,13 @@ impl FromStr for SpiffeId {
         }
         let rest = text.strip_prefix("spiffe://").ok_or_else(bad)?;
         let mut parts = rest.split('/');
-        let (trust_domain, kind, name) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(trust_domain), Some(kind), Some(name), None) => (trust_domain, kind, name),
-            _ => return Err(bad()),
-        };
-        let domain_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+        let (trust_domain, kind, name) =
+            match (parts.next(), parts.next(), parts.next(), parts.next()) {
+                (Some(trust_domain), Some(kind), Some(name), None) => (trust_domain, kind, name),
+                _ => return Err(bad()),
+            };
+        let domain_byte =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
         let path_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         let domain_valid =
             (1..=255).contains(&trust_domain.len()) && trust_domain.bytes().all(domain_byte);
@@ -168,8 +172,14 @@ mod tests {
 
     #[test]
     fn reads_its_own_ids_back() {
-        for id in ["spiffe://garrison.local/svc/flow-ingest", "spiffe://a/enforcer/Router_1.lab"] {
-            assert_eq!(id.parse::<SpiffeId>().map(|id| id.to_string()), Ok(id.to_owned()));
+        for id in [
+            "spiffe://garrison.local/svc/flow-ingest",
+            "spiffe://a/enforcer/Router_1.lab",
+        ] {
+            assert_eq!(
+                id.parse::<SpiffeId>().map(|id| id.to_string()),
+                Ok(id.to_owned())
+            );
         }
     }
 
@@ -200,12 +210,18 @@ mod tests {
     fn holds_to_the_trust_domain() {
         let id: SpiffeId = "spiffe://other/svc/iam".parse().unwrap();
         assert!(id.clone().within("other").is_ok());
-        assert!(matches!(id.within("garrison.local"), Err(IdentityError::TrustDomain { .. })));
+        assert!(matches!(
+            id.within("garrison.local"),
+            Err(IdentityError::TrustDomain { .. })
+        ));
     }
 
     #[test]
     fn garbage_is_no_certificate() {
-        assert!(matches!(SpiffeId::from_certificate(b"\x30\x03abc"), Err(IdentityError::Certificate(_))));
+        assert!(matches!(
+            SpiffeId::from_certificate(b"\x30\x03abc"),
+            Err(IdentityError::Certificate(_))
+        ));
     }
 
     proptest::proptest! {

@@ -123,9 +123,14 @@ impl Jwk {
         if self.alg.as_deref().is_some_and(|alg| alg != "EdDSA") {
             return Err(bad("its alg is not EdDSA"));
         }
-        let decoded = URL_SAFE_NO_PAD.decode(&self.x).map_err(|_| bad("x is not base64url"))?;
+        let decoded = URL_SAFE_NO_PAD
+            .decode(&self.x)
+            .map_err(|_| bad("x is not base64url"))?;
         let bytes = decoded.try_into().map_err(|_| bad("x is not 32 bytes"))?;
-        Ok(PublicKey { id: self.kid, bytes })
+        Ok(PublicKey {
+            id: self.kid,
+            bytes,
+        })
     }
 }
 
@@ -137,8 +142,14 @@ mod tests {
     fn reads_back_what_it_writes() {
         let set = JwkSet {
             keys: vec![
-                PublicKey { id: "a".into(), bytes: [7; 32] },
-                PublicKey { id: "b".into(), bytes: [9; 32] },
+                PublicKey {
+                    id: "a".into(),
+                    bytes: [7; 32],
+                },
+                PublicKey {
+                    id: "b".into(),
+                    bytes: [9; 32],
+                },
             ],
         };
         assert_eq!(JwkSet::from_json(&set.to_json()).unwrap(), set);
@@ -160,13 +171,23 @@ mod tests {
             format!(r#"{{"keys":[{{"kty":"RSA","crv":"Ed25519","kid":"k","x":"{x}"}}]}}"#),
             format!(r#"{{"keys":[{{"kty":"OKP","crv":"X25519","kid":"k","x":"{x}"}}]}}"#),
             format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"","x":"{x}"}}]}}"#),
-            format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","use":"enc","x":"{x}"}}]}}"#),
-            format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","alg":"HS256","x":"{x}"}}]}}"#),
+            format!(
+                r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","use":"enc","x":"{x}"}}]}}"#
+            ),
+            format!(
+                r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","alg":"HS256","x":"{x}"}}]}}"#
+            ),
             r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":"AAAA"}]}"#.to_owned(),
-            format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}},{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}}]}}"#),
+            format!(
+                r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}},{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}}]}}"#
+            ),
             " ".repeat(MAX_JSON + 1),
         ] {
-            assert!(JwkSet::from_json(&bad).is_err(), "taken: {}", &bad[..bad.len().min(100)]);
+            assert!(
+                JwkSet::from_json(&bad).is_err(),
+                "taken: {}",
+                &bad[..bad.len().min(100)]
+            );
         }
     }
 }

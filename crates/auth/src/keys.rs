@@ -1,12 +1,16 @@
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{
+        Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
 use garrison_proto::iam::v1::{
-    GetKeySetRequest, ListRevocationsRequest, authentication_service_client::AuthenticationServiceClient,
+    GetKeySetRequest, ListRevocationsRequest,
+    authentication_service_client::AuthenticationServiceClient,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +38,9 @@ pub struct Revoked {
 #[derive(Debug, Default)]
 pub struct KeyRing {
     keys: RwLock<Option<HashMap<String, [u8; 32]>>>,
-    revoked: RwLock<Option<HashMap<Uuid, DateTime<Utc>>>>,
+    revoked: RwLock<HashMap<Uuid, DateTime<Utc>>>,
+    /// Whether iam's list was obtained.
+    listed: AtomicBool,
     wanted: Notify,
     /// Counts key sets that were taken over.
     generation: watch::Sender<u64>,
@@ -73,12 +79,16 @@ impl KeyRing {
 
     /// Whether both keys and revocations have been obtained at least once.
     pub fn is_ready(&self) -> bool {
-        read(&self.keys).is_some() && read(&self.revoked).is_some()
+        self.listed.load(Ordering::Acquire) && read(&self.keys).is_some()
     }
 
     /// Replaces the keys.
     pub fn set_keys(&self, set: &JwkSet) {
-        let keys = set.keys.iter().map(|key| (key.id.clone(), key.bytes)).collect();
+        let keys = set
+            .keys
+            .iter()
+            .map(|key| (key.id.clone(), key.bytes))
+            .collect();
         *write(&self.keys) = Some(keys);
         self.generation.send_modify(|generation| *generation += 1);
     }
@@ -86,27 +96,24 @@ impl KeyRing {
     /// Adds revocations from iam's list and marks them as obtained. What the bus said meanwhile stays: a list may
     /// have been taken before it.
     pub fn add_revocations(&self, listed: impl IntoIterator<Item = Revoked>, now: DateTime<Utc>) {
-        let mut guard = write(&self.revoked);
-        let revoked = guard.get_or_insert_default();
-        revoked.retain(|_, until| *until > now);
-        for entry in listed {
-            insert(revoked, entry);
+        {
+            let mut revoked = write(&self.revoked);
+            revoked.retain(|_, until| *until > now);
+            for entry in listed {
+                insert(&mut revoked, entry);
+            }
         }
+        self.listed.store(true, Ordering::Release);
     }
 
     /// Revokes one session at once.
     pub fn revoke(&self, entry: Revoked) {
-        let mut guard = write(&self.revoked);
-        match guard.as_mut() {
-            Some(revoked) => insert(revoked, entry),
-            // Not ready yet: nothing is accepted, and the list that makes it ready will hold this one.
-            None => {}
-        }
+        insert(&mut write(&self.revoked), entry);
     }
 
     /// Whether a session is revoked.
     pub fn is_revoked(&self, session: Uuid) -> bool {
-        read(&self.revoked).as_ref().is_some_and(|revoked| revoked.contains_key(&session))
+        read(&self.revoked).contains_key(&session)
     }
 
     /// Says that iam has other keys now; [`KeyRing::keep_fresh`] fetches them at once.
@@ -115,7 +122,12 @@ impl KeyRing {
     }
 
     /// Verifies a token; asks iam again, at most every few seconds, when its key is unknown.
-    pub(crate) async fn verify(&self, text: &str, rules: &Rules, now: DateTime<Utc>) -> Result<Claims, Refused> {
+    pub(crate) async fn verify(
+        &self,
+        text: &str,
+        rules: &Rules,
+        now: DateTime<Utc>,
+    ) -> Result<Claims, Refused> {
         match self.verify_now(text, rules, now) {
             Err(Refused::Token(TokenError::UnknownKey(id))) => {
                 if self.ask_again().await {
@@ -133,7 +145,9 @@ impl KeyRing {
             return Err(Refused::Unready);
         }
         let claims = token::verify(text, rules, now, |id| {
-            read(&self.keys).as_ref().and_then(|keys| keys.get(id).copied())
+            read(&self.keys)
+                .as_ref()
+                .and_then(|keys| keys.get(id).copied())
         })?;
         if self.is_revoked(claims.sid) {
             return Err(Refused::Revoked);
@@ -169,7 +183,12 @@ impl KeyRing {
 
     /// Follows a source until shut down: fetches keys and revocations at start, again at intervals, and keys at
     /// once when asked for. Keeps what it has while the source is away, and says so once.
-    pub async fn keep_fresh<S: KeySource>(&self, source: S, every: RefreshIntervals, shutdown: CancellationToken) {
+    pub async fn keep_fresh<S: KeySource>(
+        &self,
+        source: S,
+        every: RefreshIntervals,
+        shutdown: CancellationToken,
+    ) {
         let mut keys_due = tokio::time::Instant::now();
         let mut failing = false;
         loop {
@@ -299,26 +318,37 @@ const CALL_LIMIT: Duration = Duration::from_secs(3);
 impl KeySource for IamKeySource {
     async fn key_set(&self) -> Result<JwkSet, KeySourceError> {
         let request = crate::client::deadline(GetKeySetRequest {}, CALL_LIMIT);
-        let response = self.client.clone().get_key_set(request).await.map_err(|status| KeySourceError::Call {
-            what: "its keys",
-            source: Box::new(status),
-        })?;
+        let response = self
+            .client
+            .clone()
+            .get_key_set(request)
+            .await
+            .map_err(|status| KeySourceError::Call {
+                what: "its keys",
+                source: Box::new(status),
+            })?;
         Ok(JwkSet::from_json(&response.into_inner().jwks_json)?)
     }
 
     async fn revocations(&self) -> Result<Vec<Revoked>, KeySourceError> {
         let request = crate::client::deadline(ListRevocationsRequest {}, CALL_LIMIT);
-        let response = self.client.clone().list_revocations(request).await.map_err(|status| KeySourceError::Call {
-            what: "its revocations",
-            source: Box::new(status),
-        })?;
+        let response = self
+            .client
+            .clone()
+            .list_revocations(request)
+            .await
+            .map_err(|status| KeySourceError::Call {
+                what: "its revocations",
+                source: Box::new(status),
+            })?;
         response
             .into_inner()
             .revocations
             .iter()
             .map(|listed| {
-                Revoked::from_parts(&listed.session, listed.until.as_ref())
-                    .ok_or_else(|| KeySourceError::Revocation(listed.session.chars().take(100).collect()))
+                Revoked::from_parts(&listed.session, listed.until.as_ref()).ok_or_else(|| {
+                    KeySourceError::Revocation(listed.session.chars().take(100).collect())
+                })
             })
             .collect()
     }
@@ -337,10 +367,7 @@ impl Revoked {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::{Arc, atomic::AtomicUsize};
 
     use chrono::TimeDelta;
     use ring::{
@@ -437,9 +464,15 @@ mod tests {
         let ring = KeyRing::new();
         let key = key();
         let text = token::sign(&key, "a", &claims());
-        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Unready));
+        assert_eq!(
+            ring.verify(&text, &rules(), Utc::now()).await,
+            Err(Refused::Unready)
+        );
         ring.set_keys(&set(&[("a", &key)]));
-        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Unready));
+        assert_eq!(
+            ring.verify(&text, &rules(), Utc::now()).await,
+            Err(Refused::Unready)
+        );
         ring.add_revocations([], Utc::now());
         assert!(ring.verify(&text, &rules(), Utc::now()).await.is_ok());
     }
@@ -452,12 +485,24 @@ mod tests {
         ring.add_revocations([], Utc::now());
         let text = token::sign(&key, "a", &claims);
         assert!(ring.verify(&text, &rules(), Utc::now()).await.is_ok());
-        ring.revoke(Revoked { session: claims.sid, until: Utc::now() + TimeDelta::minutes(5) });
-        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Revoked));
+        ring.revoke(Revoked {
+            session: claims.sid,
+            until: Utc::now() + TimeDelta::minutes(5),
+        });
+        assert_eq!(
+            ring.verify(&text, &rules(), Utc::now()).await,
+            Err(Refused::Revoked)
+        );
         ring.add_revocations([], Utc::now());
-        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Revoked));
+        assert_eq!(
+            ring.verify(&text, &rules(), Utc::now()).await,
+            Err(Refused::Revoked)
+        );
         ring.add_revocations([], Utc::now() + TimeDelta::minutes(6));
-        assert!(!ring.is_revoked(claims.sid), "a revocation outlived every token of its session");
+        assert!(
+            !ring.is_revoked(claims.sid),
+            "a revocation outlived every token of its session"
+        );
     }
 
     #[tokio::test]
@@ -466,7 +511,10 @@ mod tests {
         let source = source(set(&[("old", &old)]));
         let ring = Arc::new(KeyRing::new());
         let stop = CancellationToken::new();
-        let every = RefreshIntervals { keys: Duration::from_secs(600), revocations: Duration::from_millis(20) };
+        let every = RefreshIntervals {
+            keys: Duration::from_secs(600),
+            revocations: Duration::from_millis(20),
+        };
         let follower = tokio::spawn({
             let (ring, source, stop) = (Arc::clone(&ring), Arc::clone(&source), stop.clone());
             async move { ring.keep_fresh(source, every, stop).await }
@@ -474,9 +522,9 @@ mod tests {
         until(|| ring.is_ready()).await;
         *source.keys.lock().unwrap() = set(&[("old", &old), ("new", &new)]);
         let text = token::sign(&new, "new", &claims());
-        let many = futures::future::join_all((0..20).map(|_| async {
-            ring.verify(&text, &rules(), Utc::now()).await
-        }))
+        let many = futures::future::join_all(
+            (0..20).map(|_| async { ring.verify(&text, &rules(), Utc::now()).await }),
+        )
         .await;
         assert!(many.iter().all(Result::is_ok), "{many:?}");
         assert_eq!(source.key_calls.load(Ordering::SeqCst), 2);
@@ -488,7 +536,11 @@ mod tests {
                 Err(Refused::Token(TokenError::UnknownKey("never".into())))
             );
         }
-        assert_eq!(source.key_calls.load(Ordering::SeqCst), 2, "forged key ids made us ask iam again and again");
+        assert_eq!(
+            source.key_calls.load(Ordering::SeqCst),
+            2,
+            "forged key ids made us ask iam again and again"
+        );
         stop.cancel();
         follower.await.unwrap();
     }
@@ -500,7 +552,10 @@ mod tests {
         source.away.store(true, Ordering::SeqCst);
         let ring = Arc::new(KeyRing::new());
         let stop = CancellationToken::new();
-        let every = RefreshIntervals { keys: Duration::from_millis(20), revocations: Duration::from_millis(20) };
+        let every = RefreshIntervals {
+            keys: Duration::from_millis(20),
+            revocations: Duration::from_millis(20),
+        };
         let follower = tokio::spawn({
             let (ring, source, stop) = (Arc::clone(&ring), Arc::clone(&source), stop.clone());
             async move { ring.keep_fresh(source, every, stop).await }

@@ -3,9 +3,7 @@ use std::{
     future::Future,
     net::IpAddr,
     pin::Pin,
-    sync::{
-        Arc, LazyLock, Mutex, PoisonError,
-    },
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     task::{Context, Poll},
     time::Instant,
 };
@@ -62,7 +60,12 @@ pub struct Gate {
 
 impl Gate {
     /// A gate for the service of this name.
-    pub fn new(service: &'static str, trust_domain: &str, keys: Arc<KeyRing>, audit: Arc<dyn AuditSink>) -> Self {
+    pub fn new(
+        service: &'static str,
+        trust_domain: &str,
+        keys: Arc<KeyRing>,
+        audit: Arc<dyn AuditSink>,
+    ) -> Self {
         Self {
             service,
             trust_domain: Arc::from(trust_domain),
@@ -86,9 +89,19 @@ impl Gate {
         DECISIONS.add(
             1,
             &[
-                KeyValue::new("method", if effect.is_some() { head.method.clone() } else { "unknown".to_owned() }),
+                KeyValue::new(
+                    "method",
+                    if effect.is_some() {
+                        head.method.clone()
+                    } else {
+                        "unknown".to_owned()
+                    },
+                ),
                 KeyValue::new("decision", if outcome.is_ok() { "allow" } else { "deny" }),
-                KeyValue::new("code", outcome.as_ref().err().map(Denial::code).unwrap_or_default()),
+                KeyValue::new(
+                    "code",
+                    outcome.as_ref().err().map(Denial::code).unwrap_or_default(),
+                ),
             ],
         );
         if let Err(denial) = &outcome {
@@ -114,7 +127,13 @@ impl Gate {
             },
             Err(denial) => {
                 let known = caller.principal != Principal::Anonymous;
-                if known || self.strangers.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                if known
+                    || self
+                        .strangers
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .take()
+                {
                     if let Err(error) = self.audit.record(record).await {
                         tracing::error!(
                             error = &error as &dyn std::error::Error, method = %head.method,
@@ -154,7 +173,10 @@ impl Gate {
                 };
                 (Principal::Service { name: name.clone() }, tenant)
             }
-            Role::Enforcer(node) => (Principal::Enforcer { node: node.clone() }, TenantId::system()),
+            Role::Enforcer(node) => (
+                Principal::Enforcer { node: node.clone() },
+                TenantId::system(),
+            ),
         };
         Ok(Caller {
             tenant,
@@ -165,25 +187,32 @@ impl Gate {
 
     async fn person(&self, authorization: &[u8], head: &Head) -> Result<Caller, Denial> {
         let bad = |reason: &str| Denial::BadToken(reason.to_owned());
-        let text = std::str::from_utf8(authorization).map_err(|_| bad("authorization is not text"))?;
+        let text =
+            std::str::from_utf8(authorization).map_err(|_| bad("authorization is not text"))?;
         let token = match text.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             _ => return Err(bad("authorization is not `Bearer <token>`")),
         };
-        let claims = self.keys.verify(token, &self.rules, Utc::now()).await.map_err(|refused| match refused {
-            Refused::Unready => Denial::KeysUnavailable,
-            Refused::Revoked => Denial::Revoked,
-            Refused::Token(TokenError::UnknownKey(id)) => Denial::UnknownKey(id),
-            Refused::Token(error @ (TokenError::Expired { .. } | TokenError::NotYet { .. })) => {
-                Denial::Expired(error.to_string())
-            }
-            Refused::Token(error) => Denial::BadToken(error.to_string()),
-        })?;
+        let claims = self
+            .keys
+            .verify(token, &self.rules, Utc::now())
+            .await
+            .map_err(|refused| match refused {
+                Refused::Unready => Denial::KeysUnavailable,
+                Refused::Revoked => Denial::Revoked,
+                Refused::Token(TokenError::UnknownKey(id)) => Denial::UnknownKey(id),
+                Refused::Token(
+                    error @ (TokenError::Expired { .. } | TokenError::NotYet { .. }),
+                ) => Denial::Expired(error.to_string()),
+                Refused::Token(error) => Denial::BadToken(error.to_string()),
+            })?;
         let id = claims.user().ok_or_else(|| bad("sub is not a user"))?;
         if let Some(asked) = &head.tenant
             && asked.as_slice() != claims.tenant.as_str().as_bytes()
         {
-            return Err(Denial::BadTenant("the token is of another tenant; leave this metadata out".to_owned()));
+            return Err(Denial::BadTenant(
+                "the token is of another tenant; leave this metadata out".to_owned(),
+            ));
         }
         Ok(Caller {
             tenant: claims.tenant.clone(),
@@ -198,11 +227,20 @@ impl Gate {
         })
     }
 
-    fn authorize(&self, caller: &Caller, head: &Head, effect: Option<Effect>) -> Result<(), Denial> {
+    fn authorize(
+        &self,
+        caller: &Caller,
+        head: &Head,
+        effect: Option<Effect>,
+    ) -> Result<(), Denial> {
         let anonymous = caller.principal == Principal::Anonymous;
         if effect.is_none() {
             // Strangers do not learn which methods exist.
-            return Err(if anonymous { Denial::NoCredentials } else { Denial::UnknownMethod(head.method.clone()) });
+            return Err(if anonymous {
+                Denial::NoCredentials
+            } else {
+                Denial::UnknownMethod(head.method.clone())
+            });
         }
         match self.authorizer.decide(caller, &head.method) {
             Verdict::Allow => Ok(()),
@@ -243,7 +281,8 @@ impl Gate {
 
 fn parse_tenant(value: &[u8]) -> Result<TenantId, Denial> {
     let text = String::from_utf8_lossy(value);
-    text.parse().map_err(|e: garrison_proto::InvalidTenant| Denial::BadTenant(e.to_string()))
+    text.parse()
+        .map_err(|e: garrison_proto::InvalidTenant| Denial::BadTenant(e.to_string()))
 }
 
 /// Refusals of strangers that are recorded: a hundred at once, ten a second for long. More are only counted, or
@@ -306,7 +345,12 @@ struct Head {
 
 impl Head {
     fn of<B>(request: &http::Request<B>) -> Self {
-        let header = |name: &str| request.headers().get(name).map(|value| value.as_bytes().to_vec());
+        let header = |name: &str| {
+            request
+                .headers()
+                .get(name)
+                .map(|value| value.as_bytes().to_vec())
+        };
         let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
         let certificate = connection
             .and_then(TlsConnectInfo::peer_certs)
@@ -315,7 +359,13 @@ impl Head {
             .and_then(|info| info.get_ref().remote_addr())
             .map(|address| address.ip().to_canonical());
         Self {
-            method: request.uri().path().trim_start_matches('/').chars().take(200).collect(),
+            method: request
+                .uri()
+                .path()
+                .trim_start_matches('/')
+                .chars()
+                .take(200)
+                .collect(),
             certificate,
             authorization: header("authorization"),
             tenant: header(TENANT_METADATA),
@@ -375,7 +425,10 @@ pub struct AuthService<S> {
 
 impl<S, B> Service<http::Request<B>> for AuthService<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
     B: Send + 'static,
 {
@@ -420,10 +473,16 @@ mod tests {
     #[test]
     fn reads_the_trace_from_the_header_only_when_it_is_one() {
         let with = |value: &str| {
-            let request = http::Request::builder().header("traceparent", value).body(()).unwrap();
+            let request = http::Request::builder()
+                .header("traceparent", value)
+                .body(())
+                .unwrap();
             trace_id(&request)
         };
-        assert_eq!(with("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(
+            with("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            "0af7651916cd43dd8448eb211c80319c"
+        );
         assert_eq!(with("00-xyz-b7ad6b7169203331-01"), "");
         assert_eq!(with(""), "");
     }

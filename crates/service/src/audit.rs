@@ -60,7 +60,11 @@ pub fn record(
         decision: decision.into(),
         reason: reason.to_owned(),
         details: details.into_iter().collect::<HashMap<_, _>>(),
-        trace_id: if span.is_valid() { span.trace_id().to_string() } else { String::new() },
+        trace_id: if span.is_valid() {
+            span.trace_id().to_string()
+        } else {
+            String::new()
+        },
         request_sha256: String::new(),
     }
 }
@@ -92,7 +96,9 @@ impl AuditSink for OutboxAudit {
             let tenant = record.tenant.parse().unwrap_or_else(|_| TenantId::system());
             let failed = |e: garrison_db::DbError| AuditError(Box::new(e));
             let mut tx = self.db.begin(&tenant).await.map_err(failed)?;
-            tx.publish(&message(&self.info, &record)).await.map_err(failed)?;
+            tx.publish(&message(&self.info, &record))
+                .await
+                .map_err(failed)?;
             tx.commit().await.map_err(failed)
         })
     }
@@ -108,7 +114,10 @@ impl AuditSink for PublishAudit {
     fn record(&self, record: AuditRecord) -> BoxFuture<'_, Result<(), AuditError>> {
         Box::pin(async move {
             let message = message(&self.info, &record);
-            self.publisher.publish(&message).await.map_err(|e| AuditError(Box::new(e)))
+            self.publisher
+                .publish(&message)
+                .await
+                .map_err(|e| AuditError(Box::new(e)))
         })
     }
 }

@@ -219,17 +219,29 @@ impl Core {
             )
         })?;
         if self.identity.reload_interval_ms < 100 {
-            return Err(ConfigError::invalid("core.identity.reload_interval_ms", "use at least 100"));
+            return Err(ConfigError::invalid(
+                "core.identity.reload_interval_ms",
+                "use at least 100",
+            ));
         }
         if let Some(grpc) = &self.grpc {
             if grpc.max_connections == 0 {
-                return Err(ConfigError::invalid("core.grpc.max_connections", "use at least 1"));
+                return Err(ConfigError::invalid(
+                    "core.grpc.max_connections",
+                    "use at least 1",
+                ));
             }
             if grpc.max_streams_per_connection == 0 {
-                return Err(ConfigError::invalid("core.grpc.max_streams_per_connection", "use at least 1"));
+                return Err(ConfigError::invalid(
+                    "core.grpc.max_streams_per_connection",
+                    "use at least 1",
+                ));
             }
             if grpc.handshake_timeout_ms == 0 {
-                return Err(ConfigError::invalid("core.grpc.handshake_timeout_ms", "use at least 1"));
+                return Err(ConfigError::invalid(
+                    "core.grpc.handshake_timeout_ms",
+                    "use at least 1",
+                ));
             }
         }
         let ratio = self.telemetry.sampling_ratio;
@@ -240,7 +252,10 @@ impl Core {
             ));
         }
         if self.telemetry.metrics_interval_ms < 100 {
-            return Err(ConfigError::invalid("core.telemetry.metrics_interval_ms", "use at least 100"));
+            return Err(ConfigError::invalid(
+                "core.telemetry.metrics_interval_ms",
+                "use at least 100",
+            ));
         }
         Ok(())
     }
@@ -325,7 +340,9 @@ pub fn read_config<C: ServiceConfig>(path: &Path) -> Result<C, ConfigError> {
         source,
     };
     if std::fs::metadata(path).map_err(file)?.len() > MAX_FILE {
-        return Err(file(std::io::Error::other(format!("it is larger than {MAX_FILE} bytes"))));
+        return Err(file(std::io::Error::other(format!(
+            "it is larger than {MAX_FILE} bytes"
+        ))));
     }
     let text = std::fs::read_to_string(path).map_err(file)?;
     parse(path, &text)
@@ -356,7 +373,10 @@ fn parse<C: ServiceConfig>(path: &Path, text: &str) -> Result<C, ConfigError> {
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     let end = span.map_or(0, |span| span.start.min(text.len()));
-    1 + text.as_bytes()[..end].iter().filter(|byte| **byte == b'\n').count()
+    1 + text.as_bytes()[..end]
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
 }
 
 /// Reads a secret from the file that `key` names, without the line break at its end.
@@ -369,7 +389,9 @@ pub fn read_secret(key: &str, path: &Path) -> Result<String, ConfigError> {
         path: path.to_owned(),
         reason,
     };
-    let size = std::fs::metadata(path).map_err(|e| unusable(e.to_string()))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|e| unusable(e.to_string()))?
+        .len();
     if size > MAX_SECRET {
         return Err(unusable(format!("it is larger than {MAX_SECRET} bytes")));
     }
@@ -432,7 +454,9 @@ listen = "127.0.0.1:0"
 "#;
 
     fn error(text: &str) -> String {
-        parse::<Config>(Path::new("x.toml"), text).unwrap_err().to_string()
+        parse::<Config>(Path::new("x.toml"), text)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -445,26 +469,44 @@ listen = "127.0.0.1:0"
     #[test]
     fn names_the_key_and_the_line() {
         let unknown = error(&format!("{GOOD}max_conections = 3\n"));
-        assert!(unknown.contains("GAR-CFG-0003") && unknown.contains("core.grpc.max_conections"), "{unknown}");
+        assert!(
+            unknown.contains("GAR-CFG-0003") && unknown.contains("core.grpc.max_conections"),
+            "{unknown}"
+        );
         assert!(unknown.contains("line 16"), "{unknown}");
         let wrong = error(&GOOD.replace("\"127.0.0.1:0\"", "\"here\""));
-        assert!(wrong.contains("`core.grpc.listen`") && wrong.contains("line 15"), "{wrong}");
-        let missing = error(&GOOD.replace("key_file = \"k\"\nca_file = \"a\"\n", "ca_file = \"a\"\n"));
-        assert!(missing.contains("core.identity") && missing.contains("key_file"), "{missing}");
+        assert!(
+            wrong.contains("`core.grpc.listen`") && wrong.contains("line 15"),
+            "{wrong}"
+        );
+        let missing =
+            error(&GOOD.replace("key_file = \"k\"\nca_file = \"a\"\n", "ca_file = \"a\"\n"));
+        assert!(
+            missing.contains("core.identity") && missing.contains("key_file"),
+            "{missing}"
+        );
         let nested = error(&format!("{GOOD}\n[[limits]]\npackets = -1\n"));
         assert!(nested.contains("limits[0].packets"), "{nested}");
         let syntax = error("[core\n");
-        assert!(syntax.contains("GAR-CFG-0002") && syntax.contains("line 1"), "{syntax}");
+        assert!(
+            syntax.contains("GAR-CFG-0002") && syntax.contains("line 1"),
+            "{syntax}"
+        );
         assert!(error("").contains("core"));
     }
 
     #[test]
     fn checks_values() {
         let domain = error(&GOOD.replace("\"test\"", "\"Not A Domain\""));
-        assert!(domain.contains("GAR-CFG-0004") && domain.contains("core.identity.trust_domain"), "{domain}");
+        assert!(
+            domain.contains("GAR-CFG-0004") && domain.contains("core.identity.trust_domain"),
+            "{domain}"
+        );
         let ratio = error(&format!("{GOOD}\n[core.telemetry]\nsampling_ratio = 7.0\n"));
         assert!(ratio.contains("core.telemetry.sampling_ratio"), "{ratio}");
-        let own = error(&format!("{GOOD}\n[[limits]]\npackets = 1\n[[limits]]\npackets = 2\n"));
+        let own = error(&format!(
+            "{GOOD}\n[[limits]]\npackets = 1\n[[limits]]\npackets = 2\n"
+        ));
         assert!(own.contains("`limits`"), "{own}");
     }
 
@@ -475,8 +517,13 @@ listen = "127.0.0.1:0"
         std::fs::write(&path, "pass word\r\n").unwrap();
         assert_eq!(read_secret("a.password_file", &path).unwrap(), "pass word");
         std::fs::write(&path, "\n").unwrap();
-        let empty = read_secret("a.password_file", &path).unwrap_err().to_string();
-        assert!(empty.contains("GAR-CFG-0005") && empty.contains("a.password_file"), "{empty}");
+        let empty = read_secret("a.password_file", &path)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            empty.contains("GAR-CFG-0005") && empty.contains("a.password_file"),
+            "{empty}"
+        );
         assert!(read_secret("a.password_file", &folder.path().join("none")).is_err());
     }
 }

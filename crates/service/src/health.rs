@@ -44,12 +44,18 @@ pub(crate) async fn serve(
         .route("/metrics", get(metrics))
         .route("/version", get(version))
         .with_state(admin);
-    axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stopped.cancelled_owned())
+        .await
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
     let report = admin.readiness.report();
-    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if report.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, Json(report)).into_response()
 }
 
@@ -63,7 +69,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn version(State(admin): State<Admin>) -> Response {
-    Json(serde_json::json!({ "name": admin.info.name, "version": admin.info.version })).into_response()
+    Json(serde_json::json!({ "name": admin.info.name, "version": admin.info.version }))
+        .into_response()
 }
 
 /// Asks a running service's admin port, for container health checks. Answers what is lacking.
@@ -79,7 +86,10 @@ pub(crate) fn ask(listen: SocketAddr, path: &str) -> Result<String, String> {
         let mut stream = TcpStream::connect_timeout(&address, limit)?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        )?;
         let mut answer = String::new();
         stream.take(64 * 1024).read_to_string(&mut answer)?;
         Ok(answer)

@@ -56,13 +56,19 @@ impl Supervisor {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        let handle = self.tasks.spawn(async move { task.await.map_err(Into::into) });
+        let handle = self
+            .tasks
+            .spawn(async move { task.await.map_err(Into::into) });
         self.names.insert(handle.id(), name.into());
     }
 
     /// Runs until the service is asked to stop and every task has ended. A failure begins the first stage. Once that has begun, what is left has
     /// `drain` to finish; then, or at the second stage, it is cut off.
-    pub(crate) async fn supervise(mut self, stages: &Stages, drain: Duration) -> Result<(), ServiceError> {
+    pub(crate) async fn supervise(
+        mut self,
+        stages: &Stages,
+        drain: Duration,
+    ) -> Result<(), ServiceError> {
         let mut failure = None;
         let deadline = async {
             stages.stop.cancelled().await;
@@ -87,7 +93,9 @@ impl Supervisor {
                 // The first failure is the cause; what follows from it is only logged.
                 match failure {
                     None => failure = Some(error),
-                    Some(_) => tracing::warn!(error = &error as &dyn std::error::Error, "while stopping"),
+                    Some(_) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "while stopping")
+                    }
                 }
             }
         }
@@ -98,7 +106,10 @@ impl Supervisor {
         Err(error)
     }
 
-    fn ended(&mut self, joined: Result<(Id, Result<(), BoxError>), JoinError>) -> Result<(), ServiceError> {
+    fn ended(
+        &mut self,
+        joined: Result<(Id, Result<(), BoxError>), JoinError>,
+    ) -> Result<(), ServiceError> {
         match joined {
             Ok((id, result)) => {
                 let name = self.names.remove(&id).unwrap_or(Cow::Borrowed("unnamed"));
@@ -106,7 +117,10 @@ impl Supervisor {
                 result.map_err(|source| ServiceError::Task { name, source })
             }
             Err(error) => {
-                let name = self.names.remove(&error.id()).unwrap_or(Cow::Borrowed("unnamed"));
+                let name = self
+                    .names
+                    .remove(&error.id())
+                    .unwrap_or(Cow::Borrowed("unnamed"));
                 let message = match error.try_into_panic() {
                     Ok(panic) => panic
                         .downcast_ref::<&str>()
@@ -170,7 +184,10 @@ mod tests {
         });
         supervisor.spawn("ill", async { Err::<(), BoxError>("no more".into()) });
         let error = supervisor.supervise(&stages, LONG).await.unwrap_err();
-        assert!(matches!(&error, ServiceError::Task { name, .. } if name == "ill"), "{error}");
+        assert!(
+            matches!(&error, ServiceError::Task { name, .. } if name == "ill"),
+            "{error}"
+        );
 
         let (stages, mut supervisor) = (Stages::default(), Supervisor::default());
         supervisor.spawn("ill", async {
@@ -180,7 +197,10 @@ mod tests {
             Ok::<(), BoxError>(())
         });
         let error = supervisor.supervise(&stages, LONG).await.unwrap_err();
-        assert!(matches!(&error, ServiceError::Panic { name, message } if name == "ill" && message == "so it goes"), "{error}");
+        assert!(
+            matches!(&error, ServiceError::Panic { name, message } if name == "ill" && message == "so it goes"),
+            "{error}"
+        );
     }
 
     fn stages_are_fine() -> bool {

@@ -1,11 +1,6 @@
 //! What a binary does: read its arguments and configuration, run, and end with a meaningful status.
 
-use std::{
-    ffi::OsString,
-    future::Future,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -38,7 +33,11 @@ impl ServiceInfo {
     /// The database schema: the name, with underscores.
     pub(crate) fn schema(&self) -> &'static str {
         // Leaked once a process at most; hyphens are rare.
-        if self.name.contains('-') { Box::leak(self.name.replace('-', "_").into_boxed_str()) } else { self.name }
+        if self.name.contains('-') {
+            Box::leak(self.name.replace('-', "_").into_boxed_str())
+        } else {
+            self.name
+        }
     }
 }
 
@@ -54,7 +53,13 @@ struct Cli {
 #[derive(Args)]
 struct File {
     /// The configuration file, TOML
-    #[arg(long, short, global = true, env = "GARRISON_CONFIG", value_name = "FILE")]
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "GARRISON_CONFIG",
+        value_name = "FILE"
+    )]
     config: Option<PathBuf>,
 }
 
@@ -68,7 +73,11 @@ enum Command {
         #[arg(long, env = "GARRISON_DATABASE_OWNER", value_name = "ROLE")]
         owner: String,
         /// The file with the owner's password
-        #[arg(long, env = "GARRISON_DATABASE_OWNER_PASSWORD_FILE", value_name = "FILE")]
+        #[arg(
+            long,
+            env = "GARRISON_DATABASE_OWNER_PASSWORD_FILE",
+            value_name = "FILE"
+        )]
         owner_password_file: PathBuf,
     },
     /// Check the configuration file and exit
@@ -97,7 +106,11 @@ where
 }
 
 /// [`main`] with the arguments given, the program's name first; answers the exit status.
-pub fn execute<C, F, Fut>(arguments: impl IntoIterator<Item = OsString>, info: ServiceInfo, run: F) -> u8
+pub fn execute<C, F, Fut>(
+    arguments: impl IntoIterator<Item = OsString>,
+    info: ServiceInfo,
+    run: F,
+) -> u8
 where
     C: ServiceConfig,
     F: FnOnce(C, Service) -> Fut,
@@ -114,7 +127,10 @@ where
             return if help { OK } else { USAGE };
         }
     };
-    let path = cli.file.config.unwrap_or_else(|| PathBuf::from(format!("/etc/garrison/{}.toml", info.name)));
+    let path = cli
+        .file
+        .config
+        .unwrap_or_else(|| PathBuf::from(format!("/etc/garrison/{}.toml", info.name)));
     let outcome = match cli.command.unwrap_or(Command::Run) {
         Command::Config => {
             print!("{}", reference::<C>(&info));
@@ -128,13 +144,19 @@ where
         } => read_config::<C>(&path)
             .map_err(BoxError::from)
             .and_then(|config| migrate(&info, config.core(), owner, owner_password_file)),
-        Command::Run => read_config::<C>(&path).map_err(BoxError::from).and_then(|config| serve(info, config, run)),
+        Command::Run => read_config::<C>(&path)
+            .map_err(BoxError::from)
+            .and_then(|config| serve(info, config, run)),
     };
     match outcome {
         Ok(()) => OK,
         Err(error) => {
             eprintln!("{}: {}", info.name, chain(error.as_ref()));
-            if is_configuration(error.as_ref()) { USAGE } else { FAILED }
+            if is_configuration(error.as_ref()) {
+                USAGE
+            } else {
+                FAILED
+            }
         }
     }
 }
@@ -168,8 +190,15 @@ where
     result
 }
 
-fn migrate(info: &ServiceInfo, core: &Core, owner: String, password_file: PathBuf) -> Result<(), BoxError> {
-    let migrator = info.migrator.ok_or_else(|| ConfigError::invalid("core.database", "this service has no database"))?;
+fn migrate(
+    info: &ServiceInfo,
+    core: &Core,
+    owner: String,
+    password_file: PathBuf,
+) -> Result<(), BoxError> {
+    let migrator = info
+        .migrator
+        .ok_or_else(|| ConfigError::invalid("core.database", "this service has no database"))?;
     let database = core
         .database
         .clone()
@@ -218,5 +247,9 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn is_configuration(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<ConfigError>() || matches!(error.downcast_ref::<ServiceError>(), Some(ServiceError::Config(_)))
+    error.is::<ConfigError>()
+        || matches!(
+            error.downcast_ref::<ServiceError>(),
+            Some(ServiceError::Config(_))
+        )
 }

@@ -55,7 +55,10 @@ impl Readiness {
     /// Adds something that must be there, and is not yet.
     pub fn flag(&self, name: &'static str) -> ReadinessFlag {
         self.change(|state| {
-            state.checks.entry(name).or_insert_with(|| Some("not checked yet".to_owned()));
+            state
+                .checks
+                .entry(name)
+                .or_insert_with(|| Some("not checked yet".to_owned()));
         });
         ReadinessFlag {
             name,
@@ -100,7 +103,8 @@ impl Readiness {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             change(&mut state);
             let ready = !state.draining && state.checks.values().all(Option::is_none);
-            self.ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
+            self.ready
+                .send_if_modified(|was| std::mem::replace(was, ready) != ready);
         }
     }
 }
@@ -122,7 +126,8 @@ impl ReadinessFlag {
         self.readiness.change(|state| {
             let before = state.checks.insert(name, lacking.clone());
             let was_ready = matches!(before, Some(None));
-            let first = matches!(&before, Some(Some(reason)) if reason == "not checked yet") || before.is_none();
+            let first = matches!(&before, Some(Some(reason)) if reason == "not checked yet")
+                || before.is_none();
             match &lacking {
                 None if !was_ready => tracing::info!(dependency = name, "ready"),
                 Some(lacking) if was_ready || first => {
@@ -150,7 +155,10 @@ mod tests {
         assert!(readiness.is_ready() && changes.has_changed().unwrap());
         changes.mark_unchanged();
         one.ready();
-        assert!(!changes.has_changed().unwrap(), "nothing changed and yet it was announced");
+        assert!(
+            !changes.has_changed().unwrap(),
+            "nothing changed and yet it was announced"
+        );
         one.not_ready("gone");
         let report = readiness.report();
         assert!(!report.ready);

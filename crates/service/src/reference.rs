@@ -9,7 +9,9 @@ use crate::ServiceInfo;
 
 /// Every key of a service's configuration file with its type, default and meaning, as Markdown.
 pub fn reference<C: JsonSchema>(info: &ServiceInfo) -> String {
-    let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<C>();
+    let schema = SchemaSettings::draft2020_12()
+        .into_generator()
+        .into_root_schema_for::<C>();
     let root = Value::from(schema);
     let mut text = format!(
         "# Configuration of {}\n\nTOML, by default `/etc/garrison/{}.toml`; another file is named with `--config` or \
@@ -36,7 +38,10 @@ struct Section<'a> {
 impl<'a> Writer<'a> {
     fn section(&self, text: &mut String, path: &str, schema: &'a Value, repeated: bool) {
         let empty = Map::new();
-        let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+        let properties = schema
+            .get("properties")
+            .and_then(Value::as_object)
+            .unwrap_or(&empty);
         let required: Vec<&str> = schema
             .get("required")
             .and_then(Value::as_array)
@@ -52,7 +57,11 @@ impl<'a> Writer<'a> {
                 None => (resolved, false),
             };
             let must = required.contains(&name.as_str());
-            let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let key = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
             if inner.get("properties").is_some() {
                 if meaning.is_empty() {
                     meaning = description(inner);
@@ -86,10 +95,17 @@ impl<'a> Writer<'a> {
             if !path.is_empty() && repeated {
                 let _ = writeln!(text, "\nMay be repeated.");
             }
-            let _ = write!(text, "\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}");
+            let _ = write!(
+                text,
+                "\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}"
+            );
         }
         for section in below {
-            let brackets = if section.repeated { ("[[", "]]") } else { ("[", "]") };
+            let brackets = if section.repeated {
+                ("[[", "]]")
+            } else {
+                ("[", "]")
+            };
             let _ = writeln!(text, "\n## `{}{}{}`", brackets.0, section.path, brackets.1);
             if !section.meaning.is_empty() {
                 let _ = writeln!(text, "\n{}", section.meaning);
@@ -113,7 +129,8 @@ impl<'a> Writer<'a> {
                     None => break,
                 }
             } else if let Some(parts) = schema.get("anyOf").and_then(Value::as_array) {
-                let is_null = |part: &Value| part.get("type").and_then(Value::as_str) == Some("null");
+                let is_null =
+                    |part: &Value| part.get("type").and_then(Value::as_str) == Some("null");
                 nullable |= parts.iter().any(is_null);
                 match parts.iter().find(|part| !is_null(part)) {
                     Some(part) if nullable => schema = part,
@@ -137,12 +154,19 @@ impl<'a> Writer<'a> {
         if let Some(items) = schema.get("items") {
             return format!("list of {}", self.kind(self.resolve(items).0));
         }
-        if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
+        if let Some(values) = schema
+            .get("additionalProperties")
+            .filter(|values| values.is_object())
+        {
             return format!("table of {}", self.kind(self.resolve(values).0));
         }
         let kind = match schema.get("type") {
             Some(Value::String(kind)) => kind.as_str(),
-            Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).find(|k| *k != "null").unwrap_or(""),
+            Some(Value::Array(kinds)) => kinds
+                .iter()
+                .filter_map(Value::as_str)
+                .find(|k| *k != "null")
+                .unwrap_or(""),
             _ => "",
         };
         match kind {
@@ -157,7 +181,10 @@ impl<'a> Writer<'a> {
 }
 
 fn description(schema: &Value) -> String {
-    let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+    let text = schema
+        .get("description")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -165,15 +192,40 @@ fn description(schema: &Value) -> String {
 fn choices(schema: &Value) -> String {
     let word = |value: &Value| value.as_str().map(|word| format!("`{word}`"));
     let mut words: Vec<String> = Vec::new();
-    for part in schema.get("oneOf").and_then(Value::as_array).into_iter().flatten() {
+    for part in schema
+        .get("oneOf")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         let meaning = description(part);
-        let named = part.get("const").into_iter().chain(part.get("enum").and_then(Value::as_array).into_iter().flatten());
+        let named = part.get("const").into_iter().chain(
+            part.get("enum")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten(),
+        );
         for name in named.filter_map(word) {
-            words.push(if meaning.is_empty() { name } else { format!("{name}: {}", meaning.trim_end_matches('.')) });
+            words.push(if meaning.is_empty() {
+                name
+            } else {
+                format!("{name}: {}", meaning.trim_end_matches('.'))
+            });
         }
     }
-    words.extend(schema.get("enum").and_then(Value::as_array).into_iter().flatten().filter_map(word));
-    if words.is_empty() { String::new() } else { format!(" {}.", words.join("; ")) }
+    words.extend(
+        schema
+            .get("enum")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(word),
+    );
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!(" {}.", words.join("; "))
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@ use std::{borrow::Cow, future::Future, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use garrison_auth::{
-    AuditSink, Gate, IamKeySource, KeyRing, RefreshIntervals, Revoked, SpiffeId, SpiffeRole, TlsIdentity,
+    AuditSink, Gate, IamKeySource, KeyRing, RefreshIntervals, Revoked, SpiffeId, SpiffeRole,
+    TlsIdentity,
 };
 use garrison_bus::{Bus, ConsumerSpec, Dispatch, Handler, Publisher, run_consumer};
 use garrison_db::Db;
@@ -49,7 +50,10 @@ pub struct Service {
 }
 
 impl Service {
-    pub(crate) fn load_identity(info: &ServiceInfo, core: &Core) -> Result<Arc<TlsIdentity>, ConfigError> {
+    pub(crate) fn load_identity(
+        info: &ServiceInfo,
+        core: &Core,
+    ) -> Result<Arc<TlsIdentity>, ConfigError> {
         let identity = TlsIdentity::load(core.identity.files(), &core.identity.trust_domain)
             .map_err(|e| ConfigError::invalid("core.identity", format!("{e}{}", causes(&e))))?;
         let id = identity.id();
@@ -60,7 +64,10 @@ impl Service {
         if !fits {
             return Err(ConfigError::invalid(
                 "core.identity.cert_file",
-                format!("the certificate is of {id}, not of the service {}", info.name),
+                format!(
+                    "the certificate is of {id}, not of the service {}",
+                    info.name
+                ),
             ));
         }
         Ok(identity)
@@ -79,12 +86,17 @@ impl Service {
             .map_err(|e| ConfigError::invalid("core.bus", format!("{e}{}", causes(&e))))?;
         let db = match &core.database {
             Some(config) => {
-                let db = Db::connect(config, info.schema())
-                    .map_err(|e| ConfigError::invalid("core.database", format!("{e}{}", causes(&e))))?;
+                let db = Db::connect(config, info.schema()).map_err(|e| {
+                    ConfigError::invalid("core.database", format!("{e}{}", causes(&e)))
+                })?;
                 Some(db)
             }
             None if info.migrator.is_some() => {
-                return Err(ConfigError::invalid("core.database", "this service needs the section").into());
+                return Err(ConfigError::invalid(
+                    "core.database",
+                    "this service needs the section",
+                )
+                .into());
             }
             None => None,
         };
@@ -112,7 +124,9 @@ impl Service {
     /// When the service has neither migrations nor a `core.database` section: its wiring is wrong. A service with
     /// migrations does not start without the section.
     pub fn db(&self) -> &Db {
-        self.db.as_ref().expect("the service was declared without a database and asks for one")
+        self.db
+            .as_ref()
+            .expect("the service was declared without a database and asks for one")
     }
 
     /// The database, for services that can do without one.
@@ -155,9 +169,15 @@ impl Service {
     ///
     /// # Errors
     /// [`ConfigError`] for an endpoint that is not `https://host:port`.
-    pub fn channel(&self, service: &str, key: &str, endpoint: &str) -> Result<Channel, ConfigError> {
+    pub fn channel(
+        &self,
+        service: &str,
+        key: &str,
+        endpoint: &str,
+    ) -> Result<Channel, ConfigError> {
         let invalid = |e: &dyn std::fmt::Display| ConfigError::invalid(key, e.to_string());
-        let expected = SpiffeId::service(self.identity.trust_domain(), service).map_err(|e| invalid(&e))?;
+        let expected =
+            SpiffeId::service(self.identity.trust_domain(), service).map_err(|e| invalid(&e))?;
         client::channel(&self.identity, endpoint, &expected).map_err(|e| invalid(&e))
     }
 
@@ -199,7 +219,10 @@ impl Service {
         };
         self.relaying = true;
         let (publisher, shutdown) = (self.publisher.clone(), self.shutdown());
-        self.spawn("outbox", garrison_db::run_outbox_relay(db, publisher, shutdown));
+        self.spawn(
+            "outbox",
+            garrison_db::run_outbox_relay(db, publisher, shutdown),
+        );
     }
 
     /// Serves gRPC and the admin port until asked to stop or a task fails, then drains.
@@ -207,11 +230,12 @@ impl Service {
     /// # Errors
     /// [`ServiceError`], after everything has been stopped.
     pub async fn serve(mut self, routes: Routes) -> Result<(), BoxError> {
-        let config = self
-            .core
-            .grpc
-            .clone()
-            .ok_or_else(|| ConfigError::invalid("core.grpc", "the section is missing; this service serves gRPC"))?;
+        let config = self.core.grpc.clone().ok_or_else(|| {
+            ConfigError::invalid(
+                "core.grpc",
+                "the section is missing; this service serves gRPC",
+            )
+        })?;
         let listener = listen("core.grpc.listen", config.listen).await?;
         tracing::info!(address = %address(&listener), "serving gRPC");
         let sink: Arc<dyn AuditSink> = match &self.db {
@@ -227,7 +251,12 @@ impl Service {
         let server = GrpcServer {
             config,
             identity: Arc::clone(&self.identity),
-            gate: Gate::new(self.info.name, self.identity.trust_domain(), Arc::clone(&self.keys), sink),
+            gate: Gate::new(
+                self.info.name,
+                self.identity.trust_domain(),
+                Arc::clone(&self.keys),
+                sink,
+            ),
             readiness: self.readiness.clone(),
             stop: self.stages.stop.clone(),
             drain: self.core.lifecycle.drain_timeout(),
@@ -247,8 +276,13 @@ impl Service {
         tracing::info!(address = %address(&listener), "serving health and metrics");
         // Readiness is answered until the very end, so that a balancer sees the service going.
         let gone = CancellationToken::new();
-        let admin =
-            health::serve(listener, self.info, self.readiness.clone(), self.registry.clone(), gone.clone());
+        let admin = health::serve(
+            listener,
+            self.info,
+            self.readiness.clone(),
+            self.registry.clone(),
+            gone.clone(),
+        );
         let admin = tokio::spawn(admin);
         let (readiness, stop) = (self.readiness.clone(), self.stages.stop.clone());
         tokio::spawn(async move {
@@ -271,7 +305,11 @@ impl Service {
         let (bus, flag) = (self.bus.clone(), self.readiness("bus"));
         tokio::spawn(self.shutdown().run_until_cancelled_owned(async move {
             loop {
-                if bus.is_connected() { flag.ready() } else { flag.not_ready("the broker is not connected") }
+                if bus.is_connected() {
+                    flag.ready()
+                } else {
+                    flag.not_ready("the broker is not connected")
+                }
                 tokio::time::sleep(LOOK).await;
             }
         }));
@@ -299,7 +337,12 @@ impl Service {
         let channel = self.channel("iam", "core.auth.iam_endpoint", &endpoint)?;
         let (keys, stop) = (Arc::clone(&self.keys), self.shutdown());
         tokio::spawn(async move {
-            keys.keep_fresh(IamKeySource::new(channel), RefreshIntervals::default(), stop).await;
+            keys.keep_fresh(
+                IamKeySource::new(channel),
+                RefreshIntervals::default(),
+                stop,
+            )
+            .await;
         });
         let (keys, flag) = (Arc::clone(&self.keys), self.readiness("iam"));
         tokio::spawn(self.shutdown().run_until_cancelled_owned(async move {
@@ -310,7 +353,10 @@ impl Service {
             flag.ready();
         }));
         let (bus, keys) = (self.bus.clone(), Arc::clone(&self.keys));
-        tokio::spawn(self.shutdown().run_until_cancelled_owned(async move { follow_news(&bus, &keys).await }));
+        tokio::spawn(
+            self.shutdown()
+                .run_until_cancelled_owned(async move { follow_news(&bus, &keys).await }),
+        );
         Ok(())
     }
 }
@@ -332,7 +378,11 @@ async fn follow_news(bus: &Bus, keys: &KeyRing) {
     let mut news = futures::stream::select(revocations.boxed(), changes.boxed());
     while let Some(delivery) = news.next().await {
         if delivery.source != "iam" {
-            tracing::warn!(source = delivery.source, subject = delivery.subject, "not from iam; ignored");
+            tracing::warn!(
+                source = delivery.source,
+                subject = delivery.subject,
+                "not from iam; ignored"
+            );
             continue;
         }
         if delivery.subject.ends_with(".keys") {
@@ -353,12 +403,24 @@ async fn follow_news(bus: &Bus, keys: &KeyRing) {
     }
 }
 
-async fn listen(key: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, ServiceError> {
-    TcpListener::bind(address).await.map_err(|source| ServiceError::Listen { key, address, source })
+async fn listen(
+    key: &'static str,
+    address: std::net::SocketAddr,
+) -> Result<TcpListener, ServiceError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServiceError::Listen {
+            key,
+            address,
+            source,
+        })
 }
 
 fn address(listener: &TcpListener) -> String {
-    listener.local_addr().map(|address| address.to_string()).unwrap_or_default()
+    listener
+        .local_addr()
+        .map(|address| address.to_string())
+        .unwrap_or_default()
 }
 
 /// The causes of an error as a suffix.

@@ -36,18 +36,29 @@ pub(crate) fn start(
     identity: &Arc<TlsIdentity>,
 ) -> Result<Telemetry, ServiceError> {
     let failed = |e: &dyn std::fmt::Display| ServiceError::Telemetry(e.to_string());
-    let filter = EnvFilter::try_new(&config.log)
-        .map_err(|e| ConfigError::invalid("core.telemetry.log", format!("{:?} is not a filter: {e}", config.log)))?;
+    let filter = EnvFilter::try_new(&config.log).map_err(|e| {
+        ConfigError::invalid(
+            "core.telemetry.log",
+            format!("{:?} is not a filter: {e}", config.log),
+        )
+    })?;
     let resource = Resource::builder()
         .with_service_name(format!("garrison-{}", info.name))
         .with_attribute(KeyValue::new("service.version", info.version))
-        .with_attribute(KeyValue::new("service.instance.id", std::process::id().to_string()))
+        .with_attribute(KeyValue::new(
+            "service.instance.id",
+            std::process::id().to_string(),
+        ))
         .build();
 
     let registry = Registry::new();
-    let prometheus =
-        opentelemetry_prometheus::exporter().with_registry(registry.clone()).build().map_err(|e| failed(&e))?;
-    let mut meter = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(prometheus);
+    let prometheus = opentelemetry_prometheus::exporter()
+        .with_registry(registry.clone())
+        .build()
+        .map_err(|e| failed(&e))?;
+    let mut meter = SdkMeterProvider::builder()
+        .with_resource(resource.clone())
+        .with_reader(prometheus);
     let mut tracer = None;
     if let Some(endpoint) = &config.otlp_endpoint {
         let channel = collector(endpoint, identity)?;
@@ -67,7 +78,8 @@ pub(crate) fn start(
             .with_timeout(EXPORT_LIMIT)
             .build()
             .map_err(|e| failed(&e))?;
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sampling_ratio)));
+        let sampler =
+            Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sampling_ratio)));
         let provider = SdkTracerProvider::builder()
             .with_resource(resource)
             .with_sampler(sampler)
@@ -85,13 +97,23 @@ pub(crate) fn start(
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = if json { lines.json().flatten_event(true).with_span_list(false).boxed() } else { lines.boxed() };
+    let lines = if json {
+        lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed()
+    } else {
+        lines.boxed()
+    };
     let spans = tracer.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("garrison"))
             // The exporters' own calls would otherwise be traced and exported for ever.
             .with_filter(tracing_subscriber::filter::filter_fn(|meta| {
-                !["h2", "hyper", "tonic", "tower", "opentelemetry"].iter().any(|own| meta.target().starts_with(own))
+                !["h2", "hyper", "tonic", "tower", "opentelemetry"]
+                    .iter()
+                    .any(|own| meta.target().starts_with(own))
             }))
     });
     tracing_subscriber::registry()
@@ -100,7 +122,10 @@ pub(crate) fn start(
         .try_init()
         .map_err(|e| failed(&e))?;
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let message = panic
             .payload()
             .downcast_ref::<&str>()
@@ -116,17 +141,25 @@ pub(crate) fn start(
     })
 }
 
-fn collector(endpoint: &str, identity: &Arc<TlsIdentity>) -> Result<tonic::transport::Channel, ServiceError> {
+fn collector(
+    endpoint: &str,
+    identity: &Arc<TlsIdentity>,
+) -> Result<tonic::transport::Channel, ServiceError> {
     const KEY: &str = "core.telemetry.otlp_endpoint";
-    let invalid = |e: &dyn std::fmt::Display| ServiceError::from(ConfigError::invalid(KEY, e.to_string()));
+    let invalid =
+        |e: &dyn std::fmt::Display| ServiceError::from(ConfigError::invalid(KEY, e.to_string()));
     if endpoint.starts_with("https://") {
         return garrison_auth::client::named_channel(identity, endpoint).map_err(|e| invalid(&e));
     }
-    let parsed = tonic::transport::Endpoint::from_shared(endpoint.to_owned()).map_err(|e| invalid(&e))?;
+    let parsed =
+        tonic::transport::Endpoint::from_shared(endpoint.to_owned()).map_err(|e| invalid(&e))?;
     let uri = parsed.uri().clone();
     let host = uri.host().unwrap_or_default();
     let local = host == "localhost"
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback());
     if uri.scheme_str() != Some("http") || !local {
         return Err(invalid(&format!(
             "{endpoint:?} must be https://host:port, or http://host:port with a loopback host"
