@@ -9,7 +9,8 @@ use crate::{DbConfig, DbError, config::identifier};
 static COMMON: Migrator = sqlx::migrate!();
 
 /// Brings a service's schema up to date as its owner, and lets the service's role read and write in it, but own,
-/// alter or truncate nothing. Safe to run again and from several processes at once.
+/// alter or truncate nothing. In a table whose comment is `append-only` it may not update or delete either. Safe to
+/// run again and from several processes at once.
 ///
 /// # Errors
 /// [`DbError::Newer`] when the database was migrated by a newer program; [`DbError::Role`] when the role is missing
@@ -75,6 +76,11 @@ async fn locked(
          GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; \
          GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA {schema} TO {role}; \
          REVOKE INSERT, UPDATE, DELETE ON _garrison_migrations, _sqlx_migrations FROM {role}; \
+         DO $$ DECLARE name text; BEGIN \
+             FOR name IN SELECT c.relname FROM pg_class c WHERE c.relnamespace = '{schema}'::regnamespace \
+                         AND c.relkind IN ('r', 'p') AND obj_description(c.oid, 'pg_class') = 'append-only' LOOP \
+                 EXECUTE format('REVOKE UPDATE, DELETE ON {schema}.%I FROM {role}', name); \
+             END LOOP; END $$; \
          ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role}; \
          ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT USAGE, SELECT ON SEQUENCES TO {role}"
     );

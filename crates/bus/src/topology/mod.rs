@@ -189,14 +189,13 @@ pub const FLOWS_ANOMALY: ConsumerSpec = flows_consumer("anomaly", "svc/anomaly")
 /// policy reads flows.
 pub const FLOWS_POLICY: ConsumerSpec = flows_consumer("policy", "svc/policy");
 /// forensics reads flows.
-pub const FLOWS_FORENSICS: ConsumerSpec =
-    flows_consumer("forensics", "svc/forensics").max_deliver(1_000_000);
+pub const FLOWS_FORENSICS: ConsumerSpec = flows_consumer("forensics", "svc/forensics");
 /// responder reads alerts.
 pub const ALERTS_RESPONDER: ConsumerSpec =
     ConsumerSpec::new("ALERTS", "responder", "svc/responder");
 /// forensics reads alerts.
 pub const ALERTS_FORENSICS: ConsumerSpec =
-    ConsumerSpec::new("ALERTS", "forensics", "svc/forensics").max_deliver(1_000_000);
+    ConsumerSpec::new("ALERTS", "forensics", "svc/forensics");
 /// responder reads what enforcers report.
 pub const RESPONSES_RESPONDER: ConsumerSpec =
     ConsumerSpec::new("RESPONSES", "responder", "svc/responder").filters(&[
@@ -206,7 +205,7 @@ pub const RESPONSES_RESPONDER: ConsumerSpec =
     ]);
 /// forensics reads events.
 pub const EVENTS_FORENSICS: ConsumerSpec =
-    ConsumerSpec::new("EVENTS", "forensics", "svc/forensics").max_deliver(1_000_000);
+    ConsumerSpec::new("EVENTS", "forensics", "svc/forensics");
 /// anomaly reads events.
 pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "anomaly", "svc/anomaly");
 /// compliance reads the audit trail. It never gives up on a record: the log must be complete.
