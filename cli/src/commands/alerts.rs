@@ -1,0 +1,314 @@
+use clap::{Subcommand, ValueEnum};
+use garrison_proto::{
+    Timestamp,
+    alert::v1::{
+        Alert, Entity, FinishLearningRequest, GetModelRequest, ListDetectorsRequest,
+        Model as ModelMessage, Severity, StartLearningRequest,
+        detection_service_client::DetectionServiceClient,
+    },
+    response::v1::{GetAlertRequest, ListAlertsRequest, alert_service_client::AlertServiceClient},
+};
+
+use crate::{
+    Context,
+    commands::{pages, parse_time},
+    error::CliError,
+    output::{time, word},
+};
+
+/// A severity as an argument.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Level {
+    Info,
+    Low,
+    Medium,
+    High,
+    Critical,
+}
+
+impl From<Level> for Severity {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Info => Self::Info,
+            Level::Low => Self::Low,
+            Level::Medium => Self::Medium,
+            Level::High => Self::High,
+            Level::Critical => Self::Critical,
+        }
+    }
+}
+
+/// Show what detectors found.
+#[derive(Subcommand)]
+pub enum Alerts {
+    /// List alerts, newest first
+    ///
+    /// For example: garrison alerts list --severity high --since 1h
+    List {
+        /// Only these severities
+        #[arg(long, value_enum)]
+        severity: Vec<Level>,
+        /// Only detectors that begin with this
+        #[arg(long)]
+        detector: Vec<String>,
+        /// Only alerts about or against this address
+        #[arg(long)]
+        entity: Option<String>,
+        /// Not before this time, or this long ago
+        #[arg(long, value_parser = parse_time)]
+        since: Option<Timestamp>,
+        /// Before this time, or this long ago
+        #[arg(long, value_parser = parse_time)]
+        until: Option<Timestamp>,
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Show one alert: who, what, how sure, and why
+    Show {
+        /// Its id
+        alert: String,
+    },
+    /// List detectors
+    Detectors,
+}
+
+impl Alerts {
+    pub async fn run(self, context: &Context) -> Result<(), CliError> {
+        match self {
+            Self::List {
+                severity,
+                detector,
+                entity,
+                since,
+                until,
+                limit,
+            } => {
+                let mut client =
+                    AlertServiceClient::new(context.remote.service("responder").await?);
+                let severities: Vec<i32> = severity
+                    .into_iter()
+                    .map(|level| Severity::from(level).into())
+                    .collect();
+                let alerts = pages!(limit, |page_size, page_token| {
+                    let request = ListAlertsRequest {
+                        page_size,
+                        page_token,
+                        severities: severities.clone(),
+                        detectors: detector.clone(),
+                        entity: entity.clone().unwrap_or_default(),
+                        since,
+                        until,
+                    };
+                    let answer = client.list_alerts(request).await?.into_inner();
+                    (answer.alerts, answer.next_page_token)
+                });
+                let headers = [
+                    "id", "time", "severity", "detector", "who", "to whom", "count", "title",
+                ];
+                context.printer.list("alerts", &headers, &alerts, |alert| {
+                    vec![
+                        alert.alert_id.clone(),
+                        time(alert.detected_time.as_ref()),
+                        word(alert.severity().as_str_name(), "SEVERITY_"),
+                        alert.detector.clone(),
+                        alert
+                            .entity
+                            .as_ref()
+                            .map(|entity| entity.value.clone())
+                            .unwrap_or_default(),
+                        entities(&alert.targets, 2),
+                        alert.count.to_string(),
+                        alert.title.clone(),
+                    ]
+                });
+                Ok(())
+            }
+            Self::Show { alert } => {
+                let mut client =
+                    AlertServiceClient::new(context.remote.service("responder").await?);
+                let answer = client
+                    .get_alert(GetAlertRequest { alert_id: alert })
+                    .await?
+                    .into_inner();
+                let alert = answer
+                    .alert
+                    .clone()
+                    .ok_or(CliError::Answer("responder", "the alert"))?;
+                context
+                    .printer
+                    .record(&answer, &show(&alert, &answer.incident));
+                Ok(())
+            }
+            Self::Detectors => {
+                let mut client =
+                    DetectionServiceClient::new(context.remote.service("anomaly").await?);
+                let detectors = client
+                    .list_detectors(ListDetectorsRequest {})
+                    .await?
+                    .into_inner()
+                    .detectors;
+                let headers = [
+                    "detector",
+                    "severity",
+                    "techniques",
+                    "alerts",
+                    "description",
+                ];
+                context
+                    .printer
+                    .list("detectors", &headers, &detectors, |detector| {
+                        vec![
+                            detector.id.clone(),
+                            word(detector.severity().as_str_name(), "SEVERITY_"),
+                            detector
+                                .techniques
+                                .iter()
+                                .map(|t| t.id.as_str())
+                                .collect::<Vec<_>>()
+                                .join(" "),
+                            detector.alerts.to_string(),
+                            detector.description.clone(),
+                        ]
+                    });
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Some entities as text, with the number of those left out.
+pub fn entities(entities: &[Entity], most: usize) -> String {
+    let mut text: Vec<String> = entities
+        .iter()
+        .take(most)
+        .map(|entity| entity.value.clone())
+        .collect();
+    if entities.len() > most {
+        text.push(format!("and {} more", entities.len() - most));
+    }
+    text.join(", ")
+}
+
+fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
+    let techniques: Vec<String> = alert
+        .techniques
+        .iter()
+        .map(|t| format!("{} {} ({})", t.id, t.name, t.tactic))
+        .collect();
+    let features: Vec<String> = alert
+        .features
+        .iter()
+        .map(|f| {
+            let share = f.contribution * 100.0;
+            format!(
+                "{} {:.4} {} (usual {:.4}, {share:.0} % of the score)",
+                f.name, f.value, f.unit, f.usual
+            )
+        })
+        .collect();
+    let flows: Vec<String> = alert
+        .flows
+        .iter()
+        .map(|f| {
+            format!(
+                "{}:{} → {}:{}  {}",
+                f.src_ip, f.src_port, f.dst_ip, f.dst_port, f.flow_id
+            )
+        })
+        .collect();
+    vec![
+        ("alert", alert.alert_id.clone()),
+        ("title", alert.title.clone()),
+        (
+            "severity",
+            word(alert.severity().as_str_name(), "SEVERITY_"),
+        ),
+        ("confidence", format!("{:.2}", alert.confidence)),
+        ("detector", alert.detector.clone()),
+        (
+            "score",
+            format!(
+                "{:.4} over a threshold of {:.4}",
+                alert.score, alert.threshold
+            ),
+        ),
+        (
+            "who",
+            alert
+                .entity
+                .as_ref()
+                .map(|entity| entity.value.clone())
+                .unwrap_or_default(),
+        ),
+        ("to whom", entities(&alert.targets, 20)),
+        ("technique", techniques.join("\n")),
+        ("policy", alert.policy.clone()),
+        ("first seen", time(alert.first_seen.as_ref())),
+        ("last seen", time(alert.last_seen.as_ref())),
+        ("triggered by packet of", time(alert.trigger_time.as_ref())),
+        ("detected", time(alert.detected_time.as_ref())),
+        ("count", alert.count.to_string()),
+        ("why", features.join("\n")),
+        ("flows", flows.join("\n")),
+        ("incident", incident.to_owned()),
+    ]
+}
+
+/// Steer the model.
+#[derive(Subcommand)]
+pub enum Model {
+    /// Show the model and how it does
+    Status,
+    /// Start learning what is normal
+    Learn,
+    /// Train on what was learnt, and start scoring
+    Finish,
+}
+
+impl Model {
+    pub async fn run(self, context: &Context) -> Result<(), CliError> {
+        let mut client = DetectionServiceClient::new(context.remote.service("anomaly").await?);
+        let model = match self {
+            Self::Status => {
+                client
+                    .get_model(GetModelRequest {})
+                    .await?
+                    .into_inner()
+                    .model
+            }
+            Self::Learn => {
+                client
+                    .start_learning(StartLearningRequest {})
+                    .await?
+                    .into_inner()
+                    .model
+            }
+            Self::Finish => {
+                client
+                    .finish_learning(FinishLearningRequest {})
+                    .await?
+                    .into_inner()
+                    .model
+            }
+        };
+        let model: ModelMessage = model.ok_or(CliError::Answer("anomaly", "the model"))?;
+        let fields = [
+            ("phase", word(model.phase().as_str_name(), "MODEL_PHASE_")),
+            ("version", model.version.to_string()),
+            ("learnt flows", model.learnt_flows.to_string()),
+            ("trained", time(model.trained.as_ref())),
+            ("validation loss", format!("{:.6}", model.validation_loss)),
+            ("threshold", format!("{:.6}", model.threshold)),
+            ("scored flows", model.scored_flows.to_string()),
+            (
+                "above threshold",
+                format!("{:.5} of scored flows", model.realised_rate),
+            ),
+            ("weights", model.weights_sha256.clone()),
+            ("features", model.features.join(", ")),
+        ];
+        context.printer.record(&model, &fields);
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+use std::path::{Path, PathBuf};
+
+use clap::{Subcommand, ValueEnum};
+use garrison_proto::policy::v1::{
+    ApplyPolicyRequest, CompilePolicyRequest, DeletePolicyRequest, Diagnostic,
+    ExplainConnectionRequest, GetPolicyRequest, ListPoliciesRequest, ListPolicyVersionsRequest,
+    ListVerdictCountsRequest, Policy as Stored, Target, policy_service_client::PolicyServiceClient,
+};
+use serde_json::json;
+
+use crate::{
+    Context,
+    commands::{named, pages, read_text},
+    error::CliError,
+    output::{Printer, time, word},
+};
+
+/// An enforcement point as an argument.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Point {
+    /// Kubernetes NetworkPolicy manifests
+    Kubernetes,
+    /// An nftables ruleset
+    Nftables,
+}
+
+/// Check, apply and explain policy.
+#[derive(Subcommand)]
+pub enum Policy {
+    /// Check a file without a fleet and without storing anything
+    ///
+    /// For example: garrison policy check web.yaml && git commit web.yaml
+    Check {
+        /// YAML file, or - for standard input
+        file: PathBuf,
+    },
+    /// Store a policy as a new version
+    Apply {
+        /// YAML file, or - for standard input
+        file: PathBuf,
+        /// Fail unless this is the current version; 0 for "must not exist"
+        #[arg(long)]
+        expected_version: Option<u64>,
+    },
+    /// List policies
+    List {
+        /// At most so many
+        #[arg(long, default_value_t = 200)]
+        limit: usize,
+    },
+    /// Print a policy's document
+    Show {
+        /// Its name
+        policy: String,
+        /// Its version; the current one when left out
+        #[arg(long = "at-version", value_name = "VERSION", default_value_t = 0)]
+        at: u64,
+    },
+    /// List the versions of a policy
+    Versions {
+        /// Its name
+        policy: String,
+        /// At most so many
+        #[arg(long, default_value_t = 200)]
+        limit: usize,
+    },
+    /// Withdraw a policy
+    Delete {
+        /// Its name
+        policy: String,
+    },
+    /// Print what the policies are on an enforcement point
+    Compile {
+        /// The enforcement point
+        #[arg(long, value_enum)]
+        target: Point,
+        /// Compile this file instead of what is stored
+        file: Option<PathBuf>,
+    },
+    /// Say what is decided about a connection, and why
+    ///
+    /// For example: garrison policy explain 10.0.1.5 10.0.2.9 5432
+    Explain {
+        /// Opening side
+        src: String,
+        /// Answering side
+        dst: String,
+        /// Port
+        port: u16,
+        /// IP protocol number
+        #[arg(long, default_value_t = 6)]
+        protocol: u8,
+    },
+    /// How many flows each rule decided
+    Counts,
+}
+
+/// Checks a file offline.
+pub fn check(file: &Path, printer: &Printer) -> Result<(), CliError> {
+    let checked = garrison_ztp::check(&read_text(file)?);
+    if printer.is_json() {
+        let found = &checked.diagnostics;
+        printer.json(&json!({ "valid": checked.is_valid(), "diagnostics": found }));
+    } else {
+        for diagnostic in &checked.diagnostics {
+            println!("{}: {diagnostic}", file.display());
+        }
+    }
+    let errors = checked.errors().count();
+    if errors > 0 {
+        return Err(CliError::Invalid(format!(
+            "{} has {errors} errors",
+            file.display()
+        )));
+    }
+    eprintln!(
+        "{}: {} policies, no errors",
+        file.display(),
+        checked.documents.len()
+    );
+    Ok(())
+}
+
+impl Policy {
+    pub async fn run(self, context: &Context) -> Result<(), CliError> {
+        let mut client = PolicyServiceClient::new(context.remote.service("policy").await?);
+        let printer = &context.printer;
+        match self {
+            Self::Check { file } => check(&file, printer)?,
+            Self::Apply {
+                file,
+                expected_version,
+            } => {
+                let request = ApplyPolicyRequest {
+                    document: read_text(&file)?,
+                    expected_version,
+                };
+                let answer = client.apply_policy(request).await?.into_inner();
+                warn(&answer.diagnostics);
+                let policy = answer
+                    .policy
+                    .clone()
+                    .ok_or(CliError::Answer("policy", "the policy"))?;
+                if answer.unchanged {
+                    eprintln!("{} is unchanged", policy.name);
+                }
+                printer.record(&answer, &fields(&policy));
+            }
+            Self::List { limit } => {
+                let policies = pages!(limit, |page_size, page_token| {
+                    let answer = client
+                        .list_policies(ListPoliciesRequest {
+                            page_size,
+                            page_token,
+                        })
+                        .await?
+                        .into_inner();
+                    (answer.policies, answer.next_page_token)
+                });
+                list(printer, &policies);
+            }
+            Self::Show {
+                policy,
+                at: version,
+            } => {
+                let name = named("policies", &policy);
+                let answer = client
+                    .get_policy(GetPolicyRequest { name, version })
+                    .await?
+                    .into_inner();
+                let policy = answer
+                    .policy
+                    .ok_or(CliError::Answer("policy", "the policy"))?;
+                if printer.is_json() {
+                    printer.record(&policy, &[]);
+                } else {
+                    print!("{}", policy.document);
+                }
+            }
+            Self::Versions { policy, limit } => {
+                let name = named("policies", &policy);
+                let policies = pages!(limit, |page_size, page_token| {
+                    let request = ListPolicyVersionsRequest {
+                        name: name.clone(),
+                        page_size,
+                        page_token,
+                    };
+                    let answer = client.list_policy_versions(request).await?.into_inner();
+                    (answer.policies, answer.next_page_token)
+                });
+                list(printer, &policies);
+            }
+            Self::Delete { policy } => {
+                let name = named("policies", &policy);
+                client
+                    .delete_policy(DeletePolicyRequest { name: name.clone() })
+                    .await?;
+                eprintln!("{name} is withdrawn");
+            }
+            Self::Compile { target, file } => {
+                let target = match target {
+                    Point::Kubernetes => Target::KubernetesNetworkPolicy,
+                    Point::Nftables => Target::Nftables,
+                };
+                let document = file
+                    .map(|file| read_text(&file))
+                    .transpose()?
+                    .unwrap_or_default();
+                let request = CompilePolicyRequest {
+                    target: target.into(),
+                    document,
+                };
+                let answer = client.compile_policy(request).await?.into_inner();
+                for gap in &answer.gaps {
+                    eprintln!("gap: {}: {}", gap.rule, gap.reason);
+                }
+                if printer.is_json() {
+                    printer.record(&answer, &[]);
+                } else {
+                    answer
+                        .files
+                        .iter()
+                        .for_each(|file| print!("{}", file.content));
+                }
+            }
+            Self::Explain {
+                src,
+                dst,
+                port,
+                protocol,
+            } => {
+                let request = ExplainConnectionRequest {
+                    src_ip: src,
+                    dst_ip: dst,
+                    dst_port: port.into(),
+                    protocol: protocol.into(),
+                };
+                let answer = client.explain_connection(request).await?.into_inner();
+                let shown = [
+                    ("verdict", word(answer.verdict().as_str_name(), "VERDICT_")),
+                    ("because", answer.reason.clone()),
+                    ("policy", answer.policy.clone()),
+                    ("rule", answer.rule.clone()),
+                ];
+                printer.record(&answer, &shown);
+            }
+            Self::Counts => {
+                let counts = client
+                    .list_verdict_counts(ListVerdictCountsRequest {})
+                    .await?
+                    .into_inner()
+                    .counts;
+                printer.list(
+                    "counts",
+                    &["policy", "rule", "verdict", "flows", "last seen"],
+                    &counts,
+                    |count| {
+                        vec![
+                            count.policy.clone(),
+                            count.rule.clone(),
+                            word(count.verdict().as_str_name(), "VERDICT_"),
+                            count.flows.to_string(),
+                            time(count.last_seen.as_ref()),
+                        ]
+                    },
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn warn(diagnostics: &[Diagnostic]) {
+    for d in diagnostics {
+        eprintln!(
+            "{}:{}: {} {}: {}",
+            d.line, d.column, d.code, d.field, d.message
+        );
+    }
+}
+
+fn fields(policy: &Stored) -> Vec<(&'static str, String)> {
+    vec![
+        ("policy", policy.name.clone()),
+        ("version", policy.version.to_string()),
+        ("mode", word(policy.mode().as_str_name(), "MODE_")),
+        ("author", policy.author.clone()),
+        ("created", time(policy.created.as_ref())),
+        ("sha256", policy.sha256.clone()),
+    ]
+}
+
+fn list(printer: &Printer, policies: &[Stored]) {
+    let headers = [
+        "policy",
+        "version",
+        "mode",
+        "author",
+        "created",
+        "withdrawn",
+    ];
+    printer.list("policies", &headers, policies, |policy| {
+        let mut row: Vec<String> = fields(policy)
+            .into_iter()
+            .take(5)
+            .map(|(_, value)| value)
+            .collect();
+        row.push(policy.withdrawn.to_string());
+        row
+    });
+}
