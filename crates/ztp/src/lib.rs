@@ -1,0 +1,164 @@
+//! ZeroTrustPolicy: who may talk to whom.
+//!
+//! A document ([`document`]) is read from YAML under bounds with every error at its place ([`check`]), lowered
+//! to one representation with an exact meaning ([`ir`]), and from there judged against connections
+//! ([`Engine`]) or compiled for enforcement points ([`compile`]).
+//!
+//! The crate does no input or output and knows no clock.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod compile;
+mod decode;
+mod diagnostic;
+pub mod document;
+mod engine;
+pub mod ir;
+mod limits;
+mod lint;
+mod node;
+pub mod sets;
+
+pub use decode::{Spans, is_name};
+pub use diagnostic::{Code, Diagnostic, Level, Position};
+pub use document::{ZeroTrustPolicy, json_schema};
+pub use engine::{Decision, Engine, Entry, Explanation, Judgement, Side, TooComplex, Verdict};
+pub use ir::Policy;
+pub use limits::Limits;
+
+/// What a file says, and what is wrong with it.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// The documents without errors, in the order of the file.
+    pub documents: Vec<Document>,
+    /// What was found, in the order of the file.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// One document without errors.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Its text alone, from the file.
+    pub text: String,
+    /// What it says.
+    pub policy: ZeroTrustPolicy,
+    /// Where in the file each field is.
+    pub spans: Spans,
+}
+
+impl Document {
+    /// The document's meaning. `version` is the stored version, or 0.
+    pub fn lower(&self, version: u64) -> Policy {
+        ir::lower(&self.policy, version)
+    }
+}
+
+impl Checked {
+    /// Whether the file has no error. Warnings do not count.
+    pub fn is_valid(&self) -> bool {
+        self.diagnostics.iter().all(|d| d.level != Level::Error)
+    }
+
+    /// The errors alone.
+    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(|d| d.level == Level::Error)
+    }
+}
+
+/// Checks a file of one or more documents under the default [`Limits`].
+pub fn check(text: &str) -> Checked {
+    check_with(text, &Limits::default())
+}
+
+/// Checks a file of one or more documents.
+pub fn check_with(text: &str, limits: &Limits) -> Checked {
+    let mut checked = Checked::default();
+    let whole = |code, message: String, remedy: &str| Diagnostic {
+        level: Level::Error,
+        code,
+        field: String::new(),
+        position: Position::default(),
+        message,
+        remedy: remedy.to_owned(),
+    };
+    if text.len() > limits.bytes {
+        checked.diagnostics.push(whole(
+            Code::Limit,
+            format!(
+                "the file has {} bytes where at most {} are taken",
+                text.len(),
+                limits.bytes
+            ),
+            "Split it into several files",
+        ));
+        return checked;
+    }
+    let sources = node::split(text);
+    if sources.is_empty() {
+        checked.diagnostics.push(whole(
+            Code::MissingField,
+            "the file has no document".to_owned(),
+            "Write a ZeroTrustPolicy document",
+        ));
+    }
+    if sources.len() > limits.documents {
+        checked.diagnostics.push(whole(
+            Code::Limit,
+            format!(
+                "the file has {} documents where at most {} are taken",
+                sources.len(),
+                limits.documents
+            ),
+            "Split it into several files",
+        ));
+        return checked;
+    }
+    let mut names = std::collections::BTreeMap::new();
+    for source in sources {
+        let mut findings = decode::Findings {
+            limits,
+            diagnostics: Vec::new(),
+            spans: Spans::new(),
+        };
+        let policy = match node::parse(source, limits) {
+            Ok(node) => decode::decode(&node, &mut findings),
+            Err(diagnostic) => {
+                findings.diagnostics.push(diagnostic);
+                None
+            }
+        };
+        if let Some(policy) = policy {
+            let place = findings.place("metadata.name");
+            if let Some(line) = names.insert(policy.metadata.name.clone(), place.line) {
+                findings.error_at(
+                    Code::Duplicate,
+                    "metadata.name",
+                    format!(
+                        "two documents are called {:?}; the first is at line {line}",
+                        policy.metadata.name
+                    ),
+                    "Give each policy its own name",
+                );
+            }
+            let lowered = ir::lower(&policy, 0);
+            lint::lint(&policy, &lowered, &mut findings);
+            if let Err(error) = Engine::build(std::slice::from_ref(&lowered)) {
+                findings.error_at(
+                    Code::TooComplex,
+                    "spec",
+                    error.to_string(),
+                    "Merge rules that differ only in a peer or port, or split the policy by subject",
+                );
+            }
+            if !findings.has_errors() {
+                checked.documents.push(Document {
+                    text: source.text.to_owned(),
+                    policy,
+                    spans: findings.spans,
+                });
+            }
+        }
+        findings.diagnostics.sort_by_key(|d| (d.position, d.level));
+        checked.diagnostics.append(&mut findings.diagnostics);
+    }
+    checked
+}

@@ -1,0 +1,320 @@
+//! Random documents over a small world, so that rules meet each other often.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use garrison_ztp::document::*;
+use proptest::{prelude::*, sample::select};
+
+/// Hosts on the left and right of a router, as the packet test builds them.
+pub(crate) const LEFT: [&str; 6] = [
+    "10.77.1.2",
+    "10.77.1.3",
+    "10.77.1.6",
+    "fd77:1::2",
+    "fd77:1::3",
+    "fd77:1::6",
+];
+pub(crate) const RIGHT: [&str; 6] = [
+    "10.77.2.2",
+    "10.77.2.3",
+    "10.77.2.6",
+    "fd77:2::2",
+    "fd77:2::3",
+    "fd77:2::6",
+];
+
+pub(crate) fn hosts() -> Vec<IpAddr> {
+    LEFT.iter()
+        .chain(&RIGHT)
+        .map(|t| t.parse().unwrap())
+        .collect()
+}
+
+const NETS: &[&str] = &[
+    "10.77.1.0/29",
+    "10.77.1.2/31",
+    "10.77.1.2",
+    "10.77.1.3/32",
+    "10.77.1.4/30",
+    "10.77.2.0/29",
+    "10.77.2.2/31",
+    "10.77.2.2/32",
+    "10.77.2.3",
+    "10.77.2.6",
+    "10.77.0.0/16",
+    "0.0.0.0/0",
+    "192.0.2.0/24",
+    "fd77:1::/64",
+    "fd77:1::2",
+    "fd77:1::2/127",
+    "fd77:2::/125",
+    "fd77:2::3",
+    "::/0",
+];
+
+/// A network and parts of it to leave out.
+const EXCEPT: &[(&str, &[&str])] = &[
+    ("10.77.1.0/24", &["10.77.1.2/31"]),
+    ("10.77.0.0/16", &["10.77.1.0/29", "10.77.2.3/32"]),
+    ("0.0.0.0/0", &["10.77.2.2", "10.77.2.4/30"]),
+    ("fd77:1::/64", &["fd77:1::2/128"]),
+    ("::/0", &["fd77:2::/126"]),
+];
+
+fn nets() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec(select(NETS).prop_map(str::to_owned), 1..4)
+}
+
+fn port() -> impl Strategy<Value = Port> {
+    let ported = (
+        select(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp][..]),
+        select(
+            &[
+                (None, None),
+                (Some(1), Some(65535)),
+                (Some(1), None),
+                (Some(80), None),
+                (Some(80), Some(82)),
+                (Some(81), Some(443)),
+                (Some(443), None),
+                (Some(65535), None),
+            ][..],
+        ),
+    )
+        .prop_map(|(protocol, (port, end_port))| Port {
+            protocol,
+            port,
+            end_port,
+        });
+    prop_oneof![
+        8 => ported,
+        1 => Just(Port { protocol: Protocol::Icmp, port: None, end_port: None }),
+    ]
+}
+
+fn label_selector() -> impl Strategy<Value = LabelSelector> {
+    let requirement = (
+        select(&["app", "env"][..]),
+        select(
+            &[
+                LabelOperator::In,
+                LabelOperator::NotIn,
+                LabelOperator::Exists,
+                LabelOperator::DoesNotExist,
+            ][..],
+        ),
+        prop::collection::btree_set(select(&["x", "y", "z"][..]), 1..3),
+    )
+        .prop_map(|(key, operator, values)| LabelRequirement {
+            key: key.to_owned(),
+            operator,
+            values: match operator {
+                LabelOperator::In | LabelOperator::NotIn => {
+                    values.into_iter().map(str::to_owned).collect()
+                }
+                _ => Vec::new(),
+            },
+        });
+    (
+        prop::collection::btree_map(
+            select(&["app", "env"][..]).prop_map(str::to_owned),
+            select(&["x", "y"][..]).prop_map(str::to_owned),
+            0..2,
+        ),
+        prop::collection::vec(requirement, 0..2),
+    )
+        .prop_map(|(match_labels, match_expressions)| LabelSelector {
+            match_labels,
+            match_expressions,
+        })
+}
+
+/// Peers that both projections can tell: `labels` adds those that only labels can.
+fn peer(labels: bool) -> BoxedStrategy<Peer> {
+    let by_address = prop_oneof![
+        2 => Just(Peer { any: true, ..Peer::default() }),
+        4 => select(NETS).prop_map(|net| Peer { cidr: Some(net.to_owned()), ..Peer::default() }),
+        2 => select(EXCEPT).prop_map(|(net, except)| Peer {
+            cidr: Some(net.to_owned()),
+            except: except.iter().map(|e| (*e).to_owned()).collect(),
+            ..Peer::default()
+        }),
+        2 => select(&["both", "plain"][..]).prop_map(|group| Peer { group: Some(group.to_owned()), ..Peer::default() }),
+    ];
+    if !labels {
+        return by_address.boxed();
+    }
+    let by_labels = (
+        prop::option::of(label_selector()),
+        prop::option::of(label_selector()),
+    )
+        .prop_map(|(pods, namespaces)| Peer {
+            pod_selector: if namespaces.is_none() {
+                Some(pods.unwrap_or_default())
+            } else {
+                pods
+            },
+            namespace_selector: namespaces,
+            ..Peer::default()
+        });
+    prop_oneof![2 => by_address, 3 => by_labels].boxed()
+}
+
+#[derive(Debug, Clone)]
+struct AnyRule {
+    action: Action,
+    peers: Vec<Peer>,
+    ports: Vec<Port>,
+}
+
+fn rules(labels: bool) -> impl Strategy<Value = Option<Vec<AnyRule>>> {
+    let action = select(&[Action::Allow, Action::Allow, Action::Deny][..]);
+    let rule = action.prop_flat_map(move |action| {
+        // Deny rules must be decidable by address where the subject has addresses.
+        (
+            Just(action),
+            prop::collection::vec(peer(labels), 1..3),
+            prop::collection::vec(port(), 0..3),
+        )
+            .prop_map(|(action, peers, ports)| AnyRule {
+                action,
+                peers,
+                ports,
+            })
+    });
+    prop::option::weighted(0.75, prop::collection::vec(rule, 0..4))
+}
+
+/// One document. With `labels`, its subject is told by labels alone and peers by either; without, the subject
+/// has addresses, and allow peers may have labels that no address projection can use.
+pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
+    let subject = if labels {
+        (
+            select(&["blue", "green"][..]),
+            prop::option::of(label_selector()),
+        )
+            .prop_map(|(namespace, pod_selector)| Subject {
+                workloads: Some(Workloads {
+                    namespace: namespace.to_owned(),
+                    pod_selector,
+                }),
+                ..Subject::default()
+            })
+            .boxed()
+    } else {
+        prop_oneof![
+            4 => nets().prop_map(|cidrs| Subject { cidrs, ..Subject::default() }),
+            1 => Just(Subject { group: Some("both".to_owned()), ..Subject::default() }),
+        ]
+        .boxed()
+    };
+    let groups = (nets(), nets(), label_selector()).prop_map(|(both, plain, pods)| {
+        BTreeMap::from([
+            (
+                "both".to_owned(),
+                Group {
+                    cidrs: both,
+                    pod_selector: Some(pods.clone()),
+                    namespace_selector: Some(pods),
+                },
+            ),
+            (
+                "plain".to_owned(),
+                Group {
+                    cidrs: plain,
+                    ..Group::default()
+                },
+            ),
+        ])
+    });
+    (
+        subject,
+        groups,
+        rules(labels),
+        rules(labels),
+        select(&[Mode::Enforce, Mode::Enforce, Mode::Enforce, Mode::Observe][..]),
+        select(&[10u16, 100, 100, 500][..]),
+        any::<bool>(),
+    )
+        .prop_map(|(subject, groups, ingress, egress, mode, tier, which)| {
+            let (ingress, egress) = match (ingress, egress) {
+                (None, None) if which => (Some(Vec::new()), None),
+                (None, None) => (None, Some(Vec::new())),
+                some => some,
+            };
+            let name = |side: &str, i: usize| format!("{side}-{i}");
+            ZeroTrustPolicy {
+                api_version: API_VERSION.to_owned(),
+                kind: KIND.to_owned(),
+                metadata: Metadata {
+                    name: "p".to_owned(),
+                    labels: BTreeMap::new(),
+                },
+                spec: Spec {
+                    mode,
+                    tier,
+                    owner: None,
+                    reason: Some("a \"reason\": with, punctuation #1".to_owned()),
+                    ticket: None,
+                    groups,
+                    subject,
+                    ingress: ingress.map(|rules| {
+                        (0..)
+                            .zip(rules)
+                            .map(|(i, r)| IngressRule {
+                                name: name("in", i),
+                                action: r.action,
+                                from: r.peers,
+                                ports: r.ports,
+                            })
+                            .collect()
+                    }),
+                    egress: egress.map(|rules| {
+                        (0..)
+                            .zip(rules)
+                            .map(|(i, r)| EgressRule {
+                                name: name("out", i),
+                                action: r.action,
+                                to: r.peers,
+                                ports: r.ports,
+                            })
+                            .collect()
+                    }),
+                },
+            }
+        })
+}
+
+/// Up to `most` documents with different names.
+pub(crate) fn documents(labels: bool, most: usize) -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
+    prop::collection::vec(document(labels), 0..=most).prop_map(|mut documents| {
+        for (i, document) in documents.iter_mut().enumerate() {
+            document.metadata.name = format!("policy-{i}");
+        }
+        documents
+    })
+}
+
+/// A connection between the world's addresses.
+pub(crate) fn connection() -> impl Strategy<Value = (IpAddr, IpAddr, u8, u16)> {
+    let address = prop_oneof![
+        8 => select(hosts()),
+        1 => any::<[u8; 4]>().prop_map(IpAddr::from),
+        1 => select(vec!["10.77.1.0", "10.77.1.8", "10.77.2.7", "0.0.0.0", "255.255.255.255", "192.0.2.255", "::", "fd77:2::4", "::ffff:10.77.2.3"])
+            .prop_map(|t| t.parse().unwrap()),
+    ];
+    (
+        address.clone(),
+        address,
+        select(&[6u8, 6, 6, 17, 132, 1, 58, 47, 0, 255][..]),
+        prop_oneof![
+            select(&[0u16, 1, 2, 79, 80, 81, 82, 83, 442, 443, 444, 65534, 65535][..]),
+            any::<u16>()
+        ],
+    )
+}
+
+/// The document as text, as people and tools write it.
+pub(crate) fn text(document: &ZeroTrustPolicy) -> String {
+    serde_saphyr::to_string(document).unwrap()
+}

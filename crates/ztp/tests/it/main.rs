@@ -1,0 +1,11 @@
+//! The language as a whole: verdicts and compilers against independent readings of the same documents.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod documents;
+mod engine;
+mod generate;
+mod kubernetes;
+mod nft_text;
+mod nftables;
+mod packets;
+mod reference;
