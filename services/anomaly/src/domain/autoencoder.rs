@@ -1,0 +1,588 @@
+//! The neural model: an autoencoder that learns to reproduce normal flows through a narrow middle. What it
+//! reproduces badly is unusual, and the features it misses by most say why (Hawkins et al. 2002).
+//!
+//! Flows are columns of the input matrix, so a batch is scored by four matrix products.
+
+use std::collections::HashMap;
+
+use candle_core::{D, DType, Device, Tensor, Var};
+use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
+use safetensors::{SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    features::{FEATURES, Matrix, WIDTH},
+    rng::SplitMix64,
+    scaler::RobustScaler,
+    window::Nanos,
+};
+
+/// Widths of the layers between input and output.
+pub const HIDDEN: [usize; 3] = [24, 8, 24];
+
+/// Version of the manifest's form.
+pub const MANIFEST_VERSION: u32 = 1;
+
+const BATCH: usize = 128;
+const HELD_BACK: f64 = 0.2;
+const LEARNING_RATE: f64 = 3e-3;
+const MOST_STEPS: usize = 4_000;
+const PATIENCE: usize = 8;
+
+/// A model could not be made, used or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Too little was learnt.
+    #[error("GAR-ANOM-0003: {learnt} flows were learnt and training needs {needed}")]
+    TooLittle {
+        /// Flows in the sample.
+        learnt: usize,
+        /// Flows needed.
+        needed: usize,
+    },
+    /// Training did not end in finite weights.
+    #[error("GAR-ANOM-0004: training diverged: the loss is {loss}")]
+    Diverged {
+        /// The last validation loss.
+        loss: f32,
+    },
+    /// The stored weights or their manifest are not what this release can use.
+    #[error("GAR-ANOM-0005: stored model: {0}")]
+    Unusable(String),
+    /// The tensor library failed.
+    #[error("GAR-ANOM-0006: {operation}")]
+    Tensor {
+        /// What was attempted.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: candle_core::Error,
+    },
+}
+
+fn tensor(operation: &'static str) -> impl FnOnce(candle_core::Error) -> ModelError {
+    move |source| ModelError::Tensor { operation, source }
+}
+
+/// What belongs to the weights: stored beside them as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this form.
+    pub format: u32,
+    /// Version of the model within its tenant, from 1.
+    pub version: u64,
+    /// Features in the order of the input.
+    pub features: Vec<String>,
+    /// Widths of the hidden layers.
+    pub hidden: Vec<usize>,
+    /// Scaling of the input.
+    pub scaler: RobustScaler,
+    /// Seed of the split, the initial weights and the order of the batches.
+    pub seed: u64,
+    /// Flow time of the first and last record learnt, nanoseconds since the epoch.
+    pub window: (Nanos, Nanos),
+    /// Records offered while learning.
+    pub learnt_flows: u64,
+    /// Records trained on.
+    pub training_rows: usize,
+    /// Records held back.
+    pub validation_rows: usize,
+    /// Passes over the training part.
+    pub epochs: usize,
+    /// Mean squared error on the training part, in squared spreads.
+    pub training_loss: f32,
+    /// Mean squared error on the part held back.
+    pub validation_loss: f32,
+    /// SHA-256 of the safetensors bytes, hexadecimal.
+    pub weights_sha256: String,
+}
+
+/// What training is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Training {
+    /// Seed: the same sample and seed give the same weights on the same machine.
+    pub seed: u64,
+    /// Version the model will have.
+    pub version: u64,
+    /// Fewest rows to train on.
+    pub least_rows: usize,
+    /// Flow time of the learnt period.
+    pub window: (Nanos, Nanos),
+    /// Records offered while learning.
+    pub learnt_flows: u64,
+}
+
+/// A model as it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredModel {
+    /// What it is.
+    pub manifest: Manifest,
+    /// The weights as safetensors.
+    pub weights: Vec<u8>,
+}
+
+/// A trained model, ready to score.
+#[derive(Debug)]
+pub struct Autoencoder {
+    manifest: Manifest,
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+/// Scores of a batch.
+#[derive(Clone, Debug)]
+pub struct Scores {
+    rows: usize,
+    /// `ln(1 + mean squared error)` of each row, in squared spreads.
+    pub values: Vec<f64>,
+    // Squared errors, feature by feature.
+    errors: Vec<f32>,
+}
+
+impl Scores {
+    /// The share of each feature in a row's error, largest first.
+    pub fn shares(&self, row: usize) -> Vec<(usize, f64)> {
+        let errors: Vec<f64> = (0..WIDTH)
+            .map(|j| f64::from(self.errors[j * self.rows + row]))
+            .collect();
+        let total = errors.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        let mut shares: Vec<(usize, f64)> = errors.iter().map(|e| e / total).enumerate().collect();
+        shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+        shares
+    }
+}
+
+impl Autoencoder {
+    /// Trains on a sample of normal rows and returns the model together with the scores of rows it was not
+    /// trained on (or of all, where those would be too few) for setting the threshold.
+    ///
+    /// AdamW (Loshchilov and Hutter 2019) on the mean squared error; the weights of the epoch with the least
+    /// error on the part held back are kept, and training ends when that has not improved for a while.
+    ///
+    /// # Errors
+    /// Every [`ModelError`] but `Unusable`.
+    pub fn train(
+        sample: &Matrix,
+        training: &Training,
+    ) -> Result<(Self, StoredModel, Vec<f64>), ModelError> {
+        if sample.rows() < training.least_rows.max(10) {
+            return Err(ModelError::TooLittle {
+                learnt: sample.rows(),
+                needed: training.least_rows.max(10),
+            });
+        }
+        let mut rng = SplitMix64::new(training.seed);
+        let (mut train_rows, mut held_rows) = (Vec::new(), Vec::new());
+        for i in 0..sample.rows() {
+            if rng.unit() < HELD_BACK {
+                held_rows.push(i);
+            } else {
+                train_rows.push(i);
+            }
+        }
+        if held_rows.is_empty() {
+            held_rows.push(train_rows[0]);
+        }
+        let mut train = sample.select(&train_rows);
+        let mut held = sample.select(&held_rows);
+        let scaler = RobustScaler::fit(&train);
+        scaler.apply(&mut train);
+        scaler.apply(&mut held);
+        let held_input = input(&held)?;
+
+        let variables = initial_weights(&mut rng)?;
+        let flat: Vec<Var> = variables
+            .iter()
+            .flat_map(|(w, b)| [w.clone(), b.clone()])
+            .collect();
+        let mut optimiser = AdamW::new(
+            flat,
+            ParamsAdamW {
+                lr: LEARNING_RATE,
+                weight_decay: 1e-4,
+                ..ParamsAdamW::default()
+            },
+        )
+        .map_err(tensor("starting the optimiser"))?;
+
+        let live: Vec<(Tensor, Tensor)> = variables
+            .iter()
+            .map(|(w, b)| (w.as_tensor().clone(), b.as_tensor().clone()))
+            .collect();
+        let steps_an_epoch = train.rows().div_ceil(BATCH);
+        let most_epochs = (MOST_STEPS / steps_an_epoch).clamp(12, 200);
+        let mut order: Vec<usize> = (0..train.rows()).collect();
+        let mut best = (
+            f32::INFINITY,
+            freeze(&live).map_err(tensor("copying the weights"))?,
+        );
+        let (mut stale, mut epochs, mut training_loss, mut last) = (0, 0, 0.0, 0.0);
+        while epochs < most_epochs && stale < PATIENCE {
+            for i in (1..order.len()).rev() {
+                order.swap(i, rng.below(i as u64 + 1) as usize);
+            }
+            let mut sum = 0.0;
+            for rows in order.chunks(BATCH) {
+                let x = input(&train.select(rows))?;
+                let loss = mean_squared_error(&live, &x).map_err(tensor("a training step"))?;
+                sum += loss
+                    .to_scalar::<f32>()
+                    .map_err(tensor("reading the training loss"))?
+                    * rows.len() as f32;
+                optimiser
+                    .backward_step(&loss)
+                    .map_err(tensor("a training step"))?;
+            }
+            epochs += 1;
+            training_loss = sum / train.rows() as f32;
+            last = mean_squared_error(&live, &held_input)
+                .and_then(|loss| loss.to_scalar::<f32>())
+                .map_err(tensor("validation"))?;
+            if last < best.0 * 0.999 {
+                best = (last, freeze(&live).map_err(tensor("copying the weights"))?);
+                stale = 0;
+            } else {
+                stale += 1;
+            }
+        }
+        let (validation_loss, layers) = best;
+        if !validation_loss.is_finite() {
+            return Err(ModelError::Diverged { loss: last });
+        }
+        let weights = serialise(&layers)?;
+        let manifest = Manifest {
+            format: MANIFEST_VERSION,
+            version: training.version,
+            features: FEATURES.iter().map(|f| f.name.to_owned()).collect(),
+            hidden: HIDDEN.to_vec(),
+            scaler,
+            seed: training.seed,
+            window: training.window,
+            learnt_flows: training.learnt_flows,
+            training_rows: train_rows.len(),
+            validation_rows: held_rows.len(),
+            epochs,
+            training_loss,
+            validation_loss,
+            weights_sha256: hex::encode(Sha256::digest(&weights)),
+        };
+        let model = Self { manifest, layers };
+        // A threshold from a handful of values would be a guess, and what training on them takes off the
+        // score is small beside that.
+        let calibration = if held_rows.len() >= 1_000 {
+            model.score(&sample.select(&held_rows))?.values
+        } else {
+            model.score(sample)?.values
+        };
+        let stored = StoredModel {
+            manifest: model.manifest.clone(),
+            weights,
+        };
+        Ok((model, stored, calibration))
+    }
+
+    /// Reads a stored model.
+    ///
+    /// # Errors
+    /// [`ModelError::Unusable`] when weights and manifest do not fit each other or this release's features.
+    pub fn load(stored: &StoredModel) -> Result<Self, ModelError> {
+        let unusable = |what: String| ModelError::Unusable(what);
+        let manifest = &stored.manifest;
+        if manifest.format != MANIFEST_VERSION {
+            return Err(unusable(format!(
+                "manifest version {} instead of {MANIFEST_VERSION}",
+                manifest.format
+            )));
+        }
+        let hash = hex::encode(Sha256::digest(&stored.weights));
+        if hash != manifest.weights_sha256 {
+            return Err(unusable(format!(
+                "weights have SHA-256 {hash} and the manifest says {}",
+                manifest.weights_sha256
+            )));
+        }
+        let known = FEATURES.iter().map(|f| f.name);
+        if !manifest.features.iter().map(String::as_str).eq(known) {
+            return Err(unusable(
+                "it was trained on other features; learn again".to_owned(),
+            ));
+        }
+        let scales = [&manifest.scaler.medians, &manifest.scaler.spreads];
+        if scales.iter().any(|s| s.len() != WIDTH) || manifest.hidden != HIDDEN {
+            return Err(unusable("its shape is another".to_owned()));
+        }
+        let tensors = SafeTensors::deserialize(&stored.weights)
+            .map_err(|e| unusable(format!("weights are not safetensors: {e}")))?;
+        let read = |name: String, shape: &[usize]| -> Result<Tensor, ModelError> {
+            let view = tensors
+                .tensor(&name)
+                .map_err(|e| unusable(format!("tensor {name}: {e}")))?;
+            if view.shape() != shape || view.dtype() != safetensors::Dtype::F32 {
+                return Err(unusable(format!("tensor {name} has another shape or type")));
+            }
+            let (chunks, _) = view.data().as_chunks::<4>();
+            let values: Vec<f32> = chunks.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            if values.iter().any(|v| !v.is_finite()) {
+                return Err(unusable(format!("tensor {name} is not finite")));
+            }
+            Tensor::from_vec(values, shape, &Device::Cpu).map_err(tensor("reading a tensor"))
+        };
+        let layers = shapes()
+            .into_iter()
+            .enumerate()
+            .map(|(i, (outputs, inputs))| {
+                Ok((
+                    read(format!("layers.{i}.weight"), &[outputs, inputs])?,
+                    read(format!("layers.{i}.bias"), &[outputs, 1])?,
+                ))
+            })
+            .collect::<Result<_, ModelError>>()?;
+        Ok(Self {
+            manifest: manifest.clone(),
+            layers,
+        })
+    }
+
+    /// Scores every row of an unscaled matrix.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensor`] when the tensor library fails.
+    pub fn score(&self, rows: &Matrix) -> Result<Scores, ModelError> {
+        let mut scaled = rows.clone();
+        self.manifest.scaler.apply(&mut scaled);
+        let n = rows.rows();
+        if n == 0 {
+            return Ok(Scores {
+                rows: 0,
+                values: Vec::new(),
+                errors: Vec::new(),
+            });
+        }
+        let x = input(&scaled)?;
+        let output = forward(&self.layers, &x)
+            .and_then(|y| y.flatten_all())
+            .and_then(|y| y.to_vec1::<f32>())
+            .map_err(tensor("scoring"))?;
+        let errors: Vec<f32> = scaled
+            .values()
+            .iter()
+            .zip(&output)
+            .map(|(x, y)| (x - y) * (x - y))
+            .collect();
+        let mut sums = vec![0.0_f32; n];
+        for feature in errors.chunks_exact(n) {
+            for (sum, e) in sums.iter_mut().zip(feature) {
+                *sum += e;
+            }
+        }
+        Ok(Scores {
+            rows: n,
+            values: sums
+                .iter()
+                .map(|s| (f64::from(*s) / WIDTH as f64).ln_1p())
+                .collect(),
+            errors,
+        })
+    }
+
+    /// What belongs to the model.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The usual value of a feature, in its own unit.
+    pub fn usual(&self, feature: usize) -> f64 {
+        FEATURES[feature]
+            .transform
+            .invert(self.manifest.scaler.medians[feature])
+    }
+}
+
+// (outputs, inputs) of each layer.
+fn shapes() -> Vec<(usize, usize)> {
+    let widths = [&[WIDTH][..], &HIDDEN, &[WIDTH]].concat();
+    widths.windows(2).map(|w| (w[1], w[0])).collect()
+}
+
+fn input(matrix: &Matrix) -> Result<Tensor, ModelError> {
+    Tensor::from_slice(matrix.values(), (WIDTH, matrix.rows()), &Device::Cpu)
+        .map_err(tensor("laying out the input"))
+}
+
+// Scaled uniform weights (He et al. 2015), no bias.
+fn initial_weights(rng: &mut SplitMix64) -> Result<Vec<(Var, Var)>, ModelError> {
+    let build = |rng: &mut SplitMix64, (outputs, inputs): (usize, usize)| {
+        let bound = (6.0 / inputs as f64).sqrt();
+        let values: Vec<f32> = (0..outputs * inputs)
+            .map(|_| ((2.0 * rng.unit() - 1.0) * bound) as f32)
+            .collect();
+        let weight = Tensor::from_vec(values, (outputs, inputs), &Device::Cpu)?;
+        Ok((
+            Var::from_tensor(&weight)?,
+            Var::zeros((outputs, 1), DType::F32, &Device::Cpu)?,
+        ))
+    };
+    shapes()
+        .into_iter()
+        .map(|shape| build(rng, shape).map_err(tensor("making the first weights")))
+        .collect()
+}
+
+fn forward(layers: &[(Tensor, Tensor)], x: &Tensor) -> candle_core::Result<Tensor> {
+    let mut h = x.clone();
+    let last = layers.len() - 1;
+    let middle = layers.len() / 2 - 1;
+    for (i, (weight, bias)) in layers.iter().enumerate() {
+        h = weight.matmul(&h)?.broadcast_add(bias)?;
+        // The middle and the output are linear.
+        if i != last && i != middle {
+            h = h.relu()?;
+        }
+    }
+    Ok(h)
+}
+
+fn mean_squared_error(layers: &[(Tensor, Tensor)], x: &Tensor) -> candle_core::Result<Tensor> {
+    forward(layers, x)?
+        .sub(x)?
+        .sqr()?
+        .mean(D::Minus1)?
+        .mean_all()
+}
+
+// A copy that further training does not change.
+fn freeze(layers: &[(Tensor, Tensor)]) -> candle_core::Result<Vec<(Tensor, Tensor)>> {
+    layers
+        .iter()
+        .map(|(w, b)| Ok((w.copy()?.detach(), b.copy()?.detach())))
+        .collect()
+}
+
+fn serialise(layers: &[(Tensor, Tensor)]) -> Result<Vec<u8>, ModelError> {
+    let mut buffers: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (i, (weight, bias)) in layers.iter().enumerate() {
+        for (kind, t) in [("weight", weight), ("bias", bias)] {
+            let values = t
+                .flatten_all()
+                .and_then(|t| t.to_vec1::<f32>())
+                .map_err(tensor("reading the weights"))?;
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            buffers.push((format!("layers.{i}.{kind}"), t.dims().to_vec(), bytes));
+        }
+    }
+    let unusable = |e: safetensors::SafeTensorError| ModelError::Unusable(e.to_string());
+    let views = buffers
+        .iter()
+        .map(|(name, shape, bytes)| {
+            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)?;
+            Ok((name.as_str(), view))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(unusable)?;
+    // One key only: the order of several would differ from run to run, and with it the hash.
+    let about = HashMap::from([("format".to_owned(), "garrison.autoencoder.v1".to_owned())]);
+    safetensors::serialize(views, Some(about)).map_err(unusable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Rows on a plane: every feature is a mixture of two hidden numbers.
+    fn plane(n: usize, seed: u64) -> Matrix {
+        let mut rng = SplitMix64::new(seed);
+        let rows: Vec<Vec<f32>> = (0..n)
+            .map(|_| {
+                let (a, b) = (rng.normal(), rng.normal());
+                (0..WIDTH)
+                    .map(|j| (a * (j as f64).cos() + b * (j as f64).sin() + 5.0) as f32)
+                    .collect()
+            })
+            .collect();
+        Matrix::from_rows(rows.iter().map(Vec::as_slice))
+    }
+
+    fn training(seed: u64) -> Training {
+        Training {
+            seed,
+            version: 3,
+            least_rows: 100,
+            window: (1, 2),
+            learnt_flows: 1_500,
+        }
+    }
+
+    #[test]
+    fn learns_what_is_normal_and_names_the_feature_that_is_not() {
+        let (model, stored, calibration) =
+            Autoencoder::train(&plane(1_500, 1), &training(1)).unwrap();
+        assert!(stored.manifest.validation_loss < 0.1, "{:?}", stored.manifest.validation_loss);
+        assert_eq!(calibration.len(), 1_500);
+        let fresh = plane(200, 2);
+        let normal = model.score(&fresh).unwrap();
+        let mut rows: Vec<Vec<f32>> = (0..200).map(|i| fresh.row(i).collect()).collect();
+        rows[7][4] += 12.0;
+        let scores = model
+            .score(&Matrix::from_rows(rows.iter().map(Vec::as_slice)))
+            .unwrap();
+        let highest = normal.values.iter().copied().fold(0.0, f64::max);
+        assert!(scores.values[7] > 3.0 * highest, "{} vs {highest}", scores.values[7]);
+        let shares = scores.shares(7);
+        assert_eq!(shares[0].0, 4);
+        assert!((shares.iter().map(|s| s.1).sum::<f64>() - 1.0).abs() < 1e-6);
+        assert_eq!(model.usual(0), f64::from(stored.manifest.scaler.medians[0]).exp_m1());
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_weights_and_stored_ones_the_same_scores() {
+        let sample = plane(400, 3);
+        let (model, stored, _) = Autoencoder::train(&sample, &training(9)).unwrap();
+        let (_, again, _) = Autoencoder::train(&sample, &training(9)).unwrap();
+        let (_, other, _) = Autoencoder::train(&sample, &training(10)).unwrap();
+        assert_eq!(stored, again);
+        assert_ne!(stored.manifest.weights_sha256, other.manifest.weights_sha256);
+        let manifest = serde_json::to_string(&stored.manifest).unwrap();
+        let loaded = Autoencoder::load(&StoredModel {
+            manifest: serde_json::from_str(&manifest).unwrap(),
+            weights: stored.weights.clone(),
+        })
+        .unwrap();
+        assert_eq!(
+            loaded.score(&sample).unwrap().values,
+            model.score(&sample).unwrap().values
+        );
+    }
+
+    #[test]
+    fn a_stored_model_that_does_not_fit_is_refused() {
+        let (_, stored, _) = Autoencoder::train(&plane(200, 3), &training(9)).unwrap();
+        let refused = |change: &dyn Fn(&mut StoredModel)| {
+            let mut broken = stored.clone();
+            change(&mut broken);
+            Autoencoder::load(&broken).unwrap_err().to_string()
+        };
+        assert!(refused(&|m| m.weights[100] ^= 1).contains("SHA-256"));
+        assert!(refused(&|m| m.manifest.format = 9).contains("version 9"));
+        assert!(refused(&|m| m.manifest.features[0] = "x".into()).contains("learn again"));
+        assert!(refused(&|m| m.manifest.scaler.medians.clear()).contains("shape"));
+        assert!(
+            refused(&|m| {
+                m.weights = vec![0; 40];
+                m.manifest.weights_sha256 = hex::encode(Sha256::digest(&m.weights));
+            })
+            .contains("safetensors")
+        );
+    }
+
+    #[test]
+    fn too_little_is_refused_and_constant_rows_are_learnt() {
+        let error = Autoencoder::train(&plane(99, 1), &training(1)).unwrap_err();
+        assert!(matches!(error, ModelError::TooLittle { learnt: 99, needed: 100 }));
+        let rows = vec![vec![1.0; WIDTH]; 150];
+        let sample = Matrix::from_rows(rows.iter().map(Vec::as_slice));
+        let (model, ..) = Autoencoder::train(&sample, &training(1)).unwrap();
+        assert!(model.score(&sample).unwrap().values.iter().all(|s| s.is_finite()));
+        assert!(model.score(&sample.select(&[])).unwrap().values.is_empty());
+    }
+}

@@ -1,0 +1,160 @@
+//! The detectors: what each is called, what it means, and which MITRE ATT&CK techniques it shows.
+
+use garrison_proto::alert::v1::{Severity, Technique};
+
+/// One detector. Ids are part of the contract: subjects, playbooks and reports use them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Detector {
+    /// One source tries many ports of one host.
+    ScanVertical,
+    /// One source tries one port on many hosts.
+    ScanHorizontal,
+    /// One source fails many logins at one HTTP service.
+    BruteforceHttp,
+    /// One source opens many short sessions with a login service.
+    BruteforceConnection,
+    /// An internal host reaches an internal service that it never used while learning.
+    ContactNewInternal,
+    /// The autoencoder finds a flow unusual.
+    ModelAutoencoder,
+}
+
+const NETWORK_SERVICE_DISCOVERY: (&str, &str, &str) =
+    ("T1046", "Network Service Discovery", "Discovery");
+const REMOTE_SYSTEM_DISCOVERY: (&str, &str, &str) =
+    ("T1018", "Remote System Discovery", "Discovery");
+const PASSWORD_GUESSING: (&str, &str, &str) = (
+    "T1110.001",
+    "Brute Force: Password Guessing",
+    "Credential Access",
+);
+const REMOTE_SERVICES: (&str, &str, &str) = ("T1021", "Remote Services", "Lateral Movement");
+const EXFILTRATION: (&str, &str, &str) = (
+    "T1048",
+    "Exfiltration Over Alternative Protocol",
+    "Exfiltration",
+);
+const DNS_TUNNEL: (&str, &str, &str) = (
+    "T1071.004",
+    "Application Layer Protocol: DNS",
+    "Command and Control",
+);
+
+impl Detector {
+    /// Every detector.
+    pub const ALL: [Self; 6] = [
+        Self::ScanVertical,
+        Self::ScanHorizontal,
+        Self::BruteforceHttp,
+        Self::BruteforceConnection,
+        Self::ContactNewInternal,
+        Self::ModelAutoencoder,
+    ];
+
+    /// Its id.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::ScanVertical => "scan.vertical",
+            Self::ScanHorizontal => "scan.horizontal",
+            Self::BruteforceHttp => "bruteforce.http",
+            Self::BruteforceConnection => "bruteforce.connection",
+            Self::ContactNewInternal => "contact.new_internal",
+            Self::ModelAutoencoder => "model.autoencoder",
+        }
+    }
+
+    /// Its position in [`ALL`](Self::ALL).
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// What it looks for, in a sentence.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::ScanVertical => {
+                "One source tries many different ports of one host, and they refuse or do not answer."
+            }
+            Self::ScanHorizontal => {
+                "One source tries one port on many different hosts, and they refuse or do not answer."
+            }
+            Self::BruteforceHttp => {
+                "One source collects many failed logins (401 or 403) at one HTTP service."
+            }
+            Self::BruteforceConnection => {
+                "One source opens many short sessions, one after the other, with a login service such as SSH or FTP."
+            }
+            Self::ContactNewInternal => {
+                "An internal host reaches an internal service that it never reached while normal was learnt."
+            }
+            Self::ModelAutoencoder => {
+                "The autoencoder reproduces a flow worse than the adaptive threshold allows."
+            }
+        }
+    }
+
+    /// How grave its alerts are, unless an alert says more.
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::ScanVertical | Self::ScanHorizontal | Self::ContactNewInternal => {
+                Severity::Medium
+            }
+            Self::BruteforceHttp | Self::BruteforceConnection => Severity::High,
+            Self::ModelAutoencoder => Severity::Low,
+        }
+    }
+
+    /// The techniques its alerts show. The model's depend on the features that mattered.
+    pub fn techniques(self) -> Vec<Technique> {
+        let list: &[_] = match self {
+            Self::ScanVertical => &[NETWORK_SERVICE_DISCOVERY],
+            Self::ScanHorizontal => &[NETWORK_SERVICE_DISCOVERY, REMOTE_SYSTEM_DISCOVERY],
+            Self::BruteforceHttp | Self::BruteforceConnection => &[PASSWORD_GUESSING],
+            Self::ContactNewInternal => &[REMOTE_SERVICES],
+            Self::ModelAutoencoder => &[],
+        };
+        list.iter().copied().map(technique).collect()
+    }
+}
+
+/// The technique that an unusual feature hints at, where there is one.
+pub fn hinted_technique(feature: &str) -> Option<Technique> {
+    let hint = match feature {
+        "src_bytes" | "source_bytes" | "byte_balance" | "src_mean_payload" => EXFILTRATION,
+        "source_ports" | "source_hosts" | "source_failed_share" => NETWORK_SERVICE_DISCOVERY,
+        "http_auth_failures" => PASSWORD_GUESSING,
+        "dns_query_length" => DNS_TUNNEL,
+        _ => return None,
+    };
+    Some(technique(hint))
+}
+
+fn technique((id, name, tactic): (&str, &str, &str)) -> Technique {
+    Technique {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        tactic: tactic.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_and_safe_in_a_subject_and_order_is_the_index() {
+        let ids: std::collections::BTreeSet<_> = Detector::ALL.iter().map(|d| d.id()).collect();
+        assert_eq!(ids.len(), Detector::ALL.len());
+        for (i, d) in Detector::ALL.iter().enumerate() {
+            assert_eq!(d.index(), i);
+            let safe = |b: u8| b.is_ascii_lowercase() || b == b'.' || b == b'_';
+            assert!(d.id().bytes().all(safe));
+        }
+    }
+
+    #[test]
+    fn hints_name_features_that_exist() {
+        use crate::domain::features::FEATURES;
+        let hinted = FEATURES.iter().filter(|f| hinted_technique(f.name).is_some());
+        assert_eq!(hinted.count(), 9);
+    }
+}

@@ -1,0 +1,296 @@
+//! From a detector's finding to an alert: fingerprint, folding of repeats, ids that a replay gives again.
+
+use garrison_proto::{
+    TenantId,
+    alert::v1::{Alert, Entity, EntityKind, Feature, Severity, Technique},
+};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::{
+    bounded::BoundedMap,
+    detector::Detector,
+    settings::Settings,
+    window::{FlowRef, Host, Nanos, timestamp},
+};
+
+/// What a detector found in one record.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Who found it.
+    pub detector: Detector,
+    /// One line for people.
+    pub title: String,
+    /// How grave.
+    pub severity: Severity,
+    /// How sure, 0 to 1.
+    pub confidence: f64,
+    /// The source.
+    pub source: Host,
+    /// Whom it concerns.
+    pub targets: Vec<Target>,
+    /// Findings with the same source and subject are repeats of each other.
+    pub subject: String,
+    /// Techniques shown.
+    pub techniques: Vec<Technique>,
+    /// The numbers that mattered.
+    pub features: Vec<Feature>,
+    /// The flows that it rests on.
+    pub flows: Vec<FlowRef>,
+    /// Capture time of the record that crossed the threshold.
+    pub trigger: Nanos,
+    /// Its score.
+    pub score: f64,
+    /// The threshold it crossed.
+    pub threshold: f64,
+}
+
+/// Whom a finding concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A host.
+    Host(Host),
+    /// A service: host, port, IP protocol number.
+    Service(Host, u16, u8),
+}
+
+impl Target {
+    fn to_proto(self) -> Entity {
+        match self {
+            Self::Host(host) => Entity {
+                kind: EntityKind::Host.into(),
+                value: host.to_string(),
+            },
+            Self::Service(host, port, protocol) => Entity {
+                kind: EntityKind::Service.into(),
+                value: service_name(host, port, protocol),
+            },
+        }
+    }
+}
+
+/// A service as alerts name it: `ip:port/proto`, an IPv6 address in brackets.
+pub fn service_name(host: Host, port: u16, protocol: u8) -> String {
+    let protocol = match protocol {
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        other => other.to_string(),
+    };
+    format!("{}/{protocol}", std::net::SocketAddr::new(host.ip(), port))
+}
+
+/// Identifies findings that are repeats of each other: the first half of a SHA-256.
+pub type Fingerprint = [u8; 16];
+
+/// What is known of an alert while its repeats are folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// Capture time that opened it.
+    pub opened: Nanos,
+    /// Earliest flow of all findings.
+    pub first_seen: Nanos,
+    /// Findings so far.
+    pub count: u64,
+    /// The count at which it is published again.
+    pub next: u64,
+}
+
+/// Folds a finding. Returns the alert when it is the first, or when the count reached the next step of
+/// 1, 2, 5, 10, 20, 50, 100, ….
+pub fn fold(
+    folds: &mut BoundedMap<Fingerprint, Fold>,
+    finding: &Finding,
+    tenant: &TenantId,
+    settings: &Settings,
+    detected: Nanos,
+) -> Option<Alert> {
+    let fingerprint = fingerprint(tenant, finding);
+    let first_flow = finding.flows.iter().map(|f| f.first_seen).min();
+    let first_seen = first_flow.unwrap_or(finding.trigger).min(finding.trigger);
+    let fresh = Fold {
+        opened: finding.trigger,
+        first_seen,
+        count: 0,
+        next: 1,
+    };
+    let fold = folds.get_or_insert_with(fingerprint, || fresh);
+    if finding.trigger.saturating_sub(fold.opened) > settings.fold {
+        *fold = fresh;
+    }
+    fold.count += 1;
+    fold.first_seen = fold.first_seen.min(first_seen);
+    if fold.count < fold.next {
+        return None;
+    }
+    fold.next = next_step(fold.next);
+    Some(alert(finding, fingerprint, *fold, settings, detected))
+}
+
+fn next_step(step: u64) -> u64 {
+    let mut decade = 1_u64;
+    while step / decade >= 10 {
+        decade *= 10;
+    }
+    match step / decade {
+        1 => decade.saturating_mul(2),
+        2..=4 => decade.saturating_mul(5),
+        _ => decade.saturating_mul(10),
+    }
+}
+
+fn fingerprint(tenant: &TenantId, finding: &Finding) -> Fingerprint {
+    let mut hash = Sha256::new();
+    for part in [
+        tenant.as_str(),
+        finding.detector.id(),
+        &finding.source.to_string(),
+        &finding.subject,
+    ] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    first_half(&hash.finalize())
+}
+
+fn first_half(hash: &[u8]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash[..16]);
+    half
+}
+
+// A UUIDv7 whose time is the trigger's and whose other bits come from what makes this publication itself, so
+// that a replay of the same messages gives the same id and the database keeps one of the two.
+fn alert_id(fingerprint: &Fingerprint, fold: Fold, trigger: Nanos) -> Uuid {
+    let mut hash = Sha256::new();
+    hash.update(fingerprint);
+    hash.update(fold.opened.to_be_bytes());
+    hash.update(fold.count.to_be_bytes());
+    let hash = hash.finalize();
+    let mut random = [0; 10];
+    random.copy_from_slice(&hash[..10]);
+    let millis = u64::try_from(trigger / 1_000_000).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+}
+
+fn alert(
+    finding: &Finding,
+    fingerprint: Fingerprint,
+    fold: Fold,
+    settings: &Settings,
+    detected: Nanos,
+) -> Alert {
+    let skip = finding.flows.len().saturating_sub(settings.flows_an_alert);
+    let last_flow = finding.flows.iter().map(|f| f.last_seen).max();
+    Alert {
+        alert_id: alert_id(&fingerprint, fold, finding.trigger).to_string(),
+        detector: finding.detector.id().to_owned(),
+        title: finding.title.clone(),
+        severity: finding.severity.into(),
+        confidence: finding.confidence.clamp(0.0, 1.0),
+        entity: Some(Target::Host(finding.source).to_proto()),
+        targets: finding
+            .targets
+            .iter()
+            .take(settings.targets_an_alert)
+            .map(|t| t.to_proto())
+            .collect(),
+        techniques: finding.techniques.clone(),
+        features: finding.features.clone(),
+        // The latest ones, among them the flow that crossed the threshold.
+        flows: finding.flows[skip..].iter().map(FlowRef::to_proto).collect(),
+        first_seen: Some(timestamp(fold.first_seen)),
+        last_seen: Some(timestamp(last_flow.unwrap_or(finding.trigger).max(finding.trigger))),
+        trigger_time: Some(timestamp(finding.trigger)),
+        detected_time: Some(timestamp(detected)),
+        count: fold.count,
+        policy: String::new(),
+        fingerprint: hex::encode(fingerprint),
+        score: finding.score,
+        threshold: finding.threshold,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        shard::tests::settings,
+        window::{SECOND, tests::flow_ref},
+    };
+
+    fn finding(trigger: Nanos) -> Finding {
+        Finding {
+            detector: Detector::ScanVertical,
+            title: "t".to_owned(),
+            severity: Severity::Medium,
+            confidence: 0.9,
+            source: Host::from("10.0.0.9".parse::<std::net::IpAddr>().unwrap()),
+            targets: vec![Target::Service(Host(1), 80, 6); 100],
+            subject: "10.0.0.1".to_owned(),
+            techniques: Detector::ScanVertical.techniques(),
+            features: Vec::new(),
+            flows: (0..100).map(flow_ref).collect(),
+            trigger,
+            score: 15.0,
+            threshold: 15.0,
+        }
+    }
+
+    fn run(tenant: &str, triggers: &[Nanos]) -> Vec<Alert> {
+        let mut folds = BoundedMap::new(10);
+        let tenant = tenant.parse().unwrap();
+        triggers
+            .iter()
+            .filter_map(|t| fold(&mut folds, &finding(*t), &tenant, &settings(), 7))
+            .collect()
+    }
+
+    #[test]
+    fn repeats_are_folded_and_told_at_growing_steps() {
+        let triggers: Vec<Nanos> = (1..=120).map(|s| s * SECOND).collect();
+        let alerts = run("acme", &triggers);
+        let counts: Vec<u64> = alerts.iter().map(|a| a.count).collect();
+        assert_eq!(counts, [1, 2, 5, 10, 20, 50, 100]);
+        assert!(alerts.iter().all(|a| a.fingerprint == alerts[0].fingerprint));
+        let ids: std::collections::BTreeSet<_> = alerts.iter().map(|a| &a.alert_id).collect();
+        assert_eq!(ids.len(), alerts.len());
+        assert!(alerts.iter().all(|a| a.flows.len() == 32 && a.targets.len() == 32));
+        assert_eq!(alerts[0].flows[31].flow_id, garrison_flow::flow_id_text(&[99; 16]));
+    }
+
+    #[test]
+    fn after_the_fold_window_it_is_a_new_alert() {
+        let late = SECOND + settings().fold + 1;
+        let counts: Vec<u64> = run("acme", &[SECOND, late]).iter().map(|a| a.count).collect();
+        assert_eq!(counts, [1, 1]);
+    }
+
+    #[test]
+    fn ids_are_those_of_a_replay_and_never_those_of_another_tenant() {
+        let triggers = [SECOND, 2 * SECOND];
+        assert_eq!(run("acme", &triggers), run("acme", &triggers));
+        let (a, b) = (run("acme", &triggers), run("other", &triggers));
+        assert!(a.iter().zip(&b).all(|(a, b)| a.alert_id != b.alert_id));
+        let id: Uuid = a[0].alert_id.parse().unwrap();
+        assert_eq!(id.get_version_num(), 7);
+        assert_eq!(id.get_timestamp().unwrap().to_unix().0, 1);
+    }
+
+    #[test]
+    fn steps_grow() {
+        let mut step = 1;
+        for want in [2, 5, 10, 20, 50, 100, 200, 500, 1_000] {
+            step = next_step(step);
+            assert_eq!(step, want);
+        }
+        assert!(next_step(u64::MAX) >= 10_000_000_000_000_000_000);
+    }
+
+    #[test]
+    fn services_are_named_with_their_port_and_protocol() {
+        let v6 = Host::from("2001:db8::1".parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(service_name(v6, 443, 17), "[2001:db8::1]:443/udp");
+        let v4 = Host::from("10.0.0.1".parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(service_name(v4, 80, 6), "10.0.0.1:80/tcp");
+    }
+}

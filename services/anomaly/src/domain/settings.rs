@@ -1,0 +1,144 @@
+//! What the operator decides, compiled from the configuration.
+
+use super::{
+    detector::Detector,
+    spot::SpotSettings,
+    window::{Host, Nanos, Span},
+};
+
+/// Thresholds, spans and bounds. One for all tenants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Which detectors run, by [`Detector::index`].
+    pub enabled: [bool; Detector::ALL.len()],
+    /// Many ports of one host.
+    pub vertical: Threshold,
+    /// One port on many hosts.
+    pub horizontal: Threshold,
+    /// Failed HTTP logins.
+    pub logins: Threshold,
+    /// Short sessions.
+    pub sessions: Threshold,
+    /// Which sessions count.
+    pub short_session: ShortSession,
+    /// Networks whose hosts are internal.
+    pub internal: Vec<Network>,
+    /// The model's threshold.
+    pub spot: SpotSettings,
+    /// How long repeats are folded into one alert.
+    pub fold: Nanos,
+    /// Flows an alert refers to at most.
+    pub flows_an_alert: usize,
+    /// Targets an alert lists at most.
+    pub targets_an_alert: usize,
+    /// Rows kept while learning.
+    pub sample_rows: usize,
+    /// Seed of sample and training.
+    pub seed: u64,
+    /// How far a sensor's clock may be ahead of a batch's publication.
+    pub clock_tolerance: Nanos,
+    /// Bounds on memory, a tenant and shard.
+    pub bounds: Bounds,
+}
+
+/// How many within which time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Threshold {
+    /// How many make an alert.
+    pub count: usize,
+    /// Within which span.
+    pub span: Span,
+    /// This many unanswered at once make an alert before the grace is over.
+    pub burst: usize,
+}
+
+/// A session that may be one guess at a password.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShortSession {
+    /// Ports of login services.
+    pub ports: Vec<u16>,
+    /// Longest it lasts.
+    pub longest: Nanos,
+    /// Most payload octets the service sends.
+    pub most_bytes: u64,
+}
+
+/// A network, IPv4 mapped into IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The address.
+    pub address: Host,
+    /// The mask.
+    pub mask: u128,
+}
+
+impl Network {
+    /// From an address and the length of its prefix.
+    pub fn new(address: std::net::IpAddr, prefix: u8) -> Self {
+        let prefix = if address.is_ipv4() {
+            u32::from(prefix) + 96
+        } else {
+            u32::from(prefix)
+        };
+        let mask = u128::MAX
+            .checked_shl(128_u32.saturating_sub(prefix))
+            .unwrap_or(0);
+        Self {
+            address: Host(Host::from(address).0 & mask),
+            mask,
+        }
+    }
+
+    /// The host is in it.
+    pub fn contains(&self, host: Host) -> bool {
+        host.0 & self.mask == self.address.0
+    }
+}
+
+/// Most entries of each map in one shard of one tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Flows remembered, to tell repeats and to count what is new in a record.
+    pub flows: usize,
+    /// Sources with an activity window.
+    pub sources: usize,
+    /// Windows of each behaviour.
+    pub windows: usize,
+    /// Sources whose contacts are remembered.
+    pub contact_sources: usize,
+    /// Contacts remembered a source.
+    pub contacts_a_source: usize,
+    /// Alerts that repeats are folded into.
+    pub folds: usize,
+}
+
+impl Settings {
+    /// The detector runs.
+    pub fn runs(&self, detector: Detector) -> bool {
+        self.enabled[detector.index()]
+    }
+
+    /// The host belongs to an internal network.
+    pub fn is_internal(&self, host: Host) -> bool {
+        self.internal.iter().any(|n| n.contains(host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_contain_what_their_prefix_says() {
+        let net = |a: &str, p| Network::new(a.parse().unwrap(), p);
+        let host = |a: &str| Host::from(a.parse::<std::net::IpAddr>().unwrap());
+        assert!(net("10.1.2.3", 8).contains(host("10.200.0.1")));
+        assert!(!net("10.1.2.3", 8).contains(host("11.0.0.1")));
+        assert!(net("0.0.0.0", 0).contains(host("1.2.3.4")));
+        assert!(!net("0.0.0.0", 0).contains(host("2001:db8::1")));
+        assert!(net("fc00::", 7).contains(host("fd12::1")));
+        assert!(net("::", 0).contains(host("fd12::1")));
+        assert!(net("192.168.1.1", 32).contains(host("192.168.1.1")));
+        assert!(!net("192.168.1.1", 32).contains(host("192.168.1.2")));
+    }
+}

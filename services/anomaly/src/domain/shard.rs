@@ -1,0 +1,346 @@
+//! What is known of the sources of one shard, and the one pass over a batch's rows that keeps it current and
+//! runs the behaviours.
+
+use garrison_flow::{Columns, FlowState};
+use garrison_proto::alert::v1::Feature;
+
+use super::{
+    activity::{SourceActivity, host_hash, port_hash},
+    behaviour::{self, Row},
+    bounded::BoundedMap,
+    facts::{Facts, number},
+    finding::{Finding, Fingerprint, Fold},
+    settings::{Bounds, Settings},
+    window::{CountWindow, DistinctWindow, Host, Nanos},
+};
+
+/// What is remembered of a flow between its records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowMemory {
+    /// Sequence number of the last record taken; `None` before the first.
+    pub record_seq: Option<u32>,
+    /// The opener's payload octets in it.
+    pub src_bytes: u64,
+    /// Its failed logins.
+    pub auth_failures: u32,
+    /// The flow was counted as failed.
+    pub failed: bool,
+    /// The flow's contact was looked at.
+    pub contact: bool,
+}
+
+/// The internal services a source is known to use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contacts {
+    /// Host, port and IP protocol number, sorted; port 0 stands for every dynamic port.
+    pub known: Vec<(Host, u16, u8)>,
+    /// There were more than could be kept: the source is not judged any more.
+    pub overflowed: bool,
+}
+
+impl Contacts {
+    /// Adds a service. False when it was known.
+    pub fn insert(&mut self, service: (Host, u16, u8), most: usize) -> bool {
+        match self.known.binary_search(&service) {
+            Ok(_) => false,
+            Err(_) if self.known.len() >= most => {
+                self.overflowed = true;
+                true
+            }
+            Err(at) => {
+                self.known.insert(at, service);
+                true
+            }
+        }
+    }
+}
+
+/// One source, one destination.
+pub type Pair = (Host, Host);
+/// A protocol and a port.
+pub type Port = (u8, u16);
+/// One source, one service.
+pub type ServicePair = (Host, Host, u16);
+
+/// The state of one shard of one tenant. Every map is bounded and forgets the least active first.
+#[derive(Debug)]
+pub struct Shard {
+    /// Flows, to tell repeats and to count what is new in a record.
+    pub flows: BoundedMap<[u8; 16], FlowMemory>,
+    /// What sources did in the last minute.
+    pub sources: BoundedMap<Host, SourceActivity>,
+    /// Ports tried in vain, by source and destination.
+    pub vertical: BoundedMap<Pair, DistinctWindow<Port>>,
+    /// Hosts tried in vain, by source and port.
+    pub horizontal: BoundedMap<(Host, Port), DistinctWindow<Host>>,
+    /// Failed HTTP logins, by source and service.
+    pub logins: BoundedMap<ServicePair, CountWindow>,
+    /// Short sessions, by source and service.
+    pub sessions: BoundedMap<ServicePair, CountWindow>,
+    /// Internal services that sources use.
+    pub contacts: BoundedMap<Host, Contacts>,
+    /// Alerts that repeats are folded into.
+    pub folds: BoundedMap<Fingerprint, Fold>,
+}
+
+/// What holds while a batch is judged.
+pub struct Context<'a> {
+    /// Thresholds and bounds.
+    pub settings: &'a Settings,
+    /// New contacts become known without an alert.
+    pub learning: bool,
+    /// Normal was learnt, so that a contact can be new.
+    pub learnt: bool,
+    /// Usual values of some features, by name, from the model; 0 without one.
+    pub usual: &'a dyn Fn(&str) -> f64,
+}
+
+/// What one pass saw.
+#[derive(Debug, Default)]
+pub struct Pass {
+    /// What the behaviours found, in the order of the rows.
+    pub findings: Vec<Finding>,
+    /// Rows of flows with something to score: not the first packet only, not a repeat.
+    pub scorable: Vec<usize>,
+    /// Records that were seen before.
+    pub repeated: u64,
+    /// Records too old for their source's window.
+    pub late: u64,
+    /// Records whose state means nothing.
+    pub unusable: u64,
+}
+
+impl Shard {
+    /// Starts empty.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            flows: BoundedMap::new(bounds.flows),
+            sources: BoundedMap::new(bounds.sources),
+            vertical: BoundedMap::new(bounds.windows),
+            horizontal: BoundedMap::new(bounds.windows),
+            logins: BoundedMap::new(bounds.windows),
+            sessions: BoundedMap::new(bounds.windows),
+            contacts: BoundedMap::new(bounds.contact_sources),
+            folds: BoundedMap::new(bounds.folds),
+        }
+    }
+
+    /// Entries held, over all maps but flows.
+    pub fn entities(&self) -> usize {
+        self.sources.len()
+            + self.vertical.len()
+            + self.horizontal.len()
+            + self.logins.len()
+            + self.sessions.len()
+            + self.contacts.len()
+    }
+
+    /// Entries that had to make room, over all maps.
+    pub fn evicted(&self) -> u64 {
+        self.flows.evicted()
+            + self.sources.evicted()
+            + self.vertical.evicted()
+            + self.horizontal.evicted()
+            + self.logins.evicted()
+            + self.sessions.evicted()
+            + self.contacts.evicted()
+            + self.folds.evicted()
+    }
+
+    /// Takes every row of a batch in order: keeps the windows current, fills the activity columns of `facts`
+    /// and runs the behaviours.
+    pub fn pass(&mut self, columns: &Columns<'_>, facts: &mut Facts, context: &Context<'_>) -> Pass {
+        let mut pass = Pass::default();
+        for i in 0..facts.src.len() {
+            let Some(state) = facts.state[i] else {
+                pass.unusable += 1;
+                continue;
+            };
+            let observed = context.learning || context.learnt;
+            let Some(news) = self.news(columns, facts, i, observed) else {
+                pass.repeated += 1;
+                continue;
+            };
+            pass.late += u64::from(!self.note_activity(columns, facts, i, &news));
+            if state != FlowState::New {
+                pass.scorable.push(i);
+            }
+            let row = Row {
+                columns,
+                facts,
+                i,
+                state,
+                news: &news,
+            };
+            behaviour::scan::vertical(self, &row, context, &mut pass.findings);
+            behaviour::scan::horizontal(self, &row, context, &mut pass.findings);
+            behaviour::bruteforce::logins(self, &row, context, &mut pass.findings);
+            behaviour::bruteforce::sessions(self, &row, context, &mut pass.findings);
+            behaviour::contact::new_internal(self, &row, context, &mut pass.findings);
+        }
+        pass
+    }
+
+    // What the record adds to what is known of its flow. `None` for a repeat: counters are cumulative, so a
+    // record that was overtaken adds nothing either.
+    fn news(
+        &mut self,
+        columns: &Columns<'_>,
+        facts: &Facts,
+        i: usize,
+        contacts_observed: bool,
+    ) -> Option<News> {
+        let mut id = [0; 16];
+        id.copy_from_slice(columns.flow_id.value(i));
+        let memory = self.flows.get_or_insert_with(id, FlowMemory::default);
+        let seq = columns.record_seq.value(i);
+        if memory.record_seq.is_some_and(|last| seq <= last) {
+            return None;
+        }
+        let src_bytes = number(columns.src_bytes, i);
+        let auth_failures =
+            u32::try_from(number(columns.http_auth_failures, i)).unwrap_or(u32::MAX);
+        let failed = facts.reach[i] == super::window::Reach::Failed;
+        let news = News {
+            first_record: memory.record_seq.is_none(),
+            bytes: src_bytes.saturating_sub(memory.src_bytes),
+            auth_failures: auth_failures.saturating_sub(memory.auth_failures),
+            failed: failed && !memory.failed,
+            contact_seen: memory.contact,
+        };
+        *memory = FlowMemory {
+            record_seq: Some(seq),
+            src_bytes: src_bytes.max(memory.src_bytes),
+            auth_failures: auth_failures.max(memory.auth_failures),
+            failed: failed || memory.failed,
+            contact: memory.contact
+                || (contacts_observed && behaviour::contact::is_contact(columns, facts, i)),
+        };
+        Some(news)
+    }
+
+    fn note_activity(
+        &mut self,
+        columns: &Columns<'_>,
+        facts: &mut Facts,
+        i: usize,
+        news: &News,
+    ) -> bool {
+        let source = self
+            .sources
+            .get_or_insert_with(facts.src[i], SourceActivity::default);
+        let bucket = source.bucket(facts.time[i]);
+        let in_time = bucket.is_some();
+        if let Some(bucket) = bucket {
+            if news.first_record {
+                let port = port_hash(columns.protocol.value(i), columns.dst_port.value(i));
+                bucket.flows = bucket.flows.saturating_add(1);
+                bucket.hosts.add(host_hash(facts.dst[i].0));
+                bucket.ports.add(port);
+            }
+            bucket.failed = bucket.failed.saturating_add(u32::from(news.failed));
+            bucket.bytes = bucket.bytes.saturating_add(news.bytes);
+        }
+        facts.activity[i] = source.summary(facts.time[i]);
+        in_time
+    }
+}
+
+/// What a record adds to what was known of its flow.
+#[derive(Clone, Copy, Debug)]
+pub struct News {
+    /// Nothing was known of the flow.
+    pub first_record: bool,
+    /// Payload octets the opener sent since.
+    pub bytes: u64,
+    /// Logins that failed since.
+    pub auth_failures: u32,
+    /// It has failed, and had not before.
+    pub failed: bool,
+    /// Its contact was looked at already.
+    pub contact_seen: bool,
+}
+
+/// A number for an alert.
+pub fn feature(name: &str, unit: &str, value: f64, usual: f64, contribution: f64) -> Feature {
+    Feature {
+        name: name.to_owned(),
+        value,
+        usual,
+        contribution,
+        unit: unit.to_owned(),
+    }
+}
+
+/// A span of flow time.
+pub const fn seconds(n: i64) -> Nanos {
+    n * super::window::SECOND
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::domain::{
+        detector::Detector,
+        settings::{Network, ShortSession, Threshold},
+        spot::SpotSettings,
+        window::Span,
+    };
+
+    pub(crate) fn settings() -> Settings {
+        let threshold = |count: usize| Threshold {
+            count,
+            span: Span {
+                length: seconds(60),
+                grace: 250_000_000,
+                bound: 4 * count,
+            },
+            burst: 2 * count,
+        };
+        Settings {
+            enabled: [true; Detector::ALL.len()],
+            vertical: threshold(15),
+            horizontal: threshold(15),
+            logins: threshold(10),
+            sessions: threshold(10),
+            short_session: ShortSession {
+                ports: vec![21, 22],
+                longest: seconds(10),
+                most_bytes: 8_000,
+            },
+            internal: vec![Network::new("10.0.0.0".parse().unwrap(), 8)],
+            spot: SpotSettings {
+                rate: 1e-3,
+                level: 0.98,
+                peaks: 500,
+                drift_depth: 0,
+                floor: 0.2,
+            },
+            fold: seconds(3_600),
+            flows_an_alert: 32,
+            targets_an_alert: 32,
+            sample_rows: 4_000,
+            seed: 1,
+            clock_tolerance: seconds(60),
+            bounds: Bounds {
+                flows: 10_000,
+                sources: 1_000,
+                windows: 1_000,
+                contact_sources: 1_000,
+                contacts_a_source: 64,
+                folds: 1_000,
+            },
+        }
+    }
+
+    #[test]
+    fn contacts_overflow_instead_of_growing() {
+        let mut contacts = Contacts::default();
+        for port in 0..10 {
+            contacts.insert((Host(1), port, 6), 8);
+        }
+        assert_eq!(contacts.known.len(), 8);
+        assert!(contacts.overflowed);
+        assert!(!contacts.insert((Host(1), 3, 6), 8));
+    }
+}
