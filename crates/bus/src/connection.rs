@@ -279,10 +279,22 @@ impl Stream for CoreSubscription {
             let Some(message) = ready!(self.subscriber.poll_next_unpin(cx)) else {
                 return Poll::Ready(None);
             };
+            // A copy that a consumer was made to send here carries the consumer's reply subject, whatever its
+            // headers say; see `Delivery::read`.
+            if message
+                .reply
+                .as_deref()
+                .is_some_and(|reply| reply.starts_with("$JS."))
+            {
+                self.bus.inner.metrics.core_malformed.add(1, &[]);
+                tracing::error!(subject = %message.subject, "left out a message that was not published here");
+                continue;
+            }
             let position = Position {
                 attempt: 0,
                 stream_sequence: 0,
                 stored: None,
+                stream: None,
             };
             match Delivery::read(
                 &message.subject,

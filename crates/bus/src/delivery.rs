@@ -45,10 +45,16 @@ pub(crate) struct Position {
     pub(crate) attempt: u64,
     pub(crate) stream_sequence: u64,
     pub(crate) stored: Option<DateTime<Utc>>,
+    /// The stream, for deliveries of a consumer.
+    pub(crate) stream: Option<&'static str>,
 }
 
 impl Delivery {
     /// Checks subject and headers. The error is the reason for a rejection.
+    ///
+    /// The broker does not check the reply subject of a pull request against permissions, so an identity can have it
+    /// copy a message of its own consumer to any subject. Such a copy is told by its headers: the broker refuses a
+    /// message whose expected stream is another, so one that names this stream was published to it.
     pub(crate) fn read(
         subject: &str,
         headers: Option<&HeaderMap>,
@@ -74,6 +80,17 @@ impl Delivery {
             return Err(format!(
                 "GAR-BUS-0007: CloudEvents version {version:?} is not 1.0"
             ));
+        }
+        if let Some(stream) = position.stream {
+            let expected = text(header::EXPECTED_STREAM)?;
+            if expected != stream {
+                return Err(format!(
+                    "GAR-BUS-0007: the message was published to stream {expected:?}"
+                ));
+            }
+            if text(header::MESSAGE_ID)? != text(header::ID)? {
+                return Err("GAR-BUS-0007: Nats-Msg-Id is not ce-id".to_owned());
+            }
         }
         let id = text(header::ID)?;
         let id =
@@ -153,6 +170,7 @@ mod tests {
             attempt: 1,
             stream_sequence: 7,
             stored: None,
+            stream: Some("EVENTS"),
         }
     }
 
@@ -202,6 +220,8 @@ mod tests {
             ("ce-type", ""),
             ("ce-source", ""),
             ("content-type", ""),
+            ("Nats-Expected-Stream", "RESPONSES"),
+            ("Nats-Msg-Id", "another"),
         ];
         for (name, broken) in cases {
             let mut headers = sent.headers().unwrap();

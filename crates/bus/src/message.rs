@@ -7,7 +7,7 @@ use prost::Name;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{PublishError, trace};
+use crate::{PublishError, topology, trace};
 
 /// Content types on the bus.
 pub mod content_type {
@@ -28,6 +28,7 @@ pub(crate) mod header {
     pub(crate) const CONTENT_TYPE: &str = "content-type";
     pub(crate) const TRACEPARENT: &str = "traceparent";
     pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
+    pub(crate) const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 }
 
 /// A CloudEvent 1.0 on its way to the bus, in NATS binary mode: attributes in headers, data in the payload.
@@ -151,6 +152,10 @@ impl Message {
         )?;
         put(header::SPEC_VERSION, "1.0")?;
         put(header::CONTENT_TYPE, &self.content_type)?;
+        // The broker refuses the message in any other stream; see `Delivery::read`.
+        if let Some(stream) = topology::stream_of(&self.subject) {
+            put(header::EXPECTED_STREAM, stream)?;
+        }
         if let Some(traceparent) = &self.traceparent {
             put(header::TRACEPARENT, traceparent)?;
         }

@@ -12,7 +12,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{Message, PublishError, connection::Link, metrics::Metrics};
+use crate::{Message, PublishError, connection::Link, metrics::Metrics, subject};
 
 /// Publishes to JetStream with a bounded number of messages in flight. Cheap to clone; clones share the bound.
 #[derive(Clone)]
@@ -99,6 +99,11 @@ impl Publisher {
     }
 
     async fn send(&self, message: &Message) -> Result<Pending, PublishError> {
+        // The broker would store a literal wildcard or any tenant; every consumer would then reject it.
+        subject::parse(&message.subject).map_err(|error| PublishError::Refused {
+            subject: message.subject.clone(),
+            reason: error.to_string(),
+        })?;
         let publish = PublishMessage::build()
             .payload(message.payload.clone())
             .headers(message.headers()?);

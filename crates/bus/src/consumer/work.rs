@@ -107,6 +107,7 @@ impl<H: Handler> Worker<H> {
             attempt,
             stream_sequence: job.position.stream_sequence,
             stored: Some(job.position.stored),
+            stream: Some(self.spec.stream),
         };
         let message = &job.message;
         let started = Instant::now();

@@ -255,6 +255,9 @@ fn stream_config(spec: &StreamSpec, options: &ApplyOptions) -> stream::Config {
         num_replicas: options.replicas.max(1),
         deny_delete: spec.append_only,
         deny_purge: spec.append_only,
+        allow_direct: super::CONSUMERS
+            .iter()
+            .any(|c| c.replays && c.stream == spec.name),
         // The broker does not offer asynchronous persistence for replicated streams.
         persist_mode: (spec.asynchronous && options.replicas <= 1)
             .then_some(PersistenceMode::Async),
@@ -301,6 +304,9 @@ fn compare_streams(
         ));
     } else if have.deny_delete != wanted.deny_delete || have.deny_purge != wanted.deny_purge {
         changes.push("append-only".to_owned());
+    }
+    if have.allow_direct != wanted.allow_direct {
+        changes.push("reading by sequence".to_owned());
     }
     if have.max_bytes != wanted.max_bytes {
         if u64::try_from(wanted.max_bytes).is_ok_and(|limit| state.bytes > limit) {

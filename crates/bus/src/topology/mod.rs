@@ -73,6 +73,9 @@ pub struct ConsumerSpec {
     pub retry: (Duration, Duration),
     /// Most messages unacknowledged at a time over all replicas.
     pub max_ack_pending: i64,
+    /// The reader may also fetch stored messages by their sequence ([`crate::Bus::stored`]), to rebuild state that
+    /// it had not saved when it was killed.
+    pub replays: bool,
 }
 
 impl ConsumerSpec {
@@ -86,7 +89,13 @@ impl ConsumerSpec {
             max_deliver: 20,
             retry: (Duration::from_millis(50), Duration::from_secs(15)),
             max_ack_pending: 1_000,
+            replays: false,
         }
+    }
+
+    const fn replays(mut self) -> Self {
+        self.replays = true;
+        self
     }
 
     const fn filters(mut self, filters: &'static [&'static str]) -> Self {
@@ -184,8 +193,33 @@ const fn durable(
     }
 }
 
+/// The stream that stores a subject, by its domain.
+pub fn stream_of(subject: &str) -> Option<&'static str> {
+    let domain = subject.split('.').next()?;
+    STREAMS
+        .iter()
+        .find(|stream| {
+            stream
+                .subjects
+                .iter()
+                .any(|s| s.split('.').next() == Some(domain))
+        })
+        .map(|stream| stream.name)
+}
+
+/// Who may publish which kind of event.
+pub const EVENT_KINDS: &[(&str, &[&str])] = &[
+    ("svc/iam", &["login", "revocation", "keys"]),
+    ("svc/anomaly", &["model"]),
+    ("svc/policy", &["policy"]),
+    ("svc/responder", &["incident", "response"]),
+    ("svc/forensics", &["evidence"]),
+    ("svc/compliance", &["report"]),
+    ("svc/flow-ingest", &["sensor"]),
+];
+
 /// anomaly reads flows.
-pub const FLOWS_ANOMALY: ConsumerSpec = flows_consumer("anomaly", "svc/anomaly");
+pub const FLOWS_ANOMALY: ConsumerSpec = flows_consumer("anomaly", "svc/anomaly").replays();
 /// policy reads flows.
 pub const FLOWS_POLICY: ConsumerSpec = flows_consumer("policy", "svc/policy");
 /// forensics reads flows.
@@ -203,11 +237,32 @@ pub const RESPONSES_RESPONDER: ConsumerSpec =
         "responses.v1.*.*.removed",
         "responses.v1.*.*.failed",
     ]);
-/// forensics reads events.
+/// forensics reads events, except its own.
 pub const EVENTS_FORENSICS: ConsumerSpec =
-    ConsumerSpec::new("EVENTS", "forensics", "svc/forensics");
-/// anomaly reads events.
-pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "anomaly", "svc/anomaly");
+    ConsumerSpec::new("EVENTS", "forensics", "svc/forensics").filters(&[
+        "events.v1.*.login",
+        "events.v1.*.revocation",
+        "events.v1.*.keys",
+        "events.v1.*.model",
+        "events.v1.*.policy",
+        "events.v1.*.incident",
+        "events.v1.*.response",
+        "events.v1.*.report",
+        "events.v1.*.sensor",
+    ]);
+/// anomaly reads events, except its own.
+pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "anomaly", "svc/anomaly")
+    .filters(&[
+        "events.v1.*.login",
+        "events.v1.*.revocation",
+        "events.v1.*.keys",
+        "events.v1.*.policy",
+        "events.v1.*.incident",
+        "events.v1.*.response",
+        "events.v1.*.evidence",
+        "events.v1.*.report",
+        "events.v1.*.sensor",
+    ]);
 /// compliance reads the audit trail. It never gives up on a record: the log must be complete.
 pub const AUDIT_COMPLIANCE: ConsumerSpec =
     ConsumerSpec::new("AUDIT", "compliance", "svc/compliance").max_deliver(1_000_000);

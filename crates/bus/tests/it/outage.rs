@@ -1,0 +1,123 @@
+use std::{collections::BTreeSet, time::Duration};
+
+use garrison_bus::{Bus, Dispatch, Disposition, topology};
+
+use crate::broker::{Broker, Recorder, Running, event, eventually, options};
+
+/// Kills the broker with SIGKILL in the middle, twice, while one side publishes and the other consumes.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
+    const MESSAGES: usize = 400;
+    let broker = Broker::start().await;
+    let mut config = broker.config("svc/policy");
+    config.ack_timeout_ms = 500;
+    let sender = Bus::connect(&config, "policy").await.unwrap();
+    let reader = broker.bus("svc/anomaly").await;
+    let recorder = Recorder::new(|_| Disposition::Ack);
+    let running = Running::start(
+        &reader,
+        &topology::EVENTS_ANOMALY,
+        Dispatch::Concurrent(8),
+        &recorder,
+    );
+
+    let publishing = tokio::spawn(async move {
+        let publisher = sender.publisher();
+        let mut failures = 0;
+        for number in 0..MESSAGES {
+            let message = event(number);
+            while let Err(error) = publisher.publish(&message).await {
+                assert!(error.is_transient(), "{error}");
+                failures += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        failures
+    });
+    for threshold in [MESSAGES / 4, MESSAGES / 2] {
+        eventually("the stream flows", async || {
+            recorder.seen().len() >= threshold
+        })
+        .await;
+        broker.nats.kill();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        broker.nats.resume().unwrap();
+    }
+    let failures = publishing.await.unwrap();
+    assert!(failures > 0, "the outage was not felt");
+    let all: BTreeSet<usize> = (0..MESSAGES).collect();
+    eventually("every acknowledged message is handled", async || {
+        recorder.numbers().into_iter().collect::<BTreeSet<_>>() == all
+    })
+    .await;
+    running.stop().await;
+    assert_eq!(
+        broker.stored("EVENTS").await,
+        MESSAGES as u64,
+        "a repeat was stored twice"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_may_start_before_the_broker_and_before_the_topology() {
+    let broker = Broker::bare();
+    broker.nats.kill();
+    let reader = broker.bus("svc/anomaly").await;
+    let sender = broker.bus("svc/policy").await;
+    assert!(!reader.is_connected());
+    let recorder = Recorder::new(|_| Disposition::Ack);
+    let running = Running::start(
+        &reader,
+        &topology::EVENTS_ANOMALY,
+        Dispatch::Ordered,
+        &recorder,
+    );
+
+    broker.nats.resume().unwrap();
+    sender.connected().await;
+    assert!(sender.is_connected());
+    topology::apply(&broker.bus("svc/bus-admin").await, &options())
+        .await
+        .unwrap();
+    sender.publisher().publish(&event(1)).await.unwrap();
+    eventually("the message arrives", async || recorder.numbers() == [1]).await;
+    running.stop().await;
+}
+
+/// A consumer whose process died without a word: another takes over what it held.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_consumer_held_is_delivered_to_the_next() {
+    let broker = Broker::start().await;
+    let reader = broker.bus("svc/anomaly").await;
+    let first = Recorder::slow(Duration::from_secs(600), |_| Disposition::Ack);
+    let running = Running::start(
+        &reader,
+        &topology::EVENTS_ANOMALY,
+        Dispatch::Concurrent(4),
+        &first,
+    );
+    let publisher = broker.bus("svc/policy").await.publisher();
+    for number in 0..4 {
+        publisher.publish(&event(number)).await.unwrap();
+    }
+    eventually("all are held", async || first.seen().len() == 4).await;
+    running.task.abort();
+    assert!(running.task.await.unwrap_err().is_cancelled());
+
+    let second = Recorder::new(|_| Disposition::Ack);
+    let other = broker.bus("svc/anomaly").await;
+    let running = Running::start(
+        &other,
+        &topology::EVENTS_ANOMALY,
+        Dispatch::Concurrent(4),
+        &second,
+    );
+    eventually("the next has them", async || second.seen().len() == 4).await;
+    running.stop().await;
+    assert!(
+        second.seen().iter().all(|(_, attempt)| *attempt == 2),
+        "{:?}",
+        second.seen()
+    );
+}

@@ -1,0 +1,305 @@
+use std::time::Duration;
+
+use async_nats::Message;
+use futures::StreamExt;
+use garrison_bus::{Bus, Dispatch, Disposition, PublishError, subject, topology};
+use garrison_proto::{alert::v1::Severity, response::v1::Action};
+
+use crate::broker::{Broker, Recorder, Running, acme, event, eventually};
+
+/// Asks the broker for something; `None` when it gives no answer, which is how it treats what is not permitted.
+async fn ask(bus: &Bus, subject: &str, body: &str) -> Option<Message> {
+    // Not a request: a pulled message arrives with its own subject, by which a request would not know it.
+    let inbox = bus.client().new_inbox();
+    let mut answers = bus.client().subscribe(inbox.clone()).await.unwrap();
+    bus.client()
+        .publish_with_reply(subject.to_owned(), inbox, body.to_owned().into())
+        .await
+        .unwrap();
+    tokio::time::timeout(Duration::from_millis(600), answers.next())
+        .await
+        .ok()?
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_identity_reads_acknowledges_or_manages_what_is_another_s() {
+    let broker = Broker::start().await;
+    let publisher = broker.bus("svc/policy").await.publisher();
+    publisher.publish(&event(1)).await.unwrap();
+    let anomaly = broker.bus("svc/anomaly").await;
+    anomaly.connected().await;
+    let one = r#"{"batch":1,"expires":300000000}"#;
+
+    let own = ask(&anomaly, "$JS.API.CONSUMER.MSG.NEXT.EVENTS.anomaly", one)
+        .await
+        .expect("its own is permitted");
+    assert_eq!(own.subject.as_str(), event(1).subject);
+    for forbidden in [
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics",
+        "$JS.API.CONSUMER.MSG.NEXT.RESPONSES.enforcer-router",
+        "$JS.API.CONSUMER.INFO.EVENTS.forensics",
+        "$JS.API.CONSUMER.CREATE.EVENTS",
+        "$JS.API.CONSUMER.CREATE.EVENTS.mine",
+        "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.mine",
+        "$JS.API.CONSUMER.DELETE.EVENTS.forensics",
+        "$JS.API.STREAM.INFO.EVENTS",
+        "$JS.API.STREAM.MSG.GET.EVENTS",
+        "$JS.API.DIRECT.GET.EVENTS",
+        "$JS.API.STREAM.PURGE.EVENTS",
+        "$JS.API.STREAM.DELETE.EVENTS",
+        "$JS.API.STREAM.CREATE.MINE",
+    ] {
+        assert!(
+            ask(&anomaly, forbidden, one).await.is_none(),
+            "{forbidden} was answered"
+        );
+    }
+
+    // Acknowledging another's delivery: forensics pulls, anomaly answers in its place, forensics sees it again.
+    let forensics = broker.bus("svc/forensics").await;
+    forensics.connected().await;
+    let held = ask(
+        &forensics,
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics",
+        one,
+    )
+    .await
+    .unwrap();
+    let reply = held.reply.unwrap();
+    anomaly
+        .client()
+        .publish(reply.clone(), "+TERM".into())
+        .await
+        .unwrap();
+    let in_new_form = format!("$JS.ACK._.HASH.{}", reply.strip_prefix("$JS.ACK.").unwrap());
+    anomaly
+        .client()
+        .publish(in_new_form, "+TERM".into())
+        .await
+        .unwrap();
+    anomaly.client().flush().await.unwrap();
+    let info = ask(&forensics, "$JS.API.CONSUMER.INFO.EVENTS.forensics", "")
+        .await
+        .unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&info.payload).unwrap();
+    assert_eq!(info["num_ack_pending"], 1, "{info}");
+    assert_eq!(broker.stored("EVENTS").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_identity_publishes_only_what_is_its_own() {
+    let broker = Broker::start().await;
+    let acme = acme();
+    let all = [
+        subject::flows(&acme, 1),
+        subject::alerts(&acme, Severity::High, "scan"),
+        subject::responses(&acme, Action::Block, "dispatched"),
+        subject::responses(&acme, Action::Block, "applied"),
+        subject::events(&acme, "policy"),
+        subject::events(&acme, "revocation"),
+        subject::audit(&acme, "anomaly"),
+        subject::audit(&acme, "iam"),
+        subject::siem(&acme, "2004"),
+    ];
+    for (identity, own) in [
+        ("svc/flow-ingest", vec![0]),
+        ("svc/anomaly", vec![1, 6]),
+        ("svc/policy", vec![1, 4]),
+        ("svc/responder", vec![2, 8]),
+        ("svc/forensics", vec![]),
+        ("svc/compliance", vec![]),
+        ("svc/iam", vec![5, 7]),
+        ("enforcer/router", vec![3]),
+    ] {
+        let bus = broker.bus(identity).await;
+        for (index, subject) in all.iter().enumerate() {
+            let message = garrison_bus::Message {
+                subject: subject.clone(),
+                ..event(index)
+            };
+            match bus.publisher().publish(&message).await {
+                Ok(()) => assert!(own.contains(&index), "{identity} may publish on {subject}"),
+                Err(PublishError::Refused { .. }) => {
+                    assert!(
+                        !own.contains(&index),
+                        "{identity} may not publish on {subject}"
+                    );
+                }
+                Err(other) => panic!("{identity} on {subject}: {other}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_listens_to_another_s_traffic() {
+    let broker = Broker::start().await;
+    let anomaly = broker.bus("svc/anomaly").await;
+    let mut ears = Vec::new();
+    for subject in [
+        ">",
+        "events.v1.acme.policy",
+        "events.>",
+        "_INBOX.>",
+        "_INBOX.svc-policy.>",
+        "audit.v1.*.*",
+    ] {
+        ears.push((subject, anomaly.client().subscribe(subject).await.unwrap()));
+    }
+    anomaly.client().flush().await.unwrap();
+    // The acknowledgement goes to the publisher's inbox, so both an event and an inbox message pass by.
+    broker
+        .bus("svc/policy")
+        .await
+        .publisher()
+        .publish(&event(1))
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for (subject, mut ear) in ears {
+        let heard = tokio::time::timeout(Duration::from_millis(20), ear.next()).await;
+        assert!(!matches!(heard, Ok(Some(_))), "{subject}: {heard:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enforcer_gets_orders_only_and_only_through_its_own_consumer() {
+    let broker = Broker::start().await;
+    let publisher = broker.bus("svc/responder").await.publisher();
+    for (number, state) in ["pending", "dispatched", "reverting", "expired"]
+        .iter()
+        .enumerate()
+    {
+        let subject = subject::responses(&acme(), Action::Block, state);
+        publisher
+            .publish(&garrison_bus::Message {
+                subject,
+                ..event(number)
+            })
+            .await
+            .unwrap();
+    }
+    let mut recorders = Vec::new();
+    for node in ["router", "edge"] {
+        let bus = broker.bus(&format!("enforcer/{node}")).await;
+        let recorder = Recorder::new(|_| Disposition::Ack);
+        let running = Running::start(
+            &bus,
+            &topology::enforcer_consumer(node),
+            Dispatch::Ordered,
+            &recorder,
+        );
+        eventually("the orders arrive", async || recorder.seen().len() == 2).await;
+        running.stop().await;
+        recorders.push(recorder);
+    }
+    for recorder in recorders {
+        assert_eq!(recorder.numbers(), [1, 2]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_without_a_user_is_not_let_in() {
+    let broker = Broker::start().await;
+    let stranger = broker.bus("svc/stranger").await;
+    let connected = tokio::time::timeout(Duration::from_secs(2), stranger.connected()).await;
+    assert!(connected.is_err() && !stranger.is_connected());
+    // Another authority's certificate is refused by TLS already.
+    let dir = tempfile::tempdir().unwrap();
+    let foreign =
+        garrison_testkit::Pki::open_or_create(dir.path(), garrison_testkit::TRUST_DOMAIN).unwrap();
+    let files = foreign.identity("svc/anomaly").unwrap();
+    let mut config = broker.config("svc/anomaly");
+    (config.cert_file, config.key_file) = (files.cert_file, files.key_file);
+    let forged = Bus::connect(&config, "anomaly").await.unwrap();
+    let connected = tokio::time::timeout(Duration::from_secs(2), forged.connected()).await;
+    assert!(connected.is_err() && !forged.is_connected());
+}
+
+/// The broker does not check the reply subject of a pull request against permissions, so an identity can have it copy
+/// a message of its consumer anywhere. The copy must not be believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_copied_by_way_of_a_pull_request_is_not_believed() {
+    let broker = Broker::start().await;
+    let policy = broker.bus("svc/policy").await;
+    let honest = event(1);
+    policy.publisher().publish(&honest).await.unwrap();
+    // An accomplice leaves out what would bind the message to its stream.
+    let mut headers = async_nats::HeaderMap::new();
+    for (name, value) in [
+        ("ce-id", honest.id.to_string()),
+        ("ce-type", honest.kind.clone()),
+        ("ce-source", "responder".to_owned()),
+        ("ce-time", "2026-01-01T00:00:00Z".to_owned()),
+        ("ce-specversion", "1.0".to_owned()),
+        ("content-type", "application/protobuf".to_owned()),
+    ] {
+        headers.insert(name, value.as_str());
+    }
+    let unbound = event(2);
+    policy
+        .client()
+        .publish_with_headers(unbound.subject, headers.clone(), unbound.payload)
+        .await
+        .unwrap();
+    // Binding it to the other stream is refused by the broker at once.
+    headers.insert("Nats-Expected-Stream", "RESPONSES");
+    let bound = event(3);
+    policy
+        .client()
+        .publish_with_headers(bound.subject, headers, bound.payload)
+        .await
+        .unwrap();
+    policy.client().flush().await.unwrap();
+    eventually("two are stored", async || {
+        broker.stored("EVENTS").await == 2
+    })
+    .await;
+
+    let mut listener = broker
+        .bus("svc/forensics")
+        .await
+        .subscribe_core("events.v1.*.revocation")
+        .await
+        .unwrap();
+    let anomaly = broker.bus("svc/anomaly").await;
+    anomaly.connected().await;
+    let pull = "$JS.API.CONSUMER.MSG.NEXT.EVENTS.anomaly";
+    let copy_to = async |target: &str| {
+        let body = r#"{"batch":2,"no_wait":true}"#;
+        anomaly
+            .client()
+            .publish_with_reply(pull, target.to_owned(), body.into())
+            .await
+            .unwrap();
+        anomaly.client().flush().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    copy_to(&subject::alerts(&acme(), Severity::Critical, "scan")).await;
+    assert_eq!(
+        broker.stored("ALERTS").await,
+        1,
+        "the honest message is bound to its stream"
+    );
+
+    let responder = broker.bus("svc/responder").await;
+    let recorder = Recorder::new(|_| Disposition::Ack);
+    let running = Running::start(
+        &responder,
+        &topology::ALERTS_RESPONDER,
+        Dispatch::Ordered,
+        &recorder,
+    );
+    eventually("the copy is rejected", async || {
+        broker.dead_letters().await.len() == 1
+    })
+    .await;
+    running.stop().await;
+    assert!(recorder.seen().is_empty(), "the responder was given a copy");
+
+    // The two are delivered again after the acknowledgement time; now aimed at those who listen for revocations.
+    tokio::time::sleep(topology::EVENTS_ANOMALY.ack_wait).await;
+    copy_to(&subject::events(&acme(), "revocation")).await;
+    let heard = tokio::time::timeout(Duration::from_millis(300), listener.next()).await;
+    assert!(heard.is_err(), "{heard:?}");
+}
