@@ -5,8 +5,8 @@ use std::{
 };
 
 use cedar_policy::{
-    Authorizer as Cedar, Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid,
-    PolicySet, Request, RestrictedExpression, Schema, ValidationMode, Validator,
+    Authorizer as Cedar, Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicySet, Request,
+    RestrictedExpression, Schema, ValidationMode, Validator,
 };
 
 use crate::caller::{Caller, Principal};
@@ -55,8 +55,7 @@ pub struct Authorizer {
 }
 
 static SHARED: LazyLock<Arc<Authorizer>> = LazyLock::new(|| {
-    let authorizer = Authorizer::load(SCHEMA, POLICY)
-        .expect("the compiled-in policies fit their schema (tested)");
+    let authorizer = Authorizer::load(SCHEMA, POLICY).expect("the compiled-in policies fit their schema (tested)");
     Arc::new(authorizer)
 });
 
@@ -68,17 +67,13 @@ impl Authorizer {
 
     fn load(schema: &str, policy: &str) -> Result<Self, PolicyError> {
         let fail = |what, reason: String| PolicyError { what, reason };
-        let (schema, _) = Schema::from_cedarschema_str(schema)
-            .map_err(|e| fail("reading the schema", e.to_string()))?;
-        let parsed =
-            PolicySet::from_str(policy).map_err(|e| fail("reading the policies", e.to_string()))?;
+        let (schema, _) =
+            Schema::from_cedarschema_str(schema).map_err(|e| fail("reading the schema", e.to_string()))?;
+        let parsed = PolicySet::from_str(policy).map_err(|e| fail("reading the policies", e.to_string()))?;
         let policies = named(&parsed)?;
         let validation = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
         if !validation.validation_passed() {
-            let errors: Vec<String> = validation
-                .validation_errors()
-                .map(ToString::to_string)
-                .collect();
+            let errors: Vec<String> = validation.validation_errors().map(ToString::to_string).collect();
             return Err(fail("validating the policies", errors.join("; ")));
         }
         let actions = schema
@@ -101,10 +96,7 @@ impl Authorizer {
                 (true, false) => Effect::Reads,
                 (false, true) => Effect::Mutates,
                 _ => {
-                    return Err(fail(
-                        "an action must be in exactly one of reads and mutates",
-                        id,
-                    ));
+                    return Err(fail("an action must be in exactly one of reads and mutates", id));
                 }
             };
             methods.insert(id, (uid, effect));
@@ -166,14 +158,8 @@ impl Authorizer {
                 (uid("User", &id.to_string())?, roles, attributes)
             }
             Principal::Service { name } => (uid("Service", name)?, HashSet::new(), HashMap::new()),
-            Principal::Enforcer { node } => {
-                (uid("Enforcer", node)?, HashSet::new(), HashMap::new())
-            }
-            Principal::Anonymous => (
-                uid("Anonymous", "anonymous")?,
-                HashSet::new(),
-                HashMap::new(),
-            ),
+            Principal::Enforcer { node } => (uid("Enforcer", node)?, HashSet::new(), HashMap::new()),
+            Principal::Anonymous => (uid("Anonymous", "anonymous")?, HashSet::new(), HashMap::new()),
         };
         let mut entities = vec![Entity::new_no_attrs(tenant.clone(), HashSet::new())];
         entities.extend(
@@ -189,17 +175,9 @@ impl Authorizer {
             .clone()
             .add_entities(entities, None)
             .map_err(|e| fail("describing the caller")(e.to_string()))?;
-        let request = Request::new(
-            principal,
-            action.clone(),
-            tenant,
-            Context::empty(),
-            Some(&self.schema),
-        )
-        .map_err(|e| fail("making the request")(e.to_string()))?;
-        let response = self
-            .cedar
-            .is_authorized(&request, &self.policies, &entities);
+        let request = Request::new(principal, action.clone(), tenant, Context::empty(), Some(&self.schema))
+            .map_err(|e| fail("making the request")(e.to_string()))?;
+        let response = self.cedar.is_authorized(&request, &self.policies, &entities);
         if let Some(error) = response.diagnostics().errors().next() {
             return Err(fail("evaluating the policies")(error.to_string()));
         }
@@ -226,12 +204,10 @@ impl Authorizer {
 
 /// Gives each policy the id of its `@id` annotation, by which decisions are explained.
 fn named(parsed: &PolicySet) -> Result<PolicySet, PolicyError> {
-    let policies = parsed
-        .policies()
-        .map(|policy| match policy.annotation("id") {
-            Some(id) => policy.new_id(cedar_policy::PolicyId::new(id)),
-            None => policy.clone(),
-        });
+    let policies = parsed.policies().map(|policy| match policy.annotation("id") {
+        Some(id) => policy.new_id(cedar_policy::PolicyId::new(id)),
+        None => policy.clone(),
+    });
     PolicySet::from_policies(policies).map_err(|e| PolicyError {
         what: "naming the policies",
         reason: e.to_string(),
@@ -265,14 +241,7 @@ mod tests {
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ];
-    const ROLES: [&str; 6] = [
-        "viewer",
-        "analyst",
-        "responder",
-        "policy-author",
-        "auditor",
-        "admin",
-    ];
+    const ROLES: [&str; 6] = ["viewer", "analyst", "responder", "policy-author", "auditor", "admin"];
     const SERVICES: [&str; 8] = [
         "flow-ingest",
         "anomaly",
@@ -290,12 +259,7 @@ mod tests {
         for file in &files.file {
             for service in &file.service {
                 for method in &service.method {
-                    methods.insert(format!(
-                        "{}.{}/{}",
-                        file.package(),
-                        service.name(),
-                        method.name()
-                    ));
+                    methods.insert(format!("{}.{}/{}", file.package(), service.name(), method.name()));
                 }
             }
         }
@@ -327,9 +291,7 @@ mod tests {
 
     fn enforcer() -> Caller {
         Caller {
-            principal: Principal::Enforcer {
-                node: "router".into(),
-            },
+            principal: Principal::Enforcer { node: "router".into() },
             ..Caller::anonymous(None)
         }
     }
@@ -407,12 +369,9 @@ mod tests {
                 .to_string()
                 .contains("reads and mutates")
         );
-        let unknown =
-            format!("{POLICY}\npermit (principal is User, action == Action::\"a/b\", resource);");
+        let unknown = format!("{POLICY}\npermit (principal is User, action == Action::\"a/b\", resource);");
         assert!(Authorizer::load(SCHEMA, &unknown).is_err());
-        let untyped = format!(
-            "{POLICY}\npermit (principal is User, action, resource) when {{ principal.age > 3 }};"
-        );
+        let untyped = format!("{POLICY}\npermit (principal is User, action, resource) when {{ principal.age > 3 }};");
         assert!(Authorizer::load(SCHEMA, &untyped).is_err());
     }
 
@@ -428,17 +387,10 @@ mod tests {
             let reads = reading.iter().any(|prefix| verb.starts_with(prefix))
                 // Only when a node was last seen.
                 || verb == "Heartbeat";
-            let expected = if reads {
-                Effect::Reads
-            } else {
-                Effect::Mutates
-            };
+            let expected = if reads { Effect::Reads } else { Effect::Mutates };
             assert_eq!(authorizer.effect(&method), Some(expected), "{method}");
         }
-        assert_eq!(
-            authorizer.effect("garrison.iam.v1.UserService/Nothing"),
-            None
-        );
+        assert_eq!(authorizer.effect("garrison.iam.v1.UserService/Nothing"), None);
     }
 
     /// The table of who may do what is dangerous: (method, roles that may with a second factor, and without).
@@ -496,27 +448,11 @@ mod tests {
                 &["responder", "admin"],
                 &[],
             ),
-            (
-                "policy.v1.PolicyService/ApplyPolicy",
-                &["policy-author", "admin"],
-                &[],
-            ),
-            (
-                "policy.v1.PolicyService/DeletePolicy",
-                &["policy-author", "admin"],
-                &[],
-            ),
+            ("policy.v1.PolicyService/ApplyPolicy", &["policy-author", "admin"], &[]),
+            ("policy.v1.PolicyService/DeletePolicy", &["policy-author", "admin"], &[]),
             ("policy.v1.PolicyService/GetPolicy", &ROLES, &ROLES),
-            (
-                "alert.v1.DetectionService/StartLearning",
-                &["analyst", "admin"],
-                &[],
-            ),
-            (
-                "alert.v1.DetectionService/FinishLearning",
-                &["analyst", "admin"],
-                &[],
-            ),
+            ("alert.v1.DetectionService/StartLearning", &["analyst", "admin"], &[]),
+            ("alert.v1.DetectionService/FinishLearning", &["analyst", "admin"], &[]),
             (
                 "forensics.v1.EvidenceService/CreateBundle",
                 &["analyst", "responder", "admin"],
@@ -563,22 +499,14 @@ mod tests {
                 } else {
                     Verdict::Deny
                 };
-                assert_eq!(
-                    decide(true),
-                    expected,
-                    "{role} with a second factor, {method}"
-                );
+                assert_eq!(decide(true), expected, "{role} with a second factor, {method}");
                 let expected = match (without.contains(&role), with.contains(&role)) {
                     (true, _) => Verdict::Allow,
                     // Said apart from a plain refusal, because it can be helped.
                     (false, true) => Verdict::SecondFactor,
                     (false, false) => Verdict::Deny,
                 };
-                assert_eq!(
-                    decide(false),
-                    expected,
-                    "{role} without a second factor, {method}"
-                );
+                assert_eq!(decide(false), expected, "{role} without a second factor, {method}");
             }
         }
     }
@@ -627,50 +555,31 @@ mod tests {
             assert_eq!(found, expected, "{method}");
         };
         only("response.v1.EnforcerService/Heartbeat", &["enforcer"]);
-        only(
-            "response.v1.EnforcerService/ListDesiredActions",
-            &["enforcer"],
-        );
-        only(
-            "flow.v1.FlowService/FetchPacketSlice",
-            &["service forensics"],
-        );
+        only("response.v1.EnforcerService/ListDesiredActions", &["enforcer"]);
+        only("flow.v1.FlowService/FetchPacketSlice", &["service forensics"]);
         only(
             "response.v1.IncidentService/GetTimeline",
             &["service forensics", "service compliance"],
         );
-        only(
-            "forensics.v1.EvidenceService/CreateBundle",
-            &["service responder"],
-        );
+        only("forensics.v1.EvidenceService/CreateBundle", &["service responder"]);
         only(
             "forensics.v1.EvidenceService/GetBundle",
             &["service responder", "service compliance"],
         );
         only("forensics.v1.EvidenceService/DownloadBundle", &[]);
-        only(
-            "forensics.v1.FlowSearchService/SearchFlows",
-            &["service policy"],
-        );
+        only("forensics.v1.FlowSearchService/SearchFlows", &["service policy"]);
         only("response.v1.ResponseService/ApproveResponse", &[]);
         only("policy.v1.PolicyService/ApplyPolicy", &[]);
         only("iam.v1.UserService/CreateUser", &[]);
         only("iam.v1.AuthenticationService/ChangePassword", &[]);
         let synchronising = SERVICES.map(|name| format!("service {name}"));
-        assert_eq!(
-            allowed("iam.v1.AuthenticationService/ListRevocations"),
-            synchronising
-        );
+        assert_eq!(allowed("iam.v1.AuthenticationService/ListRevocations"), synchronising);
     }
 
     #[test]
     fn invented_roles_and_methods_give_nothing() {
         let authorizer = Authorizer::shared();
-        let odd = person(
-            "acme",
-            &["root", "Role::\"admin\"", "admin\" || true", ""],
-            true,
-        );
+        let odd = person("acme", &["root", "Role::\"admin\"", "admin\" || true", ""], true);
         assert_eq!(
             authorizer.decide(&odd, "garrison.iam.v1.UserService/CreateUser"),
             Verdict::Deny
@@ -683,11 +592,7 @@ mod tests {
             "garrison.iam.v1.UserService",
             "garrison.iam.v1.UserService/createUser",
         ] {
-            assert_eq!(
-                authorizer.decide(&admin, method),
-                Verdict::Deny,
-                "{method:?}"
-            );
+            assert_eq!(authorizer.decide(&admin, method), Verdict::Deny, "{method:?}");
         }
     }
 }

@@ -48,27 +48,17 @@ pub enum ChannelError {
 ///
 /// # Errors
 /// [`ChannelError`] for an endpoint that is not `https://host:port`.
-pub fn channel(
-    identity: &Arc<TlsIdentity>,
-    endpoint: &str,
-    expected: &SpiffeId,
-) -> Result<Channel, ChannelError> {
+pub fn channel(identity: &Arc<TlsIdentity>, endpoint: &str, expected: &SpiffeId) -> Result<Channel, ChannelError> {
     let identity = Arc::clone(identity);
     let expected = expected.clone();
-    connect(endpoint, move || {
-        identity.client_config(&expected).map(Arc::new)
-    })
+    connect(endpoint, move || identity.client_config(&expected).map(Arc::new))
 }
 
 /// A lazy channel without a client certificate, for tools of people who come with a token.
 ///
 /// # Errors
 /// [`ChannelError`] for an endpoint that is not `https://host:port` or an unreadable authority.
-pub fn anonymous_channel(
-    ca_file: &Path,
-    endpoint: &str,
-    expected: &SpiffeId,
-) -> Result<Channel, ChannelError> {
+pub fn anonymous_channel(ca_file: &Path, endpoint: &str, expected: &SpiffeId) -> Result<Channel, ChannelError> {
     let config = Arc::new(anonymous_client_config(ca_file, expected)?);
     connect(endpoint, move || Ok(Arc::clone(&config)))
 }
@@ -80,9 +70,7 @@ pub fn anonymous_channel(
 /// [`ChannelError`] for an endpoint that is not `https://host:port`.
 pub fn named_channel(identity: &Arc<TlsIdentity>, endpoint: &str) -> Result<Channel, ChannelError> {
     let identity = Arc::clone(identity);
-    connect(endpoint, move || {
-        identity.named_client_config().map(Arc::new)
-    })
+    connect(endpoint, move || identity.named_client_config().map(Arc::new))
 }
 
 fn connect<F>(endpoint: &str, config: F) -> Result<Channel, ChannelError>
@@ -103,10 +91,7 @@ where
         return Err(bad("it has a path"));
     }
     let host = uri.host().ok_or_else(|| bad("it names no host"))?;
-    let host = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned();
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = uri.port_u16().unwrap_or(443);
     let name = ServerName::try_from(host.clone()).map_err(|e| bad(&e.to_string()))?;
     let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
@@ -147,13 +132,8 @@ pub struct ForTenant {
 }
 
 impl Interceptor for ForTenant {
-    fn call(
-        &mut self,
-        mut request: tonic::Request<()>,
-    ) -> Result<tonic::Request<()>, tonic::Status> {
-        request
-            .metadata_mut()
-            .insert(TENANT_METADATA, self.value.clone());
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        request.metadata_mut().insert(TENANT_METADATA, self.value.clone());
         Ok(request)
     }
 }

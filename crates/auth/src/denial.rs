@@ -7,9 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
     /// The method needs an identity and the request has none.
-    #[error(
-        "this method needs a client certificate or an `authorization: Bearer` token; run `garrison login`"
-    )]
+    #[error("this method needs a client certificate or an `authorization: Bearer` token; run `garrison login`")]
     NoCredentials,
     /// The token is not one that iam issued for this installation.
     #[error("the token was refused: {0}")]
@@ -37,9 +35,7 @@ pub enum Denial {
     #[error("the client certificate was refused: {0}")]
     WrongCertificate(String),
     /// iam was never reached, so no token can be verified.
-    #[error(
-        "tokens cannot be verified yet: this service has not reached iam for its keys and revocations"
-    )]
+    #[error("tokens cannot be verified yet: this service has not reached iam for its keys and revocations")]
     KeysUnavailable,
     /// The decision could not be recorded, so it was not carried out.
     #[error("the call was not carried out because its audit record could not be stored; try again")]

@@ -32,9 +32,7 @@ pub enum IdentityError {
     #[error("the certificate cannot be parsed: {0}")]
     Certificate(String),
     /// X509-SVID demands exactly one URI among the subject alternative names.
-    #[error(
-        "the certificate has {0} URI subject alternative names; exactly one SPIFFE id is needed"
-    )]
+    #[error("the certificate has {0} URI subject alternative names; exactly one SPIFFE id is needed")]
     UriCount(usize),
     /// The id is of another trust domain.
     #[error("{id} is not of the trust domain {expected}")]
@@ -127,20 +125,14 @@ impl FromStr for SpiffeId {
         }
         let rest = text.strip_prefix("spiffe://").ok_or_else(bad)?;
         let mut parts = rest.split('/');
-        let (trust_domain, kind, name) =
-            match (parts.next(), parts.next(), parts.next(), parts.next()) {
-                (Some(trust_domain), Some(kind), Some(name), None) => (trust_domain, kind, name),
-                _ => return Err(bad()),
-            };
-        let domain_byte =
-            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+        let (trust_domain, kind, name) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(trust_domain), Some(kind), Some(name), None) => (trust_domain, kind, name),
+            _ => return Err(bad()),
+        };
+        let domain_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
         let path_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-        let domain_valid =
-            (1..=255).contains(&trust_domain.len()) && trust_domain.bytes().all(domain_byte);
-        let name_valid = (1..=255).contains(&name.len())
-            && name.bytes().all(path_byte)
-            && name != "."
-            && name != "..";
+        let domain_valid = (1..=255).contains(&trust_domain.len()) && trust_domain.bytes().all(domain_byte);
+        let name_valid = (1..=255).contains(&name.len()) && name.bytes().all(path_byte) && name != "." && name != "..";
         if !domain_valid || !name_valid {
             return Err(bad());
         }
@@ -176,10 +168,7 @@ mod tests {
             "spiffe://garrison.local/svc/flow-ingest",
             "spiffe://a/enforcer/Router_1.lab",
         ] {
-            assert_eq!(
-                id.parse::<SpiffeId>().map(|id| id.to_string()),
-                Ok(id.to_owned())
-            );
+            assert_eq!(id.parse::<SpiffeId>().map(|id| id.to_string()), Ok(id.to_owned()));
         }
     }
 

@@ -123,14 +123,9 @@ impl Jwk {
         if self.alg.as_deref().is_some_and(|alg| alg != "EdDSA") {
             return Err(bad("its alg is not EdDSA"));
         }
-        let decoded = URL_SAFE_NO_PAD
-            .decode(&self.x)
-            .map_err(|_| bad("x is not base64url"))?;
+        let decoded = URL_SAFE_NO_PAD.decode(&self.x).map_err(|_| bad("x is not base64url"))?;
         let bytes = decoded.try_into().map_err(|_| bad("x is not 32 bytes"))?;
-        Ok(PublicKey {
-            id: self.kid,
-            bytes,
-        })
+        Ok(PublicKey { id: self.kid, bytes })
     }
 }
 
@@ -157,7 +152,8 @@ mod tests {
 
     #[test]
     fn reads_the_example_key_of_rfc_8037() {
-        let json = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+        let json =
+            r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
         let set = JwkSet::from_json(json).unwrap();
         assert_eq!(set.keys[0].bytes[..4], [0xd7, 0x5a, 0x98, 0x01]);
     }
@@ -171,12 +167,8 @@ mod tests {
             format!(r#"{{"keys":[{{"kty":"RSA","crv":"Ed25519","kid":"k","x":"{x}"}}]}}"#),
             format!(r#"{{"keys":[{{"kty":"OKP","crv":"X25519","kid":"k","x":"{x}"}}]}}"#),
             format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"","x":"{x}"}}]}}"#),
-            format!(
-                r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","use":"enc","x":"{x}"}}]}}"#
-            ),
-            format!(
-                r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","alg":"HS256","x":"{x}"}}]}}"#
-            ),
+            format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","use":"enc","x":"{x}"}}]}}"#),
+            format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","alg":"HS256","x":"{x}"}}]}}"#),
             r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":"AAAA"}]}"#.to_owned(),
             format!(
                 r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}},{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}}]}}"#

@@ -9,8 +9,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use garrison_proto::iam::v1::{
-    GetKeySetRequest, ListRevocationsRequest,
-    authentication_service_client::AuthenticationServiceClient,
+    GetKeySetRequest, ListRevocationsRequest, authentication_service_client::AuthenticationServiceClient,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -84,11 +83,7 @@ impl KeyRing {
 
     /// Replaces the keys.
     pub fn set_keys(&self, set: &JwkSet) {
-        let keys = set
-            .keys
-            .iter()
-            .map(|key| (key.id.clone(), key.bytes))
-            .collect();
+        let keys = set.keys.iter().map(|key| (key.id.clone(), key.bytes)).collect();
         *write(&self.keys) = Some(keys);
         self.generation.send_modify(|generation| *generation += 1);
     }
@@ -122,12 +117,7 @@ impl KeyRing {
     }
 
     /// Verifies a token; asks iam again, at most every few seconds, when its key is unknown.
-    pub(crate) async fn verify(
-        &self,
-        text: &str,
-        rules: &Rules,
-        now: DateTime<Utc>,
-    ) -> Result<Claims, Refused> {
+    pub(crate) async fn verify(&self, text: &str, rules: &Rules, now: DateTime<Utc>) -> Result<Claims, Refused> {
         match self.verify_now(text, rules, now) {
             Err(Refused::Token(TokenError::UnknownKey(id))) => {
                 if self.ask_again().await {
@@ -145,9 +135,7 @@ impl KeyRing {
             return Err(Refused::Unready);
         }
         let claims = token::verify(text, rules, now, |id| {
-            read(&self.keys)
-                .as_ref()
-                .and_then(|keys| keys.get(id).copied())
+            read(&self.keys).as_ref().and_then(|keys| keys.get(id).copied())
         })?;
         if self.is_revoked(claims.sid) {
             return Err(Refused::Revoked);
@@ -183,12 +171,7 @@ impl KeyRing {
 
     /// Follows a source until shut down: fetches keys and revocations at start, again at intervals, and keys at
     /// once when asked for. Keeps what it has while the source is away, and says so once.
-    pub async fn keep_fresh<S: KeySource>(
-        &self,
-        source: S,
-        every: RefreshIntervals,
-        shutdown: CancellationToken,
-    ) {
+    pub async fn keep_fresh<S: KeySource>(&self, source: S, every: RefreshIntervals, shutdown: CancellationToken) {
         let mut keys_due = tokio::time::Instant::now();
         let mut failing = false;
         loop {
@@ -274,7 +257,7 @@ impl Default for RefreshIntervals {
 #[derive(Debug, thiserror::Error)]
 pub enum KeySourceError {
     /// The call failed.
-    #[error("asking iam for {what}")]
+    #[error("asking iam for {what} failed: {} ({:?})", source.message(), source.code())]
     Call {
         /// What for.
         what: &'static str,
@@ -346,9 +329,8 @@ impl KeySource for IamKeySource {
             .revocations
             .iter()
             .map(|listed| {
-                Revoked::from_parts(&listed.session, listed.until.as_ref()).ok_or_else(|| {
-                    KeySourceError::Revocation(listed.session.chars().take(100).collect())
-                })
+                Revoked::from_parts(&listed.session, listed.until.as_ref())
+                    .ok_or_else(|| KeySourceError::Revocation(listed.session.chars().take(100).collect()))
             })
             .collect()
     }
@@ -464,15 +446,9 @@ mod tests {
         let ring = KeyRing::new();
         let key = key();
         let text = token::sign(&key, "a", &claims());
-        assert_eq!(
-            ring.verify(&text, &rules(), Utc::now()).await,
-            Err(Refused::Unready)
-        );
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Unready));
         ring.set_keys(&set(&[("a", &key)]));
-        assert_eq!(
-            ring.verify(&text, &rules(), Utc::now()).await,
-            Err(Refused::Unready)
-        );
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Unready));
         ring.add_revocations([], Utc::now());
         assert!(ring.verify(&text, &rules(), Utc::now()).await.is_ok());
     }
@@ -489,15 +465,9 @@ mod tests {
             session: claims.sid,
             until: Utc::now() + TimeDelta::minutes(5),
         });
-        assert_eq!(
-            ring.verify(&text, &rules(), Utc::now()).await,
-            Err(Refused::Revoked)
-        );
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Revoked));
         ring.add_revocations([], Utc::now());
-        assert_eq!(
-            ring.verify(&text, &rules(), Utc::now()).await,
-            Err(Refused::Revoked)
-        );
+        assert_eq!(ring.verify(&text, &rules(), Utc::now()).await, Err(Refused::Revoked));
         ring.add_revocations([], Utc::now() + TimeDelta::minutes(6));
         assert!(
             !ring.is_revoked(claims.sid),
@@ -522,10 +492,8 @@ mod tests {
         until(|| ring.is_ready()).await;
         *source.keys.lock().unwrap() = set(&[("old", &old), ("new", &new)]);
         let text = token::sign(&new, "new", &claims());
-        let many = futures::future::join_all(
-            (0..20).map(|_| async { ring.verify(&text, &rules(), Utc::now()).await }),
-        )
-        .await;
+        let many =
+            futures::future::join_all((0..20).map(|_| async { ring.verify(&text, &rules(), Utc::now()).await })).await;
         assert!(many.iter().all(Result::is_ok), "{many:?}");
         assert_eq!(source.key_calls.load(Ordering::SeqCst), 2);
 

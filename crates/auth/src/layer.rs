@@ -60,12 +60,7 @@ pub struct Gate {
 
 impl Gate {
     /// A gate for the service of this name.
-    pub fn new(
-        service: &'static str,
-        trust_domain: &str,
-        keys: Arc<KeyRing>,
-        audit: Arc<dyn AuditSink>,
-    ) -> Self {
+    pub fn new(service: &'static str, trust_domain: &str, keys: Arc<KeyRing>, audit: Arc<dyn AuditSink>) -> Self {
         Self {
             service,
             trust_domain: Arc::from(trust_domain),
@@ -98,10 +93,7 @@ impl Gate {
                     },
                 ),
                 KeyValue::new("decision", if outcome.is_ok() { "allow" } else { "deny" }),
-                KeyValue::new(
-                    "code",
-                    outcome.as_ref().err().map(Denial::code).unwrap_or_default(),
-                ),
+                KeyValue::new("code", outcome.as_ref().err().map(Denial::code).unwrap_or_default()),
             ],
         );
         if let Err(denial) = &outcome {
@@ -127,13 +119,7 @@ impl Gate {
             },
             Err(denial) => {
                 let known = caller.principal != Principal::Anonymous;
-                if known
-                    || self
-                        .strangers
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .take()
-                {
+                if known || self.strangers.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     if let Err(error) = self.audit.record(record).await {
                         tracing::error!(
                             error = &error as &dyn std::error::Error, method = %head.method,
@@ -173,10 +159,7 @@ impl Gate {
                 };
                 (Principal::Service { name: name.clone() }, tenant)
             }
-            Role::Enforcer(node) => (
-                Principal::Enforcer { node: node.clone() },
-                TenantId::system(),
-            ),
+            Role::Enforcer(node) => (Principal::Enforcer { node: node.clone() }, TenantId::system()),
         };
         Ok(Caller {
             tenant,
@@ -187,8 +170,7 @@ impl Gate {
 
     async fn person(&self, authorization: &[u8], head: &Head) -> Result<Caller, Denial> {
         let bad = |reason: &str| Denial::BadToken(reason.to_owned());
-        let text =
-            std::str::from_utf8(authorization).map_err(|_| bad("authorization is not text"))?;
+        let text = std::str::from_utf8(authorization).map_err(|_| bad("authorization is not text"))?;
         let token = match text.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             _ => return Err(bad("authorization is not `Bearer <token>`")),
@@ -201,9 +183,9 @@ impl Gate {
                 Refused::Unready => Denial::KeysUnavailable,
                 Refused::Revoked => Denial::Revoked,
                 Refused::Token(TokenError::UnknownKey(id)) => Denial::UnknownKey(id),
-                Refused::Token(
-                    error @ (TokenError::Expired { .. } | TokenError::NotYet { .. }),
-                ) => Denial::Expired(error.to_string()),
+                Refused::Token(error @ (TokenError::Expired { .. } | TokenError::NotYet { .. })) => {
+                    Denial::Expired(error.to_string())
+                }
                 Refused::Token(error) => Denial::BadToken(error.to_string()),
             })?;
         let id = claims.user().ok_or_else(|| bad("sub is not a user"))?;
@@ -227,12 +209,7 @@ impl Gate {
         })
     }
 
-    fn authorize(
-        &self,
-        caller: &Caller,
-        head: &Head,
-        effect: Option<Effect>,
-    ) -> Result<(), Denial> {
+    fn authorize(&self, caller: &Caller, head: &Head, effect: Option<Effect>) -> Result<(), Denial> {
         let anonymous = caller.principal == Principal::Anonymous;
         if effect.is_none() {
             // Strangers do not learn which methods exist.
@@ -345,12 +322,7 @@ struct Head {
 
 impl Head {
     fn of<B>(request: &http::Request<B>) -> Self {
-        let header = |name: &str| {
-            request
-                .headers()
-                .get(name)
-                .map(|value| value.as_bytes().to_vec())
-        };
+        let header = |name: &str| request.headers().get(name).map(|value| value.as_bytes().to_vec());
         let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
         let certificate = connection
             .and_then(TlsConnectInfo::peer_certs)
@@ -359,13 +331,7 @@ impl Head {
             .and_then(|info| info.get_ref().remote_addr())
             .map(|address| address.ip().to_canonical());
         Self {
-            method: request
-                .uri()
-                .path()
-                .trim_start_matches('/')
-                .chars()
-                .take(200)
-                .collect(),
+            method: request.uri().path().trim_start_matches('/').chars().take(200).collect(),
             certificate,
             authorization: header("authorization"),
             tenant: header(TENANT_METADATA),
@@ -425,10 +391,7 @@ pub struct AuthService<S> {
 
 impl<S, B> Service<http::Request<B>> for AuthService<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
+    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
     B: Send + 'static,
 {
@@ -473,10 +436,7 @@ mod tests {
     #[test]
     fn reads_the_trace_from_the_header_only_when_it_is_one() {
         let with = |value: &str| {
-            let request = http::Request::builder()
-                .header("traceparent", value)
-                .body(())
-                .unwrap();
+            let request = http::Request::builder().header("traceparent", value).body(()).unwrap();
             trace_id(&request)
         };
         assert_eq!(

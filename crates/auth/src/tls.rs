@@ -5,8 +5,7 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
-    SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
@@ -150,11 +149,7 @@ impl TlsIdentity {
     /// Calls [`TlsIdentity::reload`] at an interval until shut down, logging once what it finds.
     pub async fn watch(self: Arc<Self>, every: Duration, shutdown: CancellationToken) {
         let mut failing = false;
-        while shutdown
-            .run_until_cancelled(tokio::time::sleep(every))
-            .await
-            .is_some()
-        {
+        while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             match self.reload() {
                 Ok(true) => {
                     failing = false;
@@ -171,10 +166,7 @@ impl TlsIdentity {
     }
 
     fn loaded(&self) -> Loaded {
-        self.current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -193,12 +185,11 @@ impl Loaded {
         let id = SpiffeId::from_certificate(leaf)
             .and_then(|id| id.within(trust_domain))
             .map_err(identity)?;
-        let key =
-            PrivateKeyDer::from_pem_file(&files.key_file).map_err(|source| TlsError::Read {
-                what: "a private key",
-                path: files.key_file.clone(),
-                source,
-            })?;
+        let key = PrivateKeyDer::from_pem_file(&files.key_file).map_err(|source| TlsError::Read {
+            what: "a private key",
+            path: files.key_file.clone(),
+            source,
+        })?;
         let roots = read_roots(&files.ca_file)?;
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
             .allow_unauthenticated()
@@ -228,14 +219,9 @@ impl Loaded {
 ///
 /// # Errors
 /// [`TlsError::Read`] when the authorities cannot be read.
-pub(crate) fn anonymous_client_config(
-    ca_file: &Path,
-    expected: &SpiffeId,
-) -> Result<ClientConfig, TlsError> {
+pub(crate) fn anonymous_client_config(ca_file: &Path, expected: &SpiffeId) -> Result<ClientConfig, TlsError> {
     let roots = read_roots(ca_file)?;
-    Ok(with_h2(
-        client_builder(roots, expected.clone()).with_no_client_auth(),
-    ))
+    Ok(with_h2(client_builder(roots, expected.clone()).with_no_client_auth()))
 }
 
 fn client_builder(
@@ -267,9 +253,7 @@ fn provider() -> Arc<CryptoProvider> {
 fn read_roots(ca_file: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates("an authority's certificate", ca_file)? {
-        roots
-            .add(certificate)
-            .map_err(|e| configuration(ca_file, e))?;
+        roots.add(certificate).map_err(|e| configuration(ca_file, e))?;
     }
     Ok(Arc::new(roots))
 }
@@ -334,16 +318,13 @@ impl ServerCertVerifier for SpiffeVerifier {
             self.provider.signature_verification_algorithms.all,
         )?;
         let refused = |reason: String| {
-            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(
-                Arc::new(WrongServer(reason)),
-            )))
+            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(
+                WrongServer(reason),
+            ))))
         };
         let found = SpiffeId::from_certificate(end_entity).map_err(|e| refused(e.to_string()))?;
         if found != self.expected {
-            return Err(refused(format!(
-                "the server is {found}, not {}",
-                self.expected
-            )));
+            return Err(refused(format!("the server is {found}, not {}", self.expected)));
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -369,9 +350,7 @@ impl ServerCertVerifier for SpiffeVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 
     fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {

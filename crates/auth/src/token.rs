@@ -54,16 +54,12 @@ pub struct Claims {
 impl Claims {
     /// The user's id from `sub`.
     pub fn user(&self) -> Option<Uuid> {
-        self.sub
-            .strip_prefix("users/")
-            .and_then(|id| Uuid::parse_str(id).ok())
+        self.sub.strip_prefix("users/").and_then(|id| Uuid::parse_str(id).ok())
     }
 
     /// Whether the session was opened with a second factor.
     pub fn second_factor(&self) -> bool {
-        self.amr
-            .iter()
-            .any(|method| method == "otp" || method == "mfa")
+        self.amr.iter().any(|method| method == "otp" || method == "mfa")
     }
 }
 
@@ -158,8 +154,7 @@ pub fn verify(
         (Some(header), Some(body), Some(signature), None) => (header, body, signature),
         _ => return Err(TokenError::Form("it is not a compact JWS")),
     };
-    let parsed: Header =
-        decode(header).ok_or(TokenError::Form("its header is not alg, typ and kid"))?;
+    let parsed: Header = decode(header).ok_or(TokenError::Form("its header is not alg, typ and kid"))?;
     if parsed.alg != "EdDSA" {
         return Err(TokenError::Form("its alg is not EdDSA"));
     }
@@ -179,9 +174,7 @@ pub fn verify(
     UnparsedPublicKey::new(&ED25519, public)
         .verify(signed.as_bytes(), &signature)
         .map_err(|_| TokenError::Signature)?;
-    let claims: Claims = decode(body).ok_or(TokenError::Form(
-        "its claims are not those of this installation",
-    ))?;
+    let claims: Claims = decode(body).ok_or(TokenError::Form("its claims are not those of this installation"))?;
     check(&claims, rules, now.timestamp())?;
     Ok(claims)
 }
@@ -273,15 +266,8 @@ mod tests {
     }
 
     fn raw(key: &Ed25519KeyPair, header: &str, body: &str) -> String {
-        let signed = format!(
-            "{}.{}",
-            URL_SAFE_NO_PAD.encode(header),
-            URL_SAFE_NO_PAD.encode(body)
-        );
-        format!(
-            "{signed}.{}",
-            URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes()))
-        )
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(body));
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes())))
     }
 
     #[test]
@@ -310,10 +296,7 @@ mod tests {
             "not json",
         ] {
             let result = verify_at(&raw(&key, header, &body), &key, NOW);
-            assert!(
-                matches!(result, Err(TokenError::Form(_))),
-                "{header}: {result:?}"
-            );
+            assert!(matches!(result, Err(TokenError::Form(_))), "{header}: {result:?}");
         }
         let good = raw(&key, r#"{"alg":"EdDSA","kid":"k1"}"#, &body);
         assert!(verify_at(&good, &key, NOW).is_ok());
@@ -356,10 +339,7 @@ mod tests {
         let mut odd = serde_json::to_value(claims()).unwrap();
         odd["tenant"] = "Not A Tenant".into();
         let token = raw(&key, r#"{"alg":"EdDSA","kid":"k1"}"#, &odd.to_string());
-        assert!(matches!(
-            verify_at(&token, &key, NOW),
-            Err(TokenError::Form(_))
-        ));
+        assert!(matches!(verify_at(&token, &key, NOW), Err(TokenError::Form(_))));
     }
 
     #[test]
@@ -374,9 +354,7 @@ mod tests {
         assert!(verify_at(&token, &key, claims.nbf - LEEWAY).is_ok());
         assert_eq!(
             verify_at(&token, &key, claims.nbf - LEEWAY - 1),
-            Err(TokenError::NotYet {
-                seconds: LEEWAY + 1
-            })
+            Err(TokenError::NotYet { seconds: LEEWAY + 1 })
         );
     }
 
@@ -384,10 +362,7 @@ mod tests {
     fn refuses_what_is_too_long() {
         let key = key();
         let token = format!("{}{}", sign(&key, "k1", &claims()), "A".repeat(MAX_TOKEN));
-        assert_eq!(
-            verify_at(&token, &key, NOW),
-            Err(TokenError::Form("it is too long"))
-        );
+        assert_eq!(verify_at(&token, &key, NOW), Err(TokenError::Form("it is too long")));
     }
 
     proptest! {

@@ -96,9 +96,7 @@ impl AuditSink for OutboxAudit {
             let tenant = record.tenant.parse().unwrap_or_else(|_| TenantId::system());
             let failed = |e: garrison_db::DbError| AuditError(Box::new(e));
             let mut tx = self.db.begin(&tenant).await.map_err(failed)?;
-            tx.publish(&message(&self.info, &record))
-                .await
-                .map_err(failed)?;
+            tx.publish(&message(&self.info, &record)).await.map_err(failed)?;
             tx.commit().await.map_err(failed)
         })
     }

@@ -176,7 +176,8 @@ impl Default for AdminConfig {
 impl Default for TelemetryConfig {
     fn default() -> Self {
         Self {
-            log: "info".to_owned(),
+            // The broker's client says every reconnection attempt; the bus crate says what matters of it.
+            log: "info,async_nats=warn".to_owned(),
             log_format: LogFormat::Auto,
             otlp_endpoint: None,
             sampling_ratio: 1.0,
@@ -226,10 +227,7 @@ impl Core {
         }
         if let Some(grpc) = &self.grpc {
             if grpc.max_connections == 0 {
-                return Err(ConfigError::invalid(
-                    "core.grpc.max_connections",
-                    "use at least 1",
-                ));
+                return Err(ConfigError::invalid("core.grpc.max_connections", "use at least 1"));
             }
             if grpc.max_streams_per_connection == 0 {
                 return Err(ConfigError::invalid(
@@ -238,10 +236,7 @@ impl Core {
                 ));
             }
             if grpc.handshake_timeout_ms == 0 {
-                return Err(ConfigError::invalid(
-                    "core.grpc.handshake_timeout_ms",
-                    "use at least 1",
-                ));
+                return Err(ConfigError::invalid("core.grpc.handshake_timeout_ms", "use at least 1"));
             }
         }
         let ratio = self.telemetry.sampling_ratio;
@@ -373,10 +368,7 @@ fn parse<C: ServiceConfig>(path: &Path, text: &str) -> Result<C, ConfigError> {
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     let end = span.map_or(0, |span| span.start.min(text.len()));
-    1 + text.as_bytes()[..end]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
+    1 + text.as_bytes()[..end].iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// Reads a secret from the file that `key` names, without the line break at its end.
@@ -389,9 +381,7 @@ pub fn read_secret(key: &str, path: &Path) -> Result<String, ConfigError> {
         path: path.to_owned(),
         reason,
     };
-    let size = std::fs::metadata(path)
-        .map_err(|e| unusable(e.to_string()))?
-        .len();
+    let size = std::fs::metadata(path).map_err(|e| unusable(e.to_string()))?.len();
     if size > MAX_SECRET {
         return Err(unusable(format!("it is larger than {MAX_SECRET} bytes")));
     }
@@ -454,9 +444,7 @@ listen = "127.0.0.1:0"
 "#;
 
     fn error(text: &str) -> String {
-        parse::<Config>(Path::new("x.toml"), text)
-            .unwrap_err()
-            .to_string()
+        parse::<Config>(Path::new("x.toml"), text).unwrap_err().to_string()
     }
 
     #[test]
@@ -479,8 +467,7 @@ listen = "127.0.0.1:0"
             wrong.contains("`core.grpc.listen`") && wrong.contains("line 15"),
             "{wrong}"
         );
-        let missing =
-            error(&GOOD.replace("key_file = \"k\"\nca_file = \"a\"\n", "ca_file = \"a\"\n"));
+        let missing = error(&GOOD.replace("key_file = \"k\"\nca_file = \"a\"\n", "ca_file = \"a\"\n"));
         assert!(
             missing.contains("core.identity") && missing.contains("key_file"),
             "{missing}"
@@ -488,10 +475,7 @@ listen = "127.0.0.1:0"
         let nested = error(&format!("{GOOD}\n[[limits]]\npackets = -1\n"));
         assert!(nested.contains("limits[0].packets"), "{nested}");
         let syntax = error("[core\n");
-        assert!(
-            syntax.contains("GAR-CFG-0002") && syntax.contains("line 1"),
-            "{syntax}"
-        );
+        assert!(syntax.contains("GAR-CFG-0002") && syntax.contains("line 1"), "{syntax}");
         assert!(error("").contains("core"));
     }
 
@@ -504,9 +488,7 @@ listen = "127.0.0.1:0"
         );
         let ratio = error(&format!("{GOOD}\n[core.telemetry]\nsampling_ratio = 7.0\n"));
         assert!(ratio.contains("core.telemetry.sampling_ratio"), "{ratio}");
-        let own = error(&format!(
-            "{GOOD}\n[[limits]]\npackets = 1\n[[limits]]\npackets = 2\n"
-        ));
+        let own = error(&format!("{GOOD}\n[[limits]]\npackets = 1\n[[limits]]\npackets = 2\n"));
         assert!(own.contains("`limits`"), "{own}");
     }
 
@@ -517,9 +499,7 @@ listen = "127.0.0.1:0"
         std::fs::write(&path, "pass word\r\n").unwrap();
         assert_eq!(read_secret("a.password_file", &path).unwrap(), "pass word");
         std::fs::write(&path, "\n").unwrap();
-        let empty = read_secret("a.password_file", &path)
-            .unwrap_err()
-            .to_string();
+        let empty = read_secret("a.password_file", &path).unwrap_err().to_string();
         assert!(
             empty.contains("GAR-CFG-0005") && empty.contains("a.password_file"),
             "{empty}"

@@ -37,18 +37,9 @@ pub(crate) struct GrpcServer {
 impl GrpcServer {
     /// Serves until told to stop, then lets calls under way finish; those that do not are cut off shortly before
     /// the drain time is over.
-    pub(crate) async fn serve(
-        self,
-        listener: TcpListener,
-        routes: Routes,
-    ) -> Result<(), ServiceError> {
+    pub(crate) async fn serve(self, listener: TcpListener, routes: Routes) -> Result<(), ServiceError> {
         let routes = self.complete(routes)?;
-        let incoming = accept(
-            listener,
-            &self.config,
-            Arc::clone(&self.identity),
-            self.stop.clone(),
-        );
+        let incoming = accept(listener, &self.config, Arc::clone(&self.identity), self.stop.clone());
         let server = Server::builder()
             .max_concurrent_streams(self.config.max_streams_per_connection)
             .http2_keepalive_interval(Some(KEEP_ALIVE))
@@ -94,9 +85,7 @@ impl GrpcServer {
                     () = stop.cancelled() => break,
                 }
             }
-            reporter
-                .set_service_status("", ServingStatus::NotServing)
-                .await;
+            reporter.set_service_status("", ServingStatus::NotServing).await;
         });
         Ok(routes
             .add_service(health)
@@ -117,9 +106,7 @@ fn accept(
     identity: Arc<TlsIdentity>,
     stop: CancellationToken,
 ) -> ReceiverStream<Result<Connection, BoxError>> {
-    let places = Arc::new(Semaphore::new(
-        config.max_connections.min(Semaphore::MAX_PERMITS),
-    ));
+    let places = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
     let limit = Duration::from_millis(config.handshake_timeout_ms);
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
@@ -147,12 +134,7 @@ fn accept(
                 match tokio::time::timeout(limit, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => {
                         // The server is gone when this fails; then there is nobody to serve the connection.
-                        let _ = sender
-                            .send(Ok(Connection {
-                                stream,
-                                _place: place,
-                            }))
-                            .await;
+                        let _ = sender.send(Ok(Connection { stream, _place: place })).await;
                     }
                     Ok(Err(error)) => tracing::info!(%peer, %error, "TLS handshake refused"),
                     Err(_) => tracing::info!(%peer, "TLS handshake took too long"),
@@ -183,21 +165,13 @@ mod connection {
     }
 
     impl AsyncRead for Connection {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             Pin::new(&mut self.stream).poll_read(cx, buf)
         }
     }
 
     impl AsyncWrite for Connection {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
             Pin::new(&mut self.stream).poll_write(cx, buf)
         }
 

@@ -69,8 +69,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn version(State(admin): State<Admin>) -> Response {
-    Json(serde_json::json!({ "name": admin.info.name, "version": admin.info.version }))
-        .into_response()
+    Json(serde_json::json!({ "name": admin.info.name, "version": admin.info.version })).into_response()
 }
 
 /// Asks a running service's admin port, for container health checks. Answers what is lacking.

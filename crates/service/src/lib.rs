@@ -21,8 +21,8 @@ mod telemetry;
 mod trace;
 
 pub use config::{
-    AdminConfig, AuthConfig, ConfigError, Core, GrpcConfig, IdentityConfig, LifecycleConfig,
-    LogFormat, ServiceConfig, TelemetryConfig, read_config, read_secret,
+    AdminConfig, AuthConfig, ConfigError, Core, GrpcConfig, IdentityConfig, LifecycleConfig, LogFormat, ServiceConfig,
+    TelemetryConfig, read_config, read_secret,
 };
 pub use error::ServiceError;
 pub use program::{ServiceInfo, execute, main};

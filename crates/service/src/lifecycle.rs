@@ -56,19 +56,13 @@ impl Supervisor {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        let handle = self
-            .tasks
-            .spawn(async move { task.await.map_err(Into::into) });
+        let handle = self.tasks.spawn(async move { task.await.map_err(Into::into) });
         self.names.insert(handle.id(), name.into());
     }
 
     /// Runs until the service is asked to stop and every task has ended. A failure begins the first stage. Once that has begun, what is left has
     /// `drain` to finish; then, or at the second stage, it is cut off.
-    pub(crate) async fn supervise(
-        mut self,
-        stages: &Stages,
-        drain: Duration,
-    ) -> Result<(), ServiceError> {
+    pub(crate) async fn supervise(mut self, stages: &Stages, drain: Duration) -> Result<(), ServiceError> {
         let mut failure = None;
         let deadline = async {
             stages.stop.cancelled().await;
@@ -106,10 +100,7 @@ impl Supervisor {
         Err(error)
     }
 
-    fn ended(
-        &mut self,
-        joined: Result<(Id, Result<(), BoxError>), JoinError>,
-    ) -> Result<(), ServiceError> {
+    fn ended(&mut self, joined: Result<(Id, Result<(), BoxError>), JoinError>) -> Result<(), ServiceError> {
         match joined {
             Ok((id, result)) => {
                 let name = self.names.remove(&id).unwrap_or(Cow::Borrowed("unnamed"));
@@ -117,10 +108,7 @@ impl Supervisor {
                 result.map_err(|source| ServiceError::Task { name, source })
             }
             Err(error) => {
-                let name = self
-                    .names
-                    .remove(&error.id())
-                    .unwrap_or(Cow::Borrowed("unnamed"));
+                let name = self.names.remove(&error.id()).unwrap_or(Cow::Borrowed("unnamed"));
                 let message = match error.try_into_panic() {
                     Ok(panic) => panic
                         .downcast_ref::<&str>()

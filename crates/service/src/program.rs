@@ -53,13 +53,7 @@ struct Cli {
 #[derive(Args)]
 struct File {
     /// The configuration file, TOML
-    #[arg(
-        long,
-        short,
-        global = true,
-        env = "GARRISON_CONFIG",
-        value_name = "FILE"
-    )]
+    #[arg(long, short, global = true, env = "GARRISON_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
@@ -73,11 +67,7 @@ enum Command {
         #[arg(long, env = "GARRISON_DATABASE_OWNER", value_name = "ROLE")]
         owner: String,
         /// The file with the owner's password
-        #[arg(
-            long,
-            env = "GARRISON_DATABASE_OWNER_PASSWORD_FILE",
-            value_name = "FILE"
-        )]
+        #[arg(long, env = "GARRISON_DATABASE_OWNER_PASSWORD_FILE", value_name = "FILE")]
         owner_password_file: PathBuf,
     },
     /// Check the configuration file and exit
@@ -106,11 +96,7 @@ where
 }
 
 /// [`main`] with the arguments given, the program's name first; answers the exit status.
-pub fn execute<C, F, Fut>(
-    arguments: impl IntoIterator<Item = OsString>,
-    info: ServiceInfo,
-    run: F,
-) -> u8
+pub fn execute<C, F, Fut>(arguments: impl IntoIterator<Item = OsString>, info: ServiceInfo, run: F) -> u8
 where
     C: ServiceConfig,
     F: FnOnce(C, Service) -> Fut,
@@ -190,12 +176,7 @@ where
     result
 }
 
-fn migrate(
-    info: &ServiceInfo,
-    core: &Core,
-    owner: String,
-    password_file: PathBuf,
-) -> Result<(), BoxError> {
+fn migrate(info: &ServiceInfo, core: &Core, owner: String, password_file: PathBuf) -> Result<(), BoxError> {
     let migrator = info
         .migrator
         .ok_or_else(|| ConfigError::invalid("core.database", "this service has no database"))?;
@@ -247,9 +228,5 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn is_configuration(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<ConfigError>()
-        || matches!(
-            error.downcast_ref::<ServiceError>(),
-            Some(ServiceError::Config(_))
-        )
+    error.is::<ConfigError>() || matches!(error.downcast_ref::<ServiceError>(), Some(ServiceError::Config(_)))
 }

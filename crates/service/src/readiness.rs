@@ -126,8 +126,7 @@ impl ReadinessFlag {
         self.readiness.change(|state| {
             let before = state.checks.insert(name, lacking.clone());
             let was_ready = matches!(before, Some(None));
-            let first = matches!(&before, Some(Some(reason)) if reason == "not checked yet")
-                || before.is_none();
+            let first = matches!(&before, Some(Some(reason)) if reason == "not checked yet") || before.is_none();
             match &lacking {
                 None if !was_ready => tracing::info!(dependency = name, "ready"),
                 Some(lacking) if was_ready || first => {

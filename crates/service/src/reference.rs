@@ -38,10 +38,7 @@ struct Section<'a> {
 impl<'a> Writer<'a> {
     fn section(&self, text: &mut String, path: &str, schema: &'a Value, repeated: bool) {
         let empty = Map::new();
-        let properties = schema
-            .get("properties")
-            .and_then(Value::as_object)
-            .unwrap_or(&empty);
+        let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
         let required: Vec<&str> = schema
             .get("required")
             .and_then(Value::as_array)
@@ -95,17 +92,10 @@ impl<'a> Writer<'a> {
             if !path.is_empty() && repeated {
                 let _ = writeln!(text, "\nMay be repeated.");
             }
-            let _ = write!(
-                text,
-                "\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}"
-            );
+            let _ = write!(text, "\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}");
         }
         for section in below {
-            let brackets = if section.repeated {
-                ("[[", "]]")
-            } else {
-                ("[", "]")
-            };
+            let brackets = if section.repeated { ("[[", "]]") } else { ("[", "]") };
             let _ = writeln!(text, "\n## `{}{}{}`", brackets.0, section.path, brackets.1);
             if !section.meaning.is_empty() {
                 let _ = writeln!(text, "\n{}", section.meaning);
@@ -129,8 +119,7 @@ impl<'a> Writer<'a> {
                     None => break,
                 }
             } else if let Some(parts) = schema.get("anyOf").and_then(Value::as_array) {
-                let is_null =
-                    |part: &Value| part.get("type").and_then(Value::as_str) == Some("null");
+                let is_null = |part: &Value| part.get("type").and_then(Value::as_str) == Some("null");
                 nullable |= parts.iter().any(is_null);
                 match parts.iter().find(|part| !is_null(part)) {
                     Some(part) if nullable => schema = part,
@@ -154,10 +143,7 @@ impl<'a> Writer<'a> {
         if let Some(items) = schema.get("items") {
             return format!("list of {}", self.kind(self.resolve(items).0));
         }
-        if let Some(values) = schema
-            .get("additionalProperties")
-            .filter(|values| values.is_object())
-        {
+        if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
             return format!("table of {}", self.kind(self.resolve(values).0));
         }
         let kind = match schema.get("type") {
@@ -181,10 +167,7 @@ impl<'a> Writer<'a> {
 }
 
 fn description(schema: &Value) -> String {
-    let text = schema
-        .get("description")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -192,19 +175,12 @@ fn description(schema: &Value) -> String {
 fn choices(schema: &Value) -> String {
     let word = |value: &Value| value.as_str().map(|word| format!("`{word}`"));
     let mut words: Vec<String> = Vec::new();
-    for part in schema
-        .get("oneOf")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
+    for part in schema.get("oneOf").and_then(Value::as_array).into_iter().flatten() {
         let meaning = description(part);
-        let named = part.get("const").into_iter().chain(
-            part.get("enum")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten(),
-        );
+        let named = part
+            .get("const")
+            .into_iter()
+            .chain(part.get("enum").and_then(Value::as_array).into_iter().flatten());
         for name in named.filter_map(word) {
             words.push(if meaning.is_empty() {
                 name

@@ -2,8 +2,7 @@ use std::{borrow::Cow, future::Future, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use garrison_auth::{
-    AuditSink, Gate, IamKeySource, KeyRing, RefreshIntervals, Revoked, SpiffeId, SpiffeRole,
-    TlsIdentity,
+    AuditSink, Gate, IamKeySource, KeyRing, RefreshIntervals, Revoked, SpiffeId, SpiffeRole, TlsIdentity,
 };
 use garrison_bus::{Bus, ConsumerSpec, Dispatch, Handler, Publisher, run_consumer};
 use garrison_db::Db;
@@ -28,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often the database is asked while it answers, and while it does not.
 const PING: Duration = Duration::from_secs(5);
 const PING_FAILING: Duration = Duration::from_millis(500);
+/// How long the database may take to answer.
+const PING_LIMIT: Duration = Duration::from_secs(1);
 
 /// A running service: connections, identity and life cycle. It starts when its dependencies are absent, says what
 /// it lacks in `/readyz`, and becomes ready when they come.
@@ -50,10 +51,7 @@ pub struct Service {
 }
 
 impl Service {
-    pub(crate) fn load_identity(
-        info: &ServiceInfo,
-        core: &Core,
-    ) -> Result<Arc<TlsIdentity>, ConfigError> {
+    pub(crate) fn load_identity(info: &ServiceInfo, core: &Core) -> Result<Arc<TlsIdentity>, ConfigError> {
         let identity = TlsIdentity::load(core.identity.files(), &core.identity.trust_domain)
             .map_err(|e| ConfigError::invalid("core.identity", format!("{e}{}", causes(&e))))?;
         let id = identity.id();
@@ -64,10 +62,7 @@ impl Service {
         if !fits {
             return Err(ConfigError::invalid(
                 "core.identity.cert_file",
-                format!(
-                    "the certificate is of {id}, not of the service {}",
-                    info.name
-                ),
+                format!("the certificate is of {id}, not of the service {}", info.name),
             ));
         }
         Ok(identity)
@@ -86,17 +81,12 @@ impl Service {
             .map_err(|e| ConfigError::invalid("core.bus", format!("{e}{}", causes(&e))))?;
         let db = match &core.database {
             Some(config) => {
-                let db = Db::connect(config, info.schema()).map_err(|e| {
-                    ConfigError::invalid("core.database", format!("{e}{}", causes(&e)))
-                })?;
+                let db = Db::connect(config, info.schema())
+                    .map_err(|e| ConfigError::invalid("core.database", format!("{e}{}", causes(&e))))?;
                 Some(db)
             }
             None if info.migrator.is_some() => {
-                return Err(ConfigError::invalid(
-                    "core.database",
-                    "this service needs the section",
-                )
-                .into());
+                return Err(ConfigError::invalid("core.database", "this service needs the section").into());
             }
             None => None,
         };
@@ -169,15 +159,9 @@ impl Service {
     ///
     /// # Errors
     /// [`ConfigError`] for an endpoint that is not `https://host:port`.
-    pub fn channel(
-        &self,
-        service: &str,
-        key: &str,
-        endpoint: &str,
-    ) -> Result<Channel, ConfigError> {
+    pub fn channel(&self, service: &str, key: &str, endpoint: &str) -> Result<Channel, ConfigError> {
         let invalid = |e: &dyn std::fmt::Display| ConfigError::invalid(key, e.to_string());
-        let expected =
-            SpiffeId::service(self.identity.trust_domain(), service).map_err(|e| invalid(&e))?;
+        let expected = SpiffeId::service(self.identity.trust_domain(), service).map_err(|e| invalid(&e))?;
         client::channel(&self.identity, endpoint, &expected).map_err(|e| invalid(&e))
     }
 
@@ -197,12 +181,7 @@ impl Service {
     }
 
     /// [`Service::consume`] with a handler that others hold too.
-    pub fn consume_shared<H: Handler>(
-        &mut self,
-        consumer: &ConsumerSpec,
-        dispatch: Dispatch,
-        handler: Arc<H>,
-    ) {
+    pub fn consume_shared<H: Handler>(&mut self, consumer: &ConsumerSpec, dispatch: Dispatch, handler: Arc<H>) {
         let (bus, shutdown, consumer) = (self.bus.clone(), self.shutdown(), consumer.clone());
         self.spawn(consumer.name.clone(), async move {
             run_consumer(&bus, &consumer, dispatch, handler, shutdown).await
@@ -219,10 +198,7 @@ impl Service {
         };
         self.relaying = true;
         let (publisher, shutdown) = (self.publisher.clone(), self.shutdown());
-        self.spawn(
-            "outbox",
-            garrison_db::run_outbox_relay(db, publisher, shutdown),
-        );
+        self.spawn("outbox", garrison_db::run_outbox_relay(db, publisher, shutdown));
     }
 
     /// Serves gRPC and the admin port until asked to stop or a task fails, then drains.
@@ -230,12 +206,11 @@ impl Service {
     /// # Errors
     /// [`ServiceError`], after everything has been stopped.
     pub async fn serve(mut self, routes: Routes) -> Result<(), BoxError> {
-        let config = self.core.grpc.clone().ok_or_else(|| {
-            ConfigError::invalid(
-                "core.grpc",
-                "the section is missing; this service serves gRPC",
-            )
-        })?;
+        let config = self
+            .core
+            .grpc
+            .clone()
+            .ok_or_else(|| ConfigError::invalid("core.grpc", "the section is missing; this service serves gRPC"))?;
         let listener = listen("core.grpc.listen", config.listen).await?;
         tracing::info!(address = %address(&listener), "serving gRPC");
         let sink: Arc<dyn AuditSink> = match &self.db {
@@ -317,13 +292,18 @@ impl Service {
             let flag = self.readiness("database");
             tokio::spawn(self.shutdown().run_until_cancelled_owned(async move {
                 loop {
-                    let pause = match db.ping().await {
-                        Ok(()) => {
+                    // The pool tries for longer than people want to wait for an answer.
+                    let pause = match tokio::time::timeout(PING_LIMIT, db.ping()).await {
+                        Ok(Ok(())) => {
                             flag.ready();
                             PING
                         }
-                        Err(error) => {
+                        Ok(Err(error)) => {
                             flag.not_ready(format!("{error}{}", causes(&error)));
+                            PING_FAILING
+                        }
+                        Err(_) => {
+                            flag.not_ready("the database does not answer");
                             PING_FAILING
                         }
                     };
@@ -337,12 +317,8 @@ impl Service {
         let channel = self.channel("iam", "core.auth.iam_endpoint", &endpoint)?;
         let (keys, stop) = (Arc::clone(&self.keys), self.shutdown());
         tokio::spawn(async move {
-            keys.keep_fresh(
-                IamKeySource::new(channel),
-                RefreshIntervals::default(),
-                stop,
-            )
-            .await;
+            keys.keep_fresh(IamKeySource::new(channel), RefreshIntervals::default(), stop)
+                .await;
         });
         let (keys, flag) = (Arc::clone(&self.keys), self.readiness("iam"));
         tokio::spawn(self.shutdown().run_until_cancelled_owned(async move {
@@ -403,17 +379,10 @@ async fn follow_news(bus: &Bus, keys: &KeyRing) {
     }
 }
 
-async fn listen(
-    key: &'static str,
-    address: std::net::SocketAddr,
-) -> Result<TcpListener, ServiceError> {
+async fn listen(key: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, ServiceError> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| ServiceError::Listen {
-            key,
-            address,
-            source,
-        })
+        .map_err(|source| ServiceError::Listen { key, address, source })
 }
 
 fn address(listener: &TcpListener) -> String {

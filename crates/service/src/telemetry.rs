@@ -36,19 +36,12 @@ pub(crate) fn start(
     identity: &Arc<TlsIdentity>,
 ) -> Result<Telemetry, ServiceError> {
     let failed = |e: &dyn std::fmt::Display| ServiceError::Telemetry(e.to_string());
-    let filter = EnvFilter::try_new(&config.log).map_err(|e| {
-        ConfigError::invalid(
-            "core.telemetry.log",
-            format!("{:?} is not a filter: {e}", config.log),
-        )
-    })?;
+    let filter = EnvFilter::try_new(&config.log)
+        .map_err(|e| ConfigError::invalid("core.telemetry.log", format!("{:?} is not a filter: {e}", config.log)))?;
     let resource = Resource::builder()
         .with_service_name(format!("garrison-{}", info.name))
         .with_attribute(KeyValue::new("service.version", info.version))
-        .with_attribute(KeyValue::new(
-            "service.instance.id",
-            std::process::id().to_string(),
-        ))
+        .with_attribute(KeyValue::new("service.instance.id", std::process::id().to_string()))
         .build();
 
     let registry = Registry::new();
@@ -78,8 +71,7 @@ pub(crate) fn start(
             .with_timeout(EXPORT_LIMIT)
             .build()
             .map_err(|e| failed(&e))?;
-        let sampler =
-            Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sampling_ratio)));
+        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sampling_ratio)));
         let provider = SdkTracerProvider::builder()
             .with_resource(resource)
             .with_sampler(sampler)
@@ -98,11 +90,7 @@ pub(crate) fn start(
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = if json {
-        lines
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .boxed()
+        lines.json().flatten_event(true).with_span_list(false).boxed()
     } else {
         lines.boxed()
     };
@@ -122,10 +110,7 @@ pub(crate) fn start(
         .try_init()
         .map_err(|e| failed(&e))?;
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic
-            .location()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic
             .payload()
             .downcast_ref::<&str>()
@@ -141,18 +126,13 @@ pub(crate) fn start(
     })
 }
 
-fn collector(
-    endpoint: &str,
-    identity: &Arc<TlsIdentity>,
-) -> Result<tonic::transport::Channel, ServiceError> {
+fn collector(endpoint: &str, identity: &Arc<TlsIdentity>) -> Result<tonic::transport::Channel, ServiceError> {
     const KEY: &str = "core.telemetry.otlp_endpoint";
-    let invalid =
-        |e: &dyn std::fmt::Display| ServiceError::from(ConfigError::invalid(KEY, e.to_string()));
+    let invalid = |e: &dyn std::fmt::Display| ServiceError::from(ConfigError::invalid(KEY, e.to_string()));
     if endpoint.starts_with("https://") {
         return garrison_auth::client::named_channel(identity, endpoint).map_err(|e| invalid(&e));
     }
-    let parsed =
-        tonic::transport::Endpoint::from_shared(endpoint.to_owned()).map_err(|e| invalid(&e))?;
+    let parsed = tonic::transport::Endpoint::from_shared(endpoint.to_owned()).map_err(|e| invalid(&e))?;
     let uri = parsed.uri().clone();
     let host = uri.host().unwrap_or_default();
     let local = host == "localhost"

@@ -17,9 +17,7 @@ use tracing::{Instrument, field::Empty};
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     opentelemetry::global::meter("garrison.service")
         .f64_histogram("garrison_service_rpc_duration_seconds")
-        .with_description(
-            "Time from a call's arrival to the head of its answer, by service and status",
-        )
+        .with_description("Time from a call's arrival to the head of its answer, by service and status")
         .with_boundaries(vec![
             0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
         ])
@@ -58,28 +56,13 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let began = Instant::now();
-        let path: String = request
-            .uri()
-            .path()
-            .trim_start_matches('/')
-            .chars()
-            .take(200)
-            .collect();
+        let path: String = request.uri().path().trim_start_matches('/').chars().take(200).collect();
         // Only the service part, and only when it can be one of ours: a label must not grow with what callers send.
         let service = match path.split_once('/') {
-            Some((service, _))
-                if service.starts_with("garrison.") || service.starts_with("grpc.") =>
-            {
-                service
-            }
+            Some((service, _)) if service.starts_with("garrison.") || service.starts_with("grpc.") => service,
             _ => "unknown",
         };
-        let service = if service.len() > 64 {
-            "unknown"
-        } else {
-            service
-        }
-        .to_owned();
+        let service = if service.len() > 64 { "unknown" } else { service }.to_owned();
         let parent = request
             .headers()
             .get("traceparent")
@@ -103,8 +86,8 @@ where
             async move {
                 let response = answer.await?;
                 // Absent in the head of an answer that has a body; its own status follows in the trailers.
-                let code = tonic::Status::from_header_map(response.headers())
-                    .map_or(tonic::Code::Ok, |status| status.code());
+                let code =
+                    tonic::Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
                 outer.record("rpc.grpc.status_code", code as i32);
                 let labels = [
                     KeyValue::new("service", service),

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use garrison_auth::TlsFiles;
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 
 pub(crate) const DOMAIN: &str = "test.garrison";
 
@@ -21,16 +19,8 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let key = KeyPair::generate().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(
-            folder.path().join("ca.pem"),
-            params.self_signed(&key).unwrap().pem(),
-        )
-        .unwrap();
-        Self {
-            params,
-            key,
-            folder,
-        }
+        std::fs::write(folder.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        Self { params, key, folder }
     }
 
     pub(crate) fn ca_file(&self) -> PathBuf {
@@ -39,11 +29,7 @@ impl Authority {
 
     /// Files of an identity of the fleet, such as `svc/anomaly`.
     pub(crate) fn identity(&self, name: &str) -> TlsFiles {
-        self.certificate(
-            &name.replace('/', "-"),
-            &[&format!("spiffe://{DOMAIN}/{name}")],
-            |_| {},
-        )
+        self.certificate(&name.replace('/', "-"), &[&format!("spiffe://{DOMAIN}/{name}")], |_| {})
     }
 
     /// Files of a certificate with these URIs, changed as one likes.
@@ -58,10 +44,7 @@ impl Authority {
             .iter()
             .map(|uri| SanType::URI((*uri).to_owned().try_into().unwrap()));
         params.subject_alt_names.extend(uris);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         let issuer = Issuer::from_params(&self.params, &self.key);
@@ -73,8 +56,7 @@ impl Authority {
     }
 
     pub(crate) fn files(&self, file: &str) -> TlsFiles {
-        let path =
-            |end: &str| -> PathBuf { Path::new(self.folder.path()).join(format!("{file}.{end}")) };
+        let path = |end: &str| -> PathBuf { Path::new(self.folder.path()).join(format!("{file}.{end}")) };
         TlsFiles {
             cert_file: path("pem"),
             key_file: path("key"),

@@ -39,16 +39,10 @@ async fn a_good_token_opens_and_says_who_it_is() {
             login: "eva".into()
         }
     );
-    assert_eq!(
-        (caller.session, caller.second_factor),
-        (Some(claims.sid), true)
-    );
+    assert_eq!((caller.session, caller.second_factor), (Some(claims.sid), true));
     assert_eq!(caller.roles, ["analyst"]);
     assert!(caller.address.unwrap().is_loopback());
-    assert!(
-        fixture.records().is_empty(),
-        "a call that only reads was recorded"
-    );
+    assert!(fixture.records().is_empty(), "a call that only reads was recorded");
 }
 
 #[tokio::test]
@@ -81,11 +75,7 @@ async fn every_bad_token_is_refused_with_its_code() {
             token::sign(&new_key(), "k1", &fixture.claims()),
             "GAR-AUTH-0002",
         ),
-        (
-            "unsigned",
-            raw(r#"{"alg":"none","kid":"k1"}"#, ""),
-            "GAR-AUTH-0002",
-        ),
+        ("unsigned", raw(r#"{"alg":"none","kid":"k1"}"#, ""), "GAR-AUTH-0002"),
         (
             "symmetric",
             raw(r#"{"alg":"HS256","kid":"k1"}"#, "AAAA"),
@@ -101,11 +91,7 @@ async fn every_bad_token_is_refused_with_its_code() {
             fixture.token(|c| c.iss = "spiffe://test.garrison/svc/policy".into()),
             "GAR-AUTH-0002",
         ),
-        (
-            "for ever",
-            fixture.token(|c| c.exp += 1_000_000),
-            "GAR-AUTH-0002",
-        ),
+        ("for ever", fixture.token(|c| c.exp += 1_000_000), "GAR-AUTH-0002"),
         (
             "of an unknown key",
             token::sign(&fixture.key, "k9", &fixture.claims()),
@@ -115,9 +101,7 @@ async fn every_bad_token_is_refused_with_its_code() {
         ("garbage", "a.b.c".to_owned(), "GAR-AUTH-0002"),
     ];
     for (name, text, code) in cases {
-        let result = client
-            .list_detectors(bearer(ListDetectorsRequest {}, &text))
-            .await;
+        let result = client.list_detectors(bearer(ListDetectorsRequest {}, &text)).await;
         assert_eq!(refusal(result), unauthenticated(code), "{name}");
     }
     let mut basic = Request::new(ListDetectorsRequest {});
@@ -148,9 +132,7 @@ async fn a_revoked_session_is_refused_from_the_next_call_on() {
         session,
         until: Utc::now() + TimeDelta::minutes(5),
     });
-    let result = client
-        .list_detectors(bearer(ListDetectorsRequest {}, &text))
-        .await;
+    let result = client.list_detectors(bearer(ListDetectorsRequest {}, &text)).await;
     assert_eq!(refusal(result), unauthenticated("GAR-AUTH-0004"));
     let other = fixture.token(|_| {});
     client
@@ -194,10 +176,7 @@ async fn without_keys_the_answer_is_to_come_back_later() {
         .stranger()
         .list_detectors(bearer(ListDetectorsRequest {}, &fixture.token(|_| {})))
         .await;
-    assert_eq!(
-        refusal(result),
-        (Code::Unavailable, "GAR-AUTH-0008".to_owned())
-    );
+    assert_eq!(refusal(result), (Code::Unavailable, "GAR-AUTH-0008".to_owned()));
 }
 
 #[tokio::test]
@@ -205,25 +184,16 @@ async fn a_change_needs_role_and_factor_and_is_recorded_either_way() {
     let fixture = Fixture::start().await;
     let mut client = fixture.stranger();
     let viewer = fixture.token(|c| c.roles = vec!["viewer".into()]);
-    let result = client
-        .start_learning(bearer(StartLearningRequest {}, &viewer))
-        .await;
-    assert_eq!(
-        refusal(result),
-        (Code::PermissionDenied, "GAR-AUTH-0006".to_owned())
-    );
+    let result = client.start_learning(bearer(StartLearningRequest {}, &viewer)).await;
+    assert_eq!(refusal(result), (Code::PermissionDenied, "GAR-AUTH-0006".to_owned()));
     let password_only = fixture.token(|c| c.amr = vec!["pwd".into()]);
     let result = client
         .start_learning(bearer(StartLearningRequest {}, &password_only))
         .await;
-    assert_eq!(
-        refusal(result),
-        (Code::PermissionDenied, "GAR-AUTH-0010".to_owned())
-    );
+    assert_eq!(refusal(result), (Code::PermissionDenied, "GAR-AUTH-0010".to_owned()));
     let mut good = bearer(StartLearningRequest {}, &fixture.token(|_| {}));
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    good.metadata_mut()
-        .insert("traceparent", trace.parse().unwrap());
+    good.metadata_mut().insert("traceparent", trace.parse().unwrap());
     client.start_learning(good).await.unwrap();
     refusal(client.start_learning(StartLearningRequest {}).await);
 
@@ -263,17 +233,10 @@ async fn what_cannot_be_recorded_is_not_done() {
     fixture.recorder.broken.store(true, Ordering::SeqCst);
     let mut client = fixture.stranger();
     let text = fixture.token(|_| {});
-    let result = client
-        .start_learning(bearer(StartLearningRequest {}, &text))
-        .await;
-    assert_eq!(
-        refusal(result),
-        (Code::Unavailable, "GAR-AUTH-0009".to_owned())
-    );
+    let result = client.start_learning(bearer(StartLearningRequest {}, &text)).await;
+    assert_eq!(refusal(result), (Code::Unavailable, "GAR-AUTH-0009".to_owned()));
     let viewer = fixture.token(|c| c.roles = vec!["viewer".into()]);
-    let result = client
-        .start_learning(bearer(StartLearningRequest {}, &viewer))
-        .await;
+    let result = client.start_learning(bearer(StartLearningRequest {}, &viewer)).await;
     assert_eq!(
         refusal(result).1,
         "GAR-AUTH-0006",
@@ -295,12 +258,8 @@ async fn nobody_chooses_another_tenant() {
         .metadata_mut()
         .insert("garrison-tenant", "globex".parse().unwrap());
     let result = client.list_detectors(other).await;
-    assert_eq!(
-        refusal(result),
-        (Code::InvalidArgument, "GAR-AUTH-0011".to_owned())
-    );
+    assert_eq!(refusal(result), (Code::InvalidArgument, "GAR-AUTH-0011".to_owned()));
     let mut own = bearer(ListDetectorsRequest {}, &fixture.token(|_| {}));
-    own.metadata_mut()
-        .insert("garrison-tenant", "acme".parse().unwrap());
+    own.metadata_mut().insert("garrison-tenant", "acme".parse().unwrap());
     client.list_detectors(own).await.unwrap();
 }

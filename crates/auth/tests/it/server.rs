@@ -8,14 +8,13 @@ use std::sync::{
 use chrono::{TimeDelta, Utc};
 use futures::future::BoxFuture;
 use garrison_auth::{
-    AuditError, AuditSink, AuthLayer, Caller, Gate, JwkSet, KeyRing, PublicKey, SpiffeId,
-    TlsIdentity, caller,
+    AuditError, AuditSink, AuthLayer, Caller, Gate, JwkSet, KeyRing, PublicKey, SpiffeId, TlsIdentity, caller,
     token::{self, Claims, Rules},
 };
 use garrison_proto::{
     alert::v1::{
-        FinishLearningRequest, FinishLearningResponse, GetModelRequest, GetModelResponse,
-        ListDetectorsRequest, ListDetectorsResponse, StartLearningRequest, StartLearningResponse,
+        FinishLearningRequest, FinishLearningResponse, GetModelRequest, GetModelResponse, ListDetectorsRequest,
+        ListDetectorsResponse, StartLearningRequest, StartLearningResponse,
         detection_service_client::DetectionServiceClient,
         detection_service_server::{DetectionService, DetectionServiceServer},
     },
@@ -78,10 +77,7 @@ impl DetectionService for Detection {
         Ok(Response::new(ListDetectorsResponse::default()))
     }
 
-    async fn get_model(
-        &self,
-        request: Request<GetModelRequest>,
-    ) -> Result<Response<GetModelResponse>, Status> {
+    async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
         self.note(&request)?;
         Ok(Response::new(GetModelResponse::default()))
     }
@@ -145,10 +141,7 @@ impl Fixture {
         let ring = Arc::new(KeyRing::new());
         let (seen, recorder) = (Arc::default(), Arc::new(Recorder::default()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!(
-            "https://localhost:{}",
-            listener.local_addr().unwrap().port()
-        );
+        let endpoint = format!("https://localhost:{}", listener.local_addr().unwrap().port());
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let tls = Arc::clone(&identity);
         tokio::spawn(async move {
@@ -192,17 +185,14 @@ impl Fixture {
     /// A client without a certificate.
     pub(crate) fn stranger(&self) -> DetectionServiceClient<Channel> {
         let ca_file = self.authority.ca_file();
-        let channel =
-            garrison_auth::client::anonymous_channel(&ca_file, &self.endpoint, &Self::anomaly())
-                .unwrap();
+        let channel = garrison_auth::client::anonymous_channel(&ca_file, &self.endpoint, &Self::anomaly()).unwrap();
         DetectionServiceClient::new(channel)
     }
 
     /// A client with the certificate of an identity of the fleet.
     pub(crate) fn peer(&self, name: &str) -> DetectionServiceClient<Channel> {
         let identity = TlsIdentity::load(self.authority.identity(name), DOMAIN).unwrap();
-        let channel =
-            garrison_auth::client::channel(&identity, &self.endpoint, &Self::anomaly()).unwrap();
+        let channel = garrison_auth::client::channel(&identity, &self.endpoint, &Self::anomaly()).unwrap();
         DetectionServiceClient::new(channel)
     }
 

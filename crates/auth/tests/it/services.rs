@@ -24,10 +24,7 @@ async fn a_service_may_do_its_job_in_the_tenant_it_names() {
     let fixture = Fixture::start().await;
     let mut forensics = fixture.peer("svc/forensics");
     forensics.list_detectors(for_tenant("acme")).await.unwrap();
-    forensics
-        .list_detectors(ListDetectorsRequest {})
-        .await
-        .unwrap();
+    forensics.list_detectors(ListDetectorsRequest {}).await.unwrap();
     let seen = fixture.seen.lock().unwrap().clone();
     assert_eq!(
         seen[0].principal,
@@ -35,26 +32,17 @@ async fn a_service_may_do_its_job_in_the_tenant_it_names() {
             name: "forensics".into()
         }
     );
-    assert_eq!(
-        (seen[0].tenant.as_str(), seen[1].tenant.as_str()),
-        ("acme", "system")
-    );
+    assert_eq!((seen[0].tenant.as_str(), seen[1].tenant.as_str()), ("acme", "system"));
 
     let identity = TlsIdentity::load(fixture.authority.identity("svc/compliance"), DOMAIN).unwrap();
     let channel = client::channel(&identity, &fixture.endpoint, &Fixture::anomaly()).unwrap();
     let tenant = client::for_tenant(&"globex".parse().unwrap());
     let mut compliance = DetectionServiceClient::with_interceptor(channel, tenant);
-    compliance
-        .list_detectors(ListDetectorsRequest {})
-        .await
-        .unwrap();
+    compliance.list_detectors(ListDetectorsRequest {}).await.unwrap();
     assert_eq!(fixture.seen.lock().unwrap()[2].tenant.as_str(), "globex");
 
     let result = forensics.list_detectors(for_tenant("Not A Tenant")).await;
-    assert_eq!(
-        refusal(result),
-        (Code::InvalidArgument, "GAR-AUTH-0011".to_owned())
-    );
+    assert_eq!(refusal(result), (Code::InvalidArgument, "GAR-AUTH-0011".to_owned()));
 }
 
 #[tokio::test]
@@ -67,10 +55,7 @@ async fn a_certificate_of_another_service_or_node_is_not_enough() {
         "svc/invented",
         "enforcer/router",
     ] {
-        let result = fixture
-            .peer(name)
-            .list_detectors(ListDetectorsRequest {})
-            .await;
+        let result = fixture.peer(name).list_detectors(ListDetectorsRequest {}).await;
         assert_eq!(
             refusal(result),
             (Code::PermissionDenied, "GAR-AUTH-0006".to_owned()),
@@ -102,18 +87,12 @@ async fn a_person_s_token_counts_before_the_certificate_that_carries_it() {
     ));
     // A bad token does not fall back to a certificate that would do.
     let mut allowed = fixture.peer("svc/forensics");
-    let result = allowed
-        .list_detectors(bearer(ListDetectorsRequest {}, "a.b.c"))
-        .await;
+    let result = allowed.list_detectors(bearer(ListDetectorsRequest {}, "a.b.c")).await;
     assert_eq!(refusal(result).1, "GAR-AUTH-0002");
 }
 
 /// A client that presents a certificate the fleet would never load for itself.
-fn odd_client(
-    fixture: &Fixture,
-    files: &garrison_auth::TlsFiles,
-    domain: &str,
-) -> DetectionServiceClient<Channel> {
+fn odd_client(fixture: &Fixture, files: &garrison_auth::TlsFiles, domain: &str) -> DetectionServiceClient<Channel> {
     let identity = TlsIdentity::load(files.clone(), domain).unwrap();
     let channel = client::channel(&identity, &fixture.endpoint, &Fixture::anomaly()).unwrap();
     DetectionServiceClient::new(channel)
@@ -122,16 +101,12 @@ fn odd_client(
 #[tokio::test]
 async fn a_certificate_of_another_trust_domain_is_refused_even_with_a_good_token() {
     let fixture = Fixture::start().await;
-    let files =
-        fixture
-            .authority
-            .certificate("foreign", &["spiffe://elsewhere/svc/forensics"], |_| {});
+    let files = fixture
+        .authority
+        .certificate("foreign", &["spiffe://elsewhere/svc/forensics"], |_| {});
     let mut foreign = odd_client(&fixture, &files, "elsewhere");
     let wrong = (Code::Unauthenticated, "GAR-AUTH-0007".to_owned());
-    assert_eq!(
-        refusal(foreign.list_detectors(ListDetectorsRequest {}).await),
-        wrong
-    );
+    assert_eq!(refusal(foreign.list_detectors(ListDetectorsRequest {}).await), wrong);
     let with_token = foreign
         .list_detectors(bearer(ListDetectorsRequest {}, &fixture.token(|_| {})))
         .await;
@@ -147,12 +122,7 @@ async fn a_certificate_of_another_authority_or_time_does_not_connect() {
     let mut files = theirs.identity("svc/forensics");
     files.ca_file = fixture.authority.ca_file();
     let mut impostor = odd_client(&fixture, &files, DOMAIN);
-    assert!(
-        impostor
-            .list_detectors(ListDetectorsRequest {})
-            .await
-            .is_err()
-    );
+    assert!(impostor.list_detectors(ListDetectorsRequest {}).await.is_err());
 
     let uri = format!("spiffe://{DOMAIN}/svc/forensics");
     let expired = fixture.authority.certificate("expired", &[&uri], |params| {
@@ -220,19 +190,13 @@ async fn an_identity_without_exactly_one_good_spiffe_id_is_not_loaded() {
     let one = format!("spiffe://{DOMAIN}/svc/anomaly");
     for (name, uris) in [
         ("none", vec![]),
-        (
-            "two",
-            vec![one.as_str(), "spiffe://test.garrison/svc/policy"],
-        ),
+        ("two", vec![one.as_str(), "spiffe://test.garrison/svc/policy"]),
         ("web", vec!["https://localhost"]),
         ("foreign", vec!["spiffe://elsewhere/svc/anomaly"]),
     ] {
         let files = authority.certificate(name, &uris, |_| {});
         assert!(
-            matches!(
-                TlsIdentity::load(files, DOMAIN),
-                Err(TlsError::Identity { .. })
-            ),
+            matches!(TlsIdentity::load(files, DOMAIN), Err(TlsError::Identity { .. })),
             "{name}"
         );
     }
@@ -271,11 +235,9 @@ async fn changed_certificates_are_used_and_broken_ones_are_not() {
         .unwrap();
 
     // The new certificate is another service's: clients that mean anomaly notice, so it is really in use.
-    fixture.authority.certificate(
-        "svc-anomaly",
-        &["spiffe://test.garrison/svc/policy"],
-        |_| {},
-    );
+    fixture
+        .authority
+        .certificate("svc-anomaly", &["spiffe://test.garrison/svc/policy"], |_| {});
     assert!(fixture.identity.reload().unwrap());
     assert!(
         fixture
@@ -293,12 +255,9 @@ async fn unknown_methods_are_unknown_to_identities_and_shut_to_strangers() {
     let call = async |channel: Channel| {
         let mut grpc = tonic::client::Grpc::new(channel);
         grpc.ready().await.unwrap();
-        let path =
-            http::uri::PathAndQuery::from_static("/garrison.alert.v1.DetectionService/Nothing");
-        let codec =
-            tonic_prost::ProstCodec::<ListDetectorsRequest, ListDetectorsRequest>::default();
-        grpc.unary(Request::new(ListDetectorsRequest {}), path, codec)
-            .await
+        let path = http::uri::PathAndQuery::from_static("/garrison.alert.v1.DetectionService/Nothing");
+        let codec = tonic_prost::ProstCodec::<ListDetectorsRequest, ListDetectorsRequest>::default();
+        grpc.unary(Request::new(ListDetectorsRequest {}), path, codec).await
     };
     let identity = TlsIdentity::load(fixture.authority.identity("svc/forensics"), DOMAIN).unwrap();
     let known = client::channel(&identity, &fixture.endpoint, &Fixture::anomaly()).unwrap();
@@ -307,8 +266,7 @@ async fn unknown_methods_are_unknown_to_identities_and_shut_to_strangers() {
         (Code::Unimplemented, "GAR-AUTH-0012".to_owned())
     );
     let ca_file = fixture.authority.ca_file();
-    let stranger =
-        client::anonymous_channel(&ca_file, &fixture.endpoint, &Fixture::anomaly()).unwrap();
+    let stranger = client::anonymous_channel(&ca_file, &fixture.endpoint, &Fixture::anomaly()).unwrap();
     assert_eq!(
         refusal(call(stranger).await),
         (Code::Unauthenticated, "GAR-AUTH-0001".to_owned())
