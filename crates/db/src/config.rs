@@ -71,11 +71,7 @@ impl DbConfig {
     /// Checks the values and files and makes connection options with the schema as search path.
     pub(crate) fn options(&self, schema: &str) -> Result<PgConnectOptions, DbError> {
         identifier("schema", schema)?;
-        for (key, value) in [
-            ("host", &self.host),
-            ("database", &self.database),
-            ("user", &self.user),
-        ] {
+        for (key, value) in [("host", &self.host), ("database", &self.database), ("user", &self.user)] {
             if value.is_empty() {
                 return Err(DbError::Config {
                     key,
@@ -155,9 +151,7 @@ pub(crate) fn identifier(key: &'static str, text: &str) -> Result<(), DbError> {
     }
     Err(DbError::Config {
         key,
-        reason: format!(
-            "{text:?} is not a name of up to 63 of a-z, 0-9 and underscore that begins with a letter"
-        ),
+        reason: format!("{text:?} is not a name of up to 63 of a-z, 0-9 and underscore that begins with a letter"),
     })
 }
 
@@ -170,16 +164,7 @@ mod tests {
         for good in ["iam", "flow_ingest", "_x1"] {
             assert!(identifier("schema", good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            "1a",
-            "Iam",
-            "a-b",
-            "a b",
-            "a\"b",
-            "a;drop",
-            &"x".repeat(64),
-        ] {
+        for bad in ["", "1a", "Iam", "a-b", "a b", "a\"b", "a;drop", &"x".repeat(64)] {
             assert!(identifier("schema", bad).is_err(), "{bad:?} was taken");
         }
     }

@@ -46,9 +46,7 @@ impl Db {
             known: RwLock::default(),
             appended: Notify::new(),
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Begins a transaction that sees and writes rows of this tenant only. Isolation is READ COMMITTED.
@@ -70,15 +68,11 @@ impl Db {
     /// When the database is away.
     pub async fn known_tenants(&self) -> Result<Vec<TenantId>, DbError> {
         let operation = "list the tenants";
-        let mut tx = self
-            .begin_for_all("")
+        let mut tx = self.begin_for_all("").await.map_err(DbError::during(operation))?;
+        let ids: Vec<String> = sqlx::query_scalar("SELECT tenant_id FROM tenant ORDER BY tenant_id")
+            .fetch_all(&mut *tx)
             .await
             .map_err(DbError::during(operation))?;
-        let ids: Vec<String> =
-            sqlx::query_scalar("SELECT tenant_id FROM tenant ORDER BY tenant_id")
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(DbError::during(operation))?;
         tx.commit().await.map_err(DbError::during(operation))?;
         // Only parsed ids are ever written.
         Ok(ids.into_iter().filter_map(|id| id.parse().ok()).collect())
@@ -124,11 +118,7 @@ impl Db {
     }
 
     /// Begins and sets the tenant in one round trip. A tenant id cannot hold a quote.
-    async fn open(
-        &self,
-        tenant: &str,
-        more: &str,
-    ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    async fn open(&self, tenant: &str, more: &str) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         debug_assert!(!tenant.contains('\''));
         let begin = format!("BEGIN; SET LOCAL garrison.tenant = '{tenant}'; {more}");
         self.inner.pool.begin_with(AssertSqlSafe(begin)).await
@@ -156,11 +146,7 @@ impl Db {
             .await
             .map_err(DbError::during(operation))?;
         tx.commit().await.map_err(DbError::during(operation))?;
-        let mut known = self
-            .inner
-            .known
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.inner.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.clear();
         }

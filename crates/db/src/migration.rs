@@ -26,10 +26,7 @@ pub async fn migrate(
     identifier("user", service_role)?;
     let options = owner.options(schema)?;
     let operation = "connect for migrating";
-    let mut connection = options
-        .connect()
-        .await
-        .map_err(DbError::during(operation))?;
+    let mut connection = options.connect().await.map_err(DbError::during(operation))?;
     // Migrations may take long, and wait for each other.
     for statement in ["SET statement_timeout = 0", "SET lock_timeout = 0"] {
         run(&mut connection, operation, statement).await?;
@@ -100,19 +97,13 @@ async fn run(
 }
 
 /// The role that serves requests must not be able to switch row-level security off.
-async fn check_role(
-    connection: &mut PgConnection,
-    owner: &DbConfig,
-    role: &str,
-) -> Result<(), DbError> {
+async fn check_role(connection: &mut PgConnection, owner: &DbConfig, role: &str) -> Result<(), DbError> {
     let refuse = |reason: &str| DbError::Role {
         role: role.to_owned(),
         reason: reason.to_owned(),
     };
     if role == owner.user {
-        return Err(refuse(
-            "it is also the owner; the service needs a role of its own",
-        ));
+        return Err(refuse("it is also the owner; the service needs a role of its own"));
     }
     let found: Option<(bool, bool, bool)> = sqlx::query_as(
         "SELECT rolsuper, rolbypassrls, pg_has_role(oid, current_user, 'MEMBER') FROM pg_roles WHERE rolname = $1",
@@ -122,24 +113,15 @@ async fn check_role(
     .await
     .map_err(DbError::during("look at the service's role"))?;
     match found {
-        None => Err(refuse(
-            "it does not exist; create it with LOGIN and a password first",
-        )),
-        Some((true, ..)) => Err(refuse(
-            "it is a superuser, for whom row-level security does not hold",
-        )),
+        None => Err(refuse("it does not exist; create it with LOGIN and a password first")),
+        Some((true, ..)) => Err(refuse("it is a superuser, for whom row-level security does not hold")),
         Some((_, true, _)) => Err(refuse("it has BYPASSRLS")),
-        Some((_, _, true)) => Err(refuse(
-            "it is a member of the owner's role and so owns its tables",
-        )),
+        Some((_, _, true)) => Err(refuse("it is a member of the owner's role and so owns its tables")),
         Some(_) => Ok(()),
     }
 }
 
-async fn check_protection(
-    connection: &mut PgConnection,
-    schema: &'static str,
-) -> Result<(), DbError> {
+async fn check_protection(connection: &mut PgConnection, schema: &'static str) -> Result<(), DbError> {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') \
@@ -167,9 +149,7 @@ fn explain(schema: &'static str, error: MigrateError) -> DbError {
         | MigrateError::VersionTooNew(version, _) => DbError::Newer { schema, version },
         MigrateError::VersionMismatch(version) => DbError::Migration {
             schema,
-            reason: format!(
-                "migration {version} was applied in another form; migrations must never be edited"
-            ),
+            reason: format!("migration {version} was applied in another form; migrations must never be edited"),
         },
         MigrateError::Execute(source) => DbError::new("migrate", source),
         MigrateError::ExecuteMigration(source, version) => DbError::Migration {

@@ -38,11 +38,7 @@ const PRUNE_BATCH: i64 = 10_000;
 ///
 /// # Errors
 /// Only for what cannot heal: today nothing; the type leaves room.
-pub async fn run_outbox_relay(
-    db: Db,
-    publisher: Publisher,
-    shutdown: CancellationToken,
-) -> Result<(), DbError> {
+pub async fn run_outbox_relay(db: Db, publisher: Publisher, shutdown: CancellationToken) -> Result<(), DbError> {
     let mut relay = Relay {
         metrics: Metrics::new(),
         blocked: HashMap::new(),
@@ -66,10 +62,7 @@ pub async fn run_outbox_relay(
                 if pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY) {
                     pruned = Some(Instant::now());
                     if let Err(error) = prune(&relay.db).await {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "cannot prune the inbox"
-                        );
+                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot prune the inbox");
                     }
                 }
                 POLL
@@ -167,19 +160,13 @@ impl Relay {
         if entries.is_empty() {
             let blocked = !blocked.is_empty();
             tx.rollback().await.map_err(DbError::during(operation))?;
-            return Ok(if blocked {
-                Drained::Blocked
-            } else {
-                Drained::Empty
-            });
+            return Ok(if blocked { Drained::Blocked } else { Drained::Empty });
         }
 
         let (fates, failed) = publish(&self.publisher, entries).await;
         let settled = settle(&mut tx, &fates, &self.metrics, self.db.schema()).await;
         settled.map_err(DbError::during("clear the outbox"))?;
-        tx.commit()
-            .await
-            .map_err(DbError::during("clear the outbox"))?;
+        tx.commit().await.map_err(DbError::during("clear the outbox"))?;
         if failed.is_empty() {
             return Ok(Drained::More);
         }
@@ -198,23 +185,11 @@ impl Relay {
 
 /// Publishes in order within a tenant's stream, and at the same time across them: one message of a group is under
 /// way at a time, because after a lost connection a later one could otherwise be stored before an earlier one.
-async fn publish(
-    publisher: &Publisher,
-    entries: Vec<Entry>,
-) -> (Vec<Fate>, Vec<(String, PublishError)>) {
+async fn publish(publisher: &Publisher, entries: Vec<Entry>) -> (Vec<Fate>, Vec<(String, PublishError)>) {
     let mut groups: HashMap<(String, String), Vec<Entry>> = HashMap::new();
     for entry in entries {
-        let domain = entry
-            .message
-            .subject
-            .split('.')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        groups
-            .entry((entry.tenant.clone(), domain))
-            .or_default()
-            .push(entry);
+        let domain = entry.message.subject.split('.').next().unwrap_or_default().to_owned();
+        groups.entry((entry.tenant.clone(), domain)).or_default().push(entry);
     }
     let mut running: FuturesUnordered<_> = groups
         .into_iter()
@@ -315,10 +290,7 @@ fn exact(time: DateTime<Utc>, nanos: u32) -> DateTime<Utc> {
 async fn prune(db: &Db) -> Result<(), DbError> {
     let operation = "prune the inbox";
     loop {
-        let mut tx = db
-            .begin_for_all("")
-            .await
-            .map_err(DbError::during(operation))?;
+        let mut tx = db.begin_for_all("").await.map_err(DbError::during(operation))?;
         let removed = sqlx::query(
             "DELETE FROM inbox WHERE ctid = ANY (ARRAY( \
              SELECT ctid FROM inbox WHERE received < now() - interval '7 days' LIMIT $1))",
@@ -349,8 +321,7 @@ impl Metrics {
                 .f64_histogram("garrison_db_outbox_delay_seconds")
                 .with_description("Time from appending a message to the broker having stored it.")
                 .with_boundaries(vec![
-                    0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
-                    30.0, 300.0,
+                    0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0,
                 ])
                 .build(),
             parked: meter
@@ -359,17 +330,14 @@ impl Metrics {
                 .build(),
             waiting: meter
                 .u64_gauge("garrison_db_outbox_batch_messages")
-                .with_description(
-                    "Messages in the relay's last batch; 64 for long means it falls behind.",
-                )
+                .with_description("Messages in the relay's last batch; 64 for long means it falls behind.")
                 .build(),
         }
     }
 
     fn stored(&self, schema: &'static str, delay: chrono::TimeDelta) {
         let seconds = delay.as_seconds_f64().max(0.0);
-        self.delay
-            .record(seconds, &[KeyValue::new("schema", schema)]);
+        self.delay.record(seconds, &[KeyValue::new("schema", schema)]);
     }
 
     fn parked(&self, schema: &'static str) {
@@ -377,8 +345,7 @@ impl Metrics {
     }
 
     fn waiting(&self, schema: &'static str, messages: usize) {
-        self.waiting
-            .record(messages as u64, &[KeyValue::new("schema", schema)]);
+        self.waiting.record(messages as u64, &[KeyValue::new("schema", schema)]);
     }
 }
 

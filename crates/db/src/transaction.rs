@@ -36,10 +36,7 @@ impl<'c> Tx<'c> {
     /// When the database could not confirm the commit. It is then unknown whether it happened: handle the same
     /// message again and let the inbox tell.
     pub async fn commit(self) -> Result<(), DbError> {
-        self.inner
-            .commit()
-            .await
-            .map_err(DbError::during("commit"))?;
+        self.inner.commit().await.map_err(DbError::during("commit"))?;
         if self.appended {
             self.db.outbox_signal();
         }
@@ -51,10 +48,7 @@ impl<'c> Tx<'c> {
     /// # Errors
     /// When the database is away, which undoes everything too.
     pub async fn rollback(self) -> Result<(), DbError> {
-        self.inner
-            .rollback()
-            .await
-            .map_err(DbError::during("roll back"))
+        self.inner.rollback().await.map_err(DbError::during("roll back"))
     }
 
     /// Notes in the inbox that `consumer` handles this message. False when it was handled before: then change
@@ -82,25 +76,7 @@ impl<'c> Tx<'c> {
     /// # Errors
     /// [`DbError::Message`] when its subject is not one of this tenant's, or it is larger than the broker takes.
     pub async fn publish(&mut self, message: &Message) -> Result<(), DbError> {
-        let refuse = |reason: String| DbError::Message {
-            subject: message.subject.clone(),
-            reason,
-        };
-        let tenant =
-            subject::tenant_of(&message.subject).map_err(|error| refuse(error.to_string()))?;
-        if tenant != self.tenant {
-            return Err(refuse(format!(
-                "the transaction belongs to tenant {}",
-                self.tenant
-            )));
-        }
-        if message.payload.len() > topology::MAX_PAYLOAD {
-            let size = message.payload.len();
-            return Err(refuse(format!(
-                "{size} bytes are more than the broker's {}",
-                topology::MAX_PAYLOAD
-            )));
-        }
+        self.check(message)?;
         sqlx::query(
             "INSERT INTO outbox (tenant_id, message_id, subject, kind, source, time, time_nanos, content_type, \
              traceparent, payload) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -119,6 +95,66 @@ impl<'c> Tx<'c> {
         .await
         .map_err(DbError::during("append a message to the outbox"))?;
         self.appended = true;
+        Ok(())
+    }
+
+    /// Appends several messages in one round trip, in their order; see [`Tx::publish`].
+    ///
+    /// # Errors
+    /// As [`Tx::publish`]; then none of them is appended.
+    pub async fn publish_all(&mut self, messages: &[Message]) -> Result<(), DbError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        for message in messages {
+            self.check(message)?;
+        }
+        let column = |text: fn(&Message) -> &str| -> Vec<&str> { messages.iter().map(text).collect() };
+        let nanos = |m: &Message| i32::try_from(m.time.timestamp_subsec_nanos() % 1_000_000_000).unwrap_or_default();
+        sqlx::query(
+            "INSERT INTO outbox (tenant_id, message_id, subject, kind, source, time, time_nanos, content_type, \
+             traceparent, payload) \
+             SELECT $1, m.message_id, m.subject, m.kind, m.source, m.time, m.time_nanos, m.content_type, \
+             m.traceparent, m.payload \
+             FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::integer[], \
+             $8::text[], $9::text[], $10::bytea[]) WITH ORDINALITY \
+             AS m (message_id, subject, kind, source, time, time_nanos, content_type, traceparent, payload, position) \
+             ORDER BY m.position",
+        )
+        .bind(self.tenant.as_str())
+        .bind(messages.iter().map(|m| m.id).collect::<Vec<_>>())
+        .bind(column(|m| &m.subject))
+        .bind(column(|m| &m.kind))
+        .bind(column(|m| &m.source))
+        .bind(messages.iter().map(|m| m.time).collect::<Vec<_>>())
+        .bind(messages.iter().map(nanos).collect::<Vec<_>>())
+        .bind(column(|m| m.content_type.as_ref()))
+        .bind(messages.iter().map(|m| m.traceparent.as_deref()).collect::<Vec<_>>())
+        .bind(messages.iter().map(|m| m.payload.as_ref()).collect::<Vec<&[u8]>>())
+        .execute(&mut *self.inner)
+        .await
+        .map_err(DbError::during("append messages to the outbox"))?;
+        self.appended = true;
+        Ok(())
+    }
+
+    /// Whether a message may be appended: its subject is of this tenant, and the broker takes its size.
+    fn check(&self, message: &Message) -> Result<(), DbError> {
+        let refuse = |reason: String| DbError::Message {
+            subject: message.subject.clone(),
+            reason,
+        };
+        let tenant = subject::tenant_of(&message.subject).map_err(|error| refuse(error.to_string()))?;
+        if tenant != self.tenant {
+            return Err(refuse(format!("the transaction belongs to tenant {}", self.tenant)));
+        }
+        if message.payload.len() > topology::MAX_PAYLOAD {
+            let size = message.payload.len();
+            return Err(refuse(format!(
+                "{size} bytes are more than the broker's {}",
+                topology::MAX_PAYLOAD
+            )));
+        }
         Ok(())
     }
 }

@@ -1,0 +1,9 @@
+//! The database crate against a real PostgreSQL and a real nats-server.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod fixture;
+mod inbox;
+mod isolation;
+mod migrations;
+mod outage;
+mod outbox;
