@@ -7,7 +7,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::{
     BoxError, ConfigError, Service, ServiceConfig, ServiceError,
     config::{Core, read_config},
-    health, reference, telemetry,
+    health,
+    lifecycle::Stages,
+    reference, telemetry,
 };
 
 /// It worked.
@@ -160,7 +162,9 @@ where
         let telemetry = telemetry::start(&core.telemetry, &info, &identity)?;
         let result = async {
             tracing::info!(service = info.name, version = info.version, id = %identity.id(), "starting");
-            let service = Service::new(info, core, identity, telemetry.registry.clone()).await?;
+            let stages = Stages::default();
+            stages.follow_signals()?;
+            let service = Service::new(info, core, identity, telemetry.registry.clone(), stages).await?;
             run(config, service).await
         }
         .await;

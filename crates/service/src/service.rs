@@ -68,14 +68,24 @@ impl Service {
         Ok(identity)
     }
 
+    /// A service inside another program, such as a test: it leaves the process's telemetry and signals alone and
+    /// stops when [`Service::shutdown`] is cancelled. Binaries use [`crate::main`].
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] when values or files cannot be used.
+    pub async fn embedded(info: ServiceInfo, core: Core) -> Result<Self, ServiceError> {
+        core.validate()?;
+        let identity = Self::load_identity(&info, &core)?;
+        Self::new(info, core, identity, Registry::new(), Stages::default()).await
+    }
+
     pub(crate) async fn new(
         info: ServiceInfo,
         core: Core,
         identity: Arc<TlsIdentity>,
         registry: Registry,
+        stages: Stages,
     ) -> Result<Self, ServiceError> {
-        let stages = Stages::default();
-        stages.follow_signals()?;
         let bus = Bus::connect(&core.bus, info.name)
             .await
             .map_err(|e| ConfigError::invalid("core.bus", format!("{e}{}", causes(&e))))?;

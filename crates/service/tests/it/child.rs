@@ -28,7 +28,7 @@ const ARGUMENTS: &str = "GARRISON_TEST_ARGUMENTS";
 
 pub(crate) static MIGRATIONS: garrison_db::Migrator = garrison_db::Migrator::DEFAULT;
 
-const INFO: ServiceInfo = ServiceInfo {
+pub(crate) const INFO: ServiceInfo = ServiceInfo {
     name: "anomaly",
     version: "1.2.3",
     migrator: Some(&MIGRATIONS),

@@ -279,3 +279,22 @@ async fn what_does_not_finish_is_cut_off_by_time_or_a_second_signal() {
     let log = service.log();
     assert!(log.contains("GAR-SVC-0004") && log.contains("stuck"), "{log}");
 }
+
+#[tokio::test]
+async fn a_service_inside_another_program_stops_when_told() {
+    let fleet = Fleet::start().await;
+    let config = fleet.configure(crate::fleet::local(), crate::fleet::local(), "");
+    let text = std::fs::read_to_string(config).unwrap();
+    let mut core: toml::Table = toml::from_str(&text).unwrap();
+    let core: garrison_service::Core = core.remove("core").unwrap().try_into().unwrap();
+    let service = garrison_service::Service::embedded(crate::child::INFO, core)
+        .await
+        .unwrap();
+    let stop = service.shutdown();
+    let serving = tokio::spawn(service.serve_admin());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!serving.is_finished());
+    stop.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(5), serving).await;
+    ended.expect("it did not stop").unwrap().unwrap();
+}
