@@ -106,12 +106,10 @@ impl CliError {
             Self::Unreachable { .. } => {
                 Some("is the fleet up, and does the profile name the right endpoint?".to_owned())
             }
-            Self::Configuration { .. } => Some(
-                "the file's form is described in docs/reference/cli-configuration.md".to_owned(),
-            ),
-            Self::Status(status) if status.code() == Code::Unauthenticated => {
-                Some("run `garrison login`".to_owned())
+            Self::Configuration { .. } => {
+                Some("the file's form is described in docs/reference/cli-configuration.md".to_owned())
             }
+            Self::Status(status) if status.code() == Code::Unauthenticated => Some("run `garrison login`".to_owned()),
             _ => None,
         }
     }
@@ -147,10 +145,7 @@ fn status_text(status: &Status) -> String {
         .unwrap_or_default()
     {
         if !status.message().contains(&violation.description) {
-            text.push_str(&format!(
-                "\n  {}: {}",
-                violation.field, violation.description
-            ));
+            text.push_str(&format!("\n  {}: {}", violation.field, violation.description));
         }
     }
     if text.is_empty() {

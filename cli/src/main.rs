@@ -27,12 +27,7 @@ use crate::{
 /// Data goes to standard output, everything else to standard error. On a terminal lists are tables; piped, they are
 /// tab-separated without colour; with `-o json` they are protobuf's canonical JSON, one object a line for streams.
 #[derive(Parser)]
-#[command(
-    name = "garrison",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
+#[command(name = "garrison", version, propagate_version = true, arg_required_else_help = true)]
 #[command(
     after_help = "Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 denied or not logged in, \
                         5 service unavailable, 6 verification failed, 64 configuration."
@@ -42,12 +37,7 @@ struct Cli {
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
     /// Which profile of the configuration file to use
-    #[arg(
-        long,
-        global = true,
-        env = "GARRISON_PROFILE",
-        default_value = "default"
-    )]
+    #[arg(long, global = true, env = "GARRISON_PROFILE", default_value = "default")]
     profile: String,
     #[command(subcommand)]
     command: Command,
@@ -141,11 +131,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let exit = if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Done
-            };
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
             // Nothing can be done when the terminal is gone.
             let _ = error.print();
             return exit.into();
@@ -176,12 +162,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
     let printer = Printer::new(cli.output);
     match &cli.command {
         Command::Completion { shell } => {
-            clap_complete::generate(
-                *shell,
-                &mut Cli::command(),
-                "garrison",
-                &mut std::io::stdout(),
-            );
+            clap_complete::generate(*shell, &mut Cli::command(), "garrison", &mut std::io::stdout());
             return Ok(());
         }
         Command::Version => {
@@ -202,10 +183,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Audit(commands::audit::Audit::Verify(verify)) if verify.file.is_some() => {
             return commands::audit::verify_file(verify, &printer);
         }
-        Command::Bus(commands::bus::BusCommand::Permissions {
-            trust_domain,
-            enforcer,
-        }) => {
+        Command::Bus(commands::bus::BusCommand::Permissions { trust_domain, enforcer }) => {
             return commands::bus::permissions(trust_domain, enforcer);
         }
         _ => {}
@@ -270,17 +248,10 @@ mod tests {
             assert!(command.get_about().is_some(), "{path} has no description");
             for argument in command.get_arguments() {
                 let known = ["help", "version"].contains(&argument.get_id().as_str());
-                let said =
-                    argument.get_help().is_some() || !argument.get_possible_values().is_empty();
-                assert!(
-                    known || said,
-                    "{path}: {} has no description",
-                    argument.get_id()
-                );
+                let said = argument.get_help().is_some() || !argument.get_possible_values().is_empty();
+                assert!(known || said, "{path}: {} has no description", argument.get_id());
             }
-            command
-                .get_subcommands()
-                .for_each(|child| visit(child, &path));
+            command.get_subcommands().for_each(|child| visit(child, &path));
         }
         visit(&Cli::command(), "");
     }

@@ -45,13 +45,7 @@ impl Printer {
     }
 
     /// A list: `name` is its key in JSON, `row` makes a line's cells.
-    pub fn list<M: Message + Name>(
-        &self,
-        name: &str,
-        headers: &[&str],
-        items: &[M],
-        row: impl Fn(&M) -> Vec<String>,
-    ) {
+    pub fn list<M: Message + Name>(&self, name: &str, headers: &[&str], items: &[M], row: impl Fn(&M) -> Vec<String>) {
         if self.is_json() {
             let items: Vec<Value> = items.iter().map(to_json).collect();
             return self.json(&json!({ name: items }));
@@ -67,11 +61,7 @@ impl Printer {
             // A closed pipe ends us by signal; any other failure of stdout has nobody left to be told.
             let _ = writeln!(out, "{}", headers.join("\t"));
             for row in rows {
-                let _ = writeln!(
-                    out,
-                    "{}",
-                    row.iter().map(clean).collect::<Vec<_>>().join("\t")
-                );
+                let _ = writeln!(out, "{}", row.iter().map(clean).collect::<Vec<_>>().join("\t"));
             }
             return;
         }
@@ -103,11 +93,7 @@ impl Printer {
                     .map(|(name, value)| vec![(*name).to_owned(), value.clone()]),
             ),
             Format::Table => {
-                let width = fields
-                    .iter()
-                    .map(|(name, _)| name.len())
-                    .max()
-                    .unwrap_or_default();
+                let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
                 let mut out = std::io::stdout().lock();
                 for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
                     let value = value.replace('\n', &format!("\n{:1$}", "", width + 2));
@@ -133,13 +119,7 @@ impl Printer {
 // What comes from the network may hold terminal escapes; a table must not pass them on.
 fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
+        .map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c })
         .collect()
 }
 
@@ -147,8 +127,7 @@ fn printable(text: &str) -> String {
 pub fn to_json<M: Message + Name>(message: &M) -> Value {
     static POOL: std::sync::OnceLock<DescriptorPool> = std::sync::OnceLock::new();
     let pool = POOL.get_or_init(|| {
-        DescriptorPool::decode(garrison_proto::FILE_DESCRIPTOR_SET)
-            .expect("the build made the descriptors")
+        DescriptorPool::decode(garrison_proto::FILE_DESCRIPTOR_SET).expect("the build made the descriptors")
     });
     let descriptor = pool
         .get_message_by_name(&M::full_name())

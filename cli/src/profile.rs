@@ -72,12 +72,10 @@ impl Profile {
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         let mut file: File = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         let known: Vec<String> = file.profiles.keys().cloned().collect();
-        let section = file.profiles.remove(name).ok_or_else(|| {
-            wrong(format!(
-                "there is no profile {name:?}, only {}",
-                known.join(", ")
-            ))
-        })?;
+        let section = file
+            .profiles
+            .remove(name)
+            .ok_or_else(|| wrong(format!("there is no profile {name:?}, only {}", known.join(", "))))?;
         // Relative paths mean places beside the file.
         let base = path.parent().unwrap_or(Path::new("."));
         Ok(Self {
@@ -123,7 +121,11 @@ mod tests {
     fn a_profile_is_found_and_a_wrong_one_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
-        std::fs::write(&path, "[profiles.lab]\nca_file = \"ca.pem\"\n[profiles.lab.endpoints]\niam = \"https://a:1\"\n").unwrap();
+        std::fs::write(
+            &path,
+            "[profiles.lab]\nca_file = \"ca.pem\"\n[profiles.lab.endpoints]\niam = \"https://a:1\"\n",
+        )
+        .unwrap();
         let profile = Profile::read(&path, "lab").unwrap();
         assert_eq!(profile.ca_file, dir.path().join("ca.pem"));
         assert_eq!(profile.endpoints["iam"], "https://a:1");
@@ -131,11 +133,6 @@ mod tests {
         assert!(missing.to_string().contains("only lab"), "{missing}");
         assert_eq!(missing.exit(), crate::error::Exit::Configuration);
         std::fs::write(&path, "[profiles.lab]\nca_fiel = \"x\"\n").unwrap();
-        assert!(
-            Profile::read(&path, "lab")
-                .unwrap_err()
-                .to_string()
-                .contains("ca_fiel")
-        );
+        assert!(Profile::read(&path, "lab").unwrap_err().to_string().contains("ca_fiel"));
     }
 }

@@ -2,9 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use garrison_proto::iam::v1::{
-    RefreshTokenRequest, authentication_service_client::AuthenticationServiceClient,
-};
+use garrison_proto::iam::v1::{RefreshTokenRequest, authentication_service_client::AuthenticationServiceClient};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -29,9 +27,7 @@ pub struct Bearer(MetadataValue<Ascii>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert("authorization", self.0.clone());
+        request.metadata_mut().insert("authorization", self.0.clone());
         Ok(request)
     }
 }
@@ -51,8 +47,7 @@ impl Remote {
     /// # Errors
     /// When the authorities' file cannot be read.
     pub fn new(profile: &Profile) -> Result<Self, CliError> {
-        let pem = fs::read(&profile.ca_file)
-            .map_err(|source| CliError::file("reading", &profile.ca_file, source))?;
+        let pem = fs::read(&profile.ca_file).map_err(|source| CliError::file("reading", &profile.ca_file, source))?;
         Ok(Self {
             endpoints: profile.endpoints.clone(),
             authorities: Certificate::from_pem(pem),
@@ -68,7 +63,9 @@ impl Remote {
     pub async fn anonymous(&self, service: &'static str) -> Result<Channel, CliError> {
         let endpoint = self.endpoints.get(service).ok_or_else(|| CliError::Configuration {
             path: self.config.clone(),
-            problem: format!("the profile has no endpoint for {service}: add `{service} = \"https://host:port\"` to its endpoints"),
+            problem: format!(
+                "the profile has no endpoint for {service}: add `{service} = \"https://host:port\"` to its endpoints"
+            ),
         })?;
         let tls = ClientTlsConfig::new()
             .ca_certificate(self.authorities.clone())
@@ -93,9 +90,7 @@ impl Remote {
     /// [`CliError::NotLoggedIn`] when there is no session or it has ended.
     pub async fn service(&self, service: &'static str) -> Result<Authorised, CliError> {
         let token = self.access_token().await?;
-        let value = format!("Bearer {token}")
-            .parse()
-            .map_err(|_| CliError::NotLoggedIn)?;
+        let value = format!("Bearer {token}").parse().map_err(|_| CliError::NotLoggedIn)?;
         let channel = self.anonymous(service).await?;
         Ok(InterceptedService::new(channel, Bearer(value)))
     }
@@ -120,10 +115,7 @@ impl Remote {
         let mut iam = AuthenticationServiceClient::new(self.anonymous("iam").await?);
         match iam.refresh_token(request).await {
             Ok(answer) => {
-                let tokens = answer
-                    .into_inner()
-                    .tokens
-                    .ok_or(CliError::Answer("iam", "tokens"))?;
+                let tokens = answer.into_inner().tokens.ok_or(CliError::Answer("iam", "tokens"))?;
                 let session = Session::new(&session.tenant, tokens)?;
                 file.write(&session)?;
                 Ok(session.access_token)

@@ -101,9 +101,7 @@ impl TokenFile {
             .open(&partial)
             .map_err(failed)?;
         let text = serde_json::to_vec(session).map_err(|error| failed(error.into()))?;
-        file.write_all(&text)
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
         fs::rename(&partial, &self.path).map_err(failed)
     }
 

@@ -2,9 +2,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use garrison_proto::iam::v1::{
-    ChangePasswordRequest, ConfirmTotpRequest, EnrollTotpRequest, FactorKind, GetCallerRequest,
-    LoginRequest, LogoutRequest, VerifyFactorRequest,
-    authentication_service_client::AuthenticationServiceClient,
+    ChangePasswordRequest, ConfirmTotpRequest, EnrollTotpRequest, FactorKind, GetCallerRequest, LoginRequest,
+    LogoutRequest, VerifyFactorRequest, authentication_service_client::AuthenticationServiceClient,
 };
 
 use crate::{Context, commands::secret, error::CliError, session::Session};
@@ -33,8 +32,7 @@ pub struct Login {
 impl Login {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let tenant = self.tenant.or_else(|| context.profile.tenant.clone());
-        let tenant =
-            tenant.ok_or_else(|| CliError::Argument("name the tenant with --tenant".to_owned()))?;
+        let tenant = tenant.ok_or_else(|| CliError::Argument("name the tenant with --tenant".to_owned()))?;
         let login = match self.login {
             Some(login) => login,
             None => ask("Login: ")?,
@@ -65,10 +63,7 @@ impl Login {
                 answer.tokens.ok_or(CliError::Answer("iam", "tokens"))?
             }
         };
-        context
-            .remote
-            .tokens()?
-            .write(&Session::new(&tenant, tokens)?)?;
+        context.remote.tokens()?.write(&Session::new(&tenant, tokens)?)?;
         eprintln!("logged in to {tenant}");
         Ok(())
     }
@@ -117,12 +112,7 @@ pub async fn whoami(context: &Context) -> Result<(), CliError> {
         ("roles", user.roles.join(", ")),
         (
             "second factor",
-            if caller.second_factor {
-                "proved"
-            } else {
-                "not proved"
-            }
-            .to_owned(),
+            if caller.second_factor { "proved" } else { "not proved" }.to_owned(),
         ),
         ("session", caller.session.clone()),
     ];
@@ -161,10 +151,7 @@ impl Account {
                     enrolment.uri, enrolment.secret
                 );
                 let code = secret(code_file.as_ref(), "Code from the app: ")?;
-                let confirmed = iam
-                    .confirm_totp(ConfirmTotpRequest { code })
-                    .await?
-                    .into_inner();
+                let confirmed = iam.confirm_totp(ConfirmTotpRequest { code }).await?.into_inner();
                 eprintln!("Enrolled. Keep these recovery codes; they are shown once:");
                 for code in confirmed.recovery_codes {
                     println!("{code}");

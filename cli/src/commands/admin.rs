@@ -2,10 +2,9 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use garrison_proto::iam::v1::{
-    CreateTenantRequest, CreateUserRequest, GetUserRequest, ListRolesRequest, ListSessionsRequest,
-    ListTenantsRequest, ListUsersRequest, ResetPasswordRequest, RevokeSessionRequest,
-    RotateKeyRequest, UpdateTenantRequest, UpdateUserRequest, User,
-    key_service_client::KeyServiceClient, session_service_client::SessionServiceClient,
+    CreateTenantRequest, CreateUserRequest, GetUserRequest, ListRolesRequest, ListSessionsRequest, ListTenantsRequest,
+    ListUsersRequest, ResetPasswordRequest, RevokeSessionRequest, RotateKeyRequest, UpdateTenantRequest,
+    UpdateUserRequest, User, key_service_client::KeyServiceClient, session_service_client::SessionServiceClient,
     tenant_service_client::TenantServiceClient, user_service_client::UserServiceClient,
 };
 
@@ -83,22 +82,12 @@ impl Users {
             Self::List { limit } => {
                 let users = pages!(limit, |page_size, page_token| {
                     let answer = client
-                        .list_users(ListUsersRequest {
-                            page_size,
-                            page_token,
-                        })
+                        .list_users(ListUsersRequest { page_size, page_token })
                         .await?
                         .into_inner();
                     (answer.users, answer.next_page_token)
                 });
-                let headers = [
-                    "user",
-                    "login",
-                    "roles",
-                    "second factor",
-                    "disabled",
-                    "last login",
-                ];
+                let headers = ["user", "login", "roles", "second factor", "disabled", "last login"];
                 printer.list("users", &headers, &users, |user| {
                     vec![
                         user.name.clone(),
@@ -114,11 +103,7 @@ impl Users {
                 let name = named("users", &user);
                 show(
                     printer,
-                    client
-                        .get_user(GetUserRequest { name })
-                        .await?
-                        .into_inner()
-                        .user,
+                    client.get_user(GetUserRequest { name }).await?.into_inner().user,
                 )?;
             }
             Self::Create {
@@ -133,10 +118,7 @@ impl Users {
                     roles: role,
                     password: secret(password_file.as_ref(), "First password: ")?,
                 };
-                show(
-                    printer,
-                    client.create_user(request).await?.into_inner().user,
-                )?;
+                show(printer, client.create_user(request).await?.into_inner().user)?;
             }
             Self::Update {
                 user,
@@ -154,10 +136,7 @@ impl Users {
                         _ => None,
                     },
                 };
-                show(
-                    printer,
-                    client.update_user(request).await?.into_inner().user,
-                )?;
+                show(printer, client.update_user(request).await?.into_inner().user)?;
             }
             Self::ResetPassword {
                 user,
@@ -173,11 +152,7 @@ impl Users {
                 eprintln!("password reset; every session of {user} has ended");
             }
             Self::Roles => {
-                let roles = client
-                    .list_roles(ListRolesRequest {})
-                    .await?
-                    .into_inner()
-                    .roles;
+                let roles = client.list_roles(ListRolesRequest {}).await?.into_inner().roles;
                 printer.list("roles", &["role", "may"], &roles, |role| {
                     vec![role.name.clone(), role.description.clone()]
                 });
@@ -196,12 +171,7 @@ fn show(printer: &Printer, user: Option<User>) -> Result<(), CliError> {
         ("roles", user.roles.join(", ")),
         (
             "second factor",
-            if user.totp_enrolled {
-                "enrolled"
-            } else {
-                "none"
-            }
-            .to_owned(),
+            if user.totp_enrolled { "enrolled" } else { "none" }.to_owned(),
         ),
         ("disabled", user.disabled.to_string()),
         ("created", time(user.created.as_ref())),
@@ -251,30 +221,24 @@ impl Sessions {
                     "from",
                     "second factor",
                 ];
-                context
-                    .printer
-                    .list("sessions", &headers, &sessions, |session| {
-                        vec![
-                            session.name.clone(),
-                            session.user.clone(),
-                            time(session.created.as_ref()),
-                            time(session.last_used.as_ref()),
-                            time(session.expires.as_ref()),
-                            session.client_address.clone(),
-                            session.second_factor.to_string(),
-                        ]
-                    });
+                context.printer.list("sessions", &headers, &sessions, |session| {
+                    vec![
+                        session.name.clone(),
+                        session.user.clone(),
+                        time(session.created.as_ref()),
+                        time(session.last_used.as_ref()),
+                        time(session.expires.as_ref()),
+                        session.client_address.clone(),
+                        session.second_factor.to_string(),
+                    ]
+                });
             }
             Self::Revoke { session, user } => {
                 if session.is_none() && user.is_none() {
-                    return Err(CliError::Argument(
-                        "name a session, or a user with --user".to_owned(),
-                    ));
+                    return Err(CliError::Argument("name a session, or a user with --user".to_owned()));
                 }
                 let request = RevokeSessionRequest {
-                    name: session
-                        .map(|session| named("sessions", &session))
-                        .unwrap_or_default(),
+                    name: session.map(|session| named("sessions", &session)).unwrap_or_default(),
                     user: user.map(|user| named("users", &user)).unwrap_or_default(),
                 };
                 let revoked = client.revoke_session(request).await?.into_inner().revoked;
@@ -327,10 +291,7 @@ impl Tenants {
             Self::List { limit } => {
                 let tenants = pages!(limit, |page_size, page_token| {
                     let answer = client
-                        .list_tenants(ListTenantsRequest {
-                            page_size,
-                            page_token,
-                        })
+                        .list_tenants(ListTenantsRequest { page_size, page_token })
                         .await?
                         .into_inner();
                     (answer.tenants, answer.next_page_token)
@@ -360,10 +321,7 @@ impl Tenants {
                     tenant_id: tenant.clone(),
                     display_name,
                     admin_login: admin,
-                    admin_password: secret(
-                        admin_password_file.as_ref(),
-                        "The administrator's first password: ",
-                    )?,
+                    admin_password: secret(admin_password_file.as_ref(), "The administrator's first password: ")?,
                 };
                 client.create_tenant(request).await?;
                 eprintln!("tenant {tenant} is there");
@@ -377,10 +335,7 @@ impl Tenants {
             disabled: Some(disabled),
         };
         client.update_tenant(request).await?;
-        eprintln!(
-            "tenant {tenant} is {}",
-            if disabled { "shut" } else { "open" }
-        );
+        eprintln!("tenant {tenant} is {}", if disabled { "shut" } else { "open" });
         Ok(())
     }
 }
@@ -397,9 +352,7 @@ impl Keys {
         let Self::Rotate = self;
         let mut client = KeyServiceClient::new(context.remote.service("iam").await?);
         let answer = client.rotate_key(RotateKeyRequest {}).await?.into_inner();
-        context
-            .printer
-            .record(&answer, &[("key", answer.key_id.clone())]);
+        context.printer.record(&answer, &[("key", answer.key_id.clone())]);
         Ok(())
     }
 }

@@ -2,9 +2,8 @@ use clap::{Subcommand, ValueEnum};
 use garrison_proto::{
     Timestamp,
     alert::v1::{
-        Alert, Entity, FinishLearningRequest, GetModelRequest, ListDetectorsRequest,
-        Model as ModelMessage, Severity, StartLearningRequest,
-        detection_service_client::DetectionServiceClient,
+        Alert, Entity, FinishLearningRequest, GetModelRequest, ListDetectorsRequest, Model as ModelMessage, Severity,
+        StartLearningRequest, detection_service_client::DetectionServiceClient,
     },
     response::v1::{GetAlertRequest, ListAlertsRequest, alert_service_client::AlertServiceClient},
 };
@@ -84,12 +83,8 @@ impl Alerts {
                 until,
                 limit,
             } => {
-                let mut client =
-                    AlertServiceClient::new(context.remote.service("responder").await?);
-                let severities: Vec<i32> = severity
-                    .into_iter()
-                    .map(|level| Severity::from(level).into())
-                    .collect();
+                let mut client = AlertServiceClient::new(context.remote.service("responder").await?);
+                let severities: Vec<i32> = severity.into_iter().map(|level| Severity::from(level).into()).collect();
                 let alerts = pages!(limit, |page_size, page_token| {
                     let request = ListAlertsRequest {
                         page_size,
@@ -103,9 +98,7 @@ impl Alerts {
                     let answer = client.list_alerts(request).await?.into_inner();
                     (answer.alerts, answer.next_page_token)
                 });
-                let headers = [
-                    "id", "time", "severity", "detector", "who", "to whom", "count", "title",
-                ];
+                let headers = ["id", "time", "severity", "detector", "who", "to whom", "count", "title"];
                 context.printer.list("alerts", &headers, &alerts, |alert| {
                     vec![
                         alert.alert_id.clone(),
@@ -125,52 +118,37 @@ impl Alerts {
                 Ok(())
             }
             Self::Show { alert } => {
-                let mut client =
-                    AlertServiceClient::new(context.remote.service("responder").await?);
+                let mut client = AlertServiceClient::new(context.remote.service("responder").await?);
                 let answer = client
                     .get_alert(GetAlertRequest { alert_id: alert })
                     .await?
                     .into_inner();
-                let alert = answer
-                    .alert
-                    .clone()
-                    .ok_or(CliError::Answer("responder", "the alert"))?;
-                context
-                    .printer
-                    .record(&answer, &show(&alert, &answer.incident));
+                let alert = answer.alert.clone().ok_or(CliError::Answer("responder", "the alert"))?;
+                context.printer.record(&answer, &show(&alert, &answer.incident));
                 Ok(())
             }
             Self::Detectors => {
-                let mut client =
-                    DetectionServiceClient::new(context.remote.service("anomaly").await?);
+                let mut client = DetectionServiceClient::new(context.remote.service("anomaly").await?);
                 let detectors = client
                     .list_detectors(ListDetectorsRequest {})
                     .await?
                     .into_inner()
                     .detectors;
-                let headers = [
-                    "detector",
-                    "severity",
-                    "techniques",
-                    "alerts",
-                    "description",
-                ];
-                context
-                    .printer
-                    .list("detectors", &headers, &detectors, |detector| {
-                        vec![
-                            detector.id.clone(),
-                            word(detector.severity().as_str_name(), "SEVERITY_"),
-                            detector
-                                .techniques
-                                .iter()
-                                .map(|t| t.id.as_str())
-                                .collect::<Vec<_>>()
-                                .join(" "),
-                            detector.alerts.to_string(),
-                            detector.description.clone(),
-                        ]
-                    });
+                let headers = ["detector", "severity", "techniques", "alerts", "description"];
+                context.printer.list("detectors", &headers, &detectors, |detector| {
+                    vec![
+                        detector.id.clone(),
+                        word(detector.severity().as_str_name(), "SEVERITY_"),
+                        detector
+                            .techniques
+                            .iter()
+                            .map(|t| t.id.as_str())
+                            .collect::<Vec<_>>()
+                            .join(" "),
+                        detector.alerts.to_string(),
+                        detector.description.clone(),
+                    ]
+                });
                 Ok(())
             }
         }
@@ -179,11 +157,7 @@ impl Alerts {
 
 /// Some entities as text, with the number of those left out.
 pub fn entities(entities: &[Entity], most: usize) -> String {
-    let mut text: Vec<String> = entities
-        .iter()
-        .take(most)
-        .map(|entity| entity.value.clone())
-        .collect();
+    let mut text: Vec<String> = entities.iter().take(most).map(|entity| entity.value.clone()).collect();
     if entities.len() > most {
         text.push(format!("and {} more", entities.len() - most));
     }
@@ -220,18 +194,12 @@ fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
     vec![
         ("alert", alert.alert_id.clone()),
         ("title", alert.title.clone()),
-        (
-            "severity",
-            word(alert.severity().as_str_name(), "SEVERITY_"),
-        ),
+        ("severity", word(alert.severity().as_str_name(), "SEVERITY_")),
         ("confidence", format!("{:.2}", alert.confidence)),
         ("detector", alert.detector.clone()),
         (
             "score",
-            format!(
-                "{:.4} over a threshold of {:.4}",
-                alert.score, alert.threshold
-            ),
+            format!("{:.4} over a threshold of {:.4}", alert.score, alert.threshold),
         ),
         (
             "who",
@@ -270,20 +238,8 @@ impl Model {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let mut client = DetectionServiceClient::new(context.remote.service("anomaly").await?);
         let model = match self {
-            Self::Status => {
-                client
-                    .get_model(GetModelRequest {})
-                    .await?
-                    .into_inner()
-                    .model
-            }
-            Self::Learn => {
-                client
-                    .start_learning(StartLearningRequest {})
-                    .await?
-                    .into_inner()
-                    .model
-            }
+            Self::Status => client.get_model(GetModelRequest {}).await?.into_inner().model,
+            Self::Learn => client.start_learning(StartLearningRequest {}).await?.into_inner().model,
             Self::Finish => {
                 client
                     .finish_learning(FinishLearningRequest {})
@@ -301,10 +257,7 @@ impl Model {
             ("validation loss", format!("{:.6}", model.validation_loss)),
             ("threshold", format!("{:.6}", model.threshold)),
             ("scored flows", model.scored_flows.to_string()),
-            (
-                "above threshold",
-                format!("{:.5} of scored flows", model.realised_rate),
-            ),
+            ("above threshold", format!("{:.5} of scored flows", model.realised_rate)),
             ("weights", model.weights_sha256.clone()),
             ("features", model.features.join(", ")),
         ];

@@ -4,15 +4,13 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use garrison_proof::{
-    Checkpoint, ExportOptions, ExportReport, VerifierKey, export::ExportWriter, verify_export,
-};
+use garrison_proof::{Checkpoint, ExportOptions, ExportReport, VerifierKey, export::ExportWriter, verify_export};
 use garrison_proto::{
     Timestamp,
     compliance::v1::{
         CreateReportRequest, ExportLogRequest, GetCheckpointRequest, GetConsistencyProofRequest,
-        GetInclusionProofRequest, GetReportRequest, ListControlsRequest, ListEntriesRequest,
-        ListReportsRequest, Report, report_service_client::ReportServiceClient,
+        GetInclusionProofRequest, GetReportRequest, ListControlsRequest, ListEntriesRequest, ListReportsRequest,
+        Report, report_service_client::ReportServiceClient,
         transparency_log_service_client::TransparencyLogServiceClient,
     },
 };
@@ -82,8 +80,7 @@ pub fn verify_file(verify: &Verify, printer: &Printer) -> Result<(), CliError> {
     let Some(path) = &verify.file else {
         return Err(CliError::Argument("name the export".to_owned()));
     };
-    let file =
-        std::fs::File::open(path).map_err(|source| CliError::file("opening", path, source))?;
+    let file = std::fs::File::open(path).map_err(|source| CliError::file("opening", path, source))?;
     let report = verify_export(BufReader::new(file), &options(verify)?);
     report_verification(
         printer,
@@ -93,35 +90,27 @@ pub fn verify_file(verify: &Verify, printer: &Printer) -> Result<(), CliError> {
 }
 
 fn options(verify: &Verify) -> Result<ExportOptions, CliError> {
-    let wrong =
-        |path: &Path, error: String| CliError::Argument(format!("{}: {error}", path.display()));
-    let trusted_key = verify.key_file.as_ref().map(|path| {
-        VerifierKey::parse(read_text(path)?.trim()).map_err(|error| wrong(path, error.to_string()))
-    });
+    let wrong = |path: &Path, error: String| CliError::Argument(format!("{}: {error}", path.display()));
+    let trusted_key = verify
+        .key_file
+        .as_ref()
+        .map(|path| VerifierKey::parse(read_text(path)?.trim()).map_err(|error| wrong(path, error.to_string())));
     let trusted_key = trusted_key.transpose()?;
     let earlier = match (&verify.earlier, &trusted_key) {
         (None, _) => None,
-        (Some(path), Some(key)) => Some(
-            Checkpoint::verify(&read_text(path)?, key)
-                .map_err(|error| wrong(path, error.to_string()))?,
-        ),
+        (Some(path), Some(key)) => {
+            Some(Checkpoint::verify(&read_text(path)?, key).map_err(|error| wrong(path, error.to_string()))?)
+        }
         (Some(_), None) => {
             return Err(CliError::Argument(
                 "an earlier checkpoint is believed only with --key-file".to_owned(),
             ));
         }
     };
-    Ok(ExportOptions {
-        trusted_key,
-        earlier,
-    })
+    Ok(ExportOptions { trusted_key, earlier })
 }
 
-fn report_verification(
-    printer: &Printer,
-    what: &str,
-    report: Result<ExportReport, String>,
-) -> Result<(), CliError> {
+fn report_verification(printer: &Printer, what: &str, report: Result<ExportReport, String>) -> Result<(), CliError> {
     let report = report.map_err(CliError::Invalid)?;
     let root: String = report
         .checkpoint
@@ -146,9 +135,7 @@ fn report_verification(
         );
     }
     if !report.key_trusted {
-        eprintln!(
-            "the key is the export's own: compare it with one from another source, or give --key-file"
-        );
+        eprintln!("the key is the export's own: compare it with one from another source, or give --key-file");
     }
     Ok(())
 }
@@ -156,14 +143,10 @@ fn report_verification(
 impl Audit {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let printer = &context.printer;
-        let mut client =
-            TransparencyLogServiceClient::new(context.remote.service("compliance").await?);
+        let mut client = TransparencyLogServiceClient::new(context.remote.service("compliance").await?);
         match self {
             Self::Checkpoint => {
-                let answer = client
-                    .get_checkpoint(GetCheckpointRequest {})
-                    .await?
-                    .into_inner();
+                let answer = client.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
                 if printer.is_json() {
                     printer.record(&answer, &[]);
                 } else {
@@ -179,12 +162,9 @@ impl Audit {
                     })
                     .await?
                     .into_inner();
-                let headers = [
-                    "index", "time", "decision", "who", "action", "resource", "reason",
-                ];
+                let headers = ["index", "time", "decision", "who", "action", "resource", "reason"];
                 printer.list("entries", &headers, &answer.entries, |entry| {
-                    let record: serde_json::Value =
-                        serde_json::from_slice(&entry.body).unwrap_or_default();
+                    let record: serde_json::Value = serde_json::from_slice(&entry.body).unwrap_or_default();
                     let text = |pointer: &str| {
                         record
                             .pointer(pointer)
@@ -193,36 +173,21 @@ impl Audit {
                             .to_owned()
                     };
                     let mut row = vec![entry.index.to_string()];
-                    row.extend(
-                        [
-                            "/time",
-                            "/decision",
-                            "/actor/name",
-                            "/action",
-                            "/resource",
-                            "/reason",
-                        ]
-                        .map(text),
-                    );
+                    row.extend(["/time", "/decision", "/actor/name", "/action", "/resource", "/reason"].map(text));
                     row
                 });
             }
             Self::Export { file } => {
                 let mut out = create(&file)?;
                 let size = fetch(&mut client, &mut out).await?;
-                out.flush()
-                    .map_err(|source| CliError::file("writing", &file, source))?;
+                out.flush().map_err(|source| CliError::file("writing", &file, source))?;
                 eprintln!("{size} entries written to {}", file.display());
             }
             Self::Verify(verify) => {
                 let mut text = Vec::new();
                 fetch(&mut client, &mut text).await?;
                 let report = verify_export(text.as_slice(), &options(&verify)?);
-                report_verification(
-                    printer,
-                    "the fleet's log",
-                    report.map_err(|error| error.to_string()),
-                )?;
+                report_verification(printer, "the fleet's log", report.map_err(|error| error.to_string()))?;
             }
             Self::Proof {
                 index,
@@ -230,8 +195,7 @@ impl Audit {
                 from_size: None,
             } => inclusion(&mut client, printer, index, record).await?,
             Self::Proof {
-                from_size: Some(size),
-                ..
+                from_size: Some(size), ..
             } => consistency(&mut client, printer, size).await?,
         }
         Ok(())
@@ -248,8 +212,7 @@ async fn fetch(
         .message()
         .await?
         .ok_or(CliError::Answer("compliance", "a checkpoint"))?;
-    let mut writer =
-        ExportWriter::new(out, &first.checkpoint, &first.verifier_key).map_err(invalid)?;
+    let mut writer = ExportWriter::new(out, &first.checkpoint, &first.verifier_key).map_err(invalid)?;
     let mut batch = Some(first);
     while let Some(answer) = batch {
         for entry in &answer.entries {
@@ -268,12 +231,8 @@ async fn signed(
     checkpoint: &str,
 ) -> Result<Checkpoint, CliError> {
     let invalid = |error: String| CliError::Invalid(error);
-    let answer = client
-        .get_checkpoint(GetCheckpointRequest {})
-        .await?
-        .into_inner();
-    let key =
-        VerifierKey::parse(&answer.verifier_key).map_err(|error| invalid(error.to_string()))?;
+    let answer = client.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
+    let key = VerifierKey::parse(&answer.verifier_key).map_err(|error| invalid(error.to_string()))?;
     Checkpoint::verify(checkpoint, &key).map_err(|error| invalid(error.to_string()))
 }
 
@@ -400,18 +359,9 @@ impl Reports {
                     .await?
                     .into_inner()
                     .controls;
-                printer.list(
-                    "controls",
-                    &["control", "framework", "title"],
-                    &controls,
-                    |control| {
-                        vec![
-                            control.id.clone(),
-                            control.framework.clone(),
-                            control.title.clone(),
-                        ]
-                    },
-                );
+                printer.list("controls", &["control", "framework", "title"], &controls, |control| {
+                    vec![control.id.clone(), control.framework.clone(), control.title.clone()]
+                });
             }
             Self::Create {
                 framework,
@@ -431,10 +381,7 @@ impl Reports {
             Self::List { limit } => {
                 let reports = pages!(limit, |page_size, page_token| {
                     let answer = client
-                        .list_reports(ListReportsRequest {
-                            page_size,
-                            page_token,
-                        })
+                        .list_reports(ListReportsRequest { page_size, page_token })
                         .await?
                         .into_inner();
                     (answer.reports, answer.next_page_token)
@@ -454,17 +401,9 @@ impl Reports {
                     },
                 );
             }
-            Self::Show {
-                report,
-                html,
-                oscal,
-            } => {
+            Self::Show { report, html, oscal } => {
                 let name = named("reports", &report);
-                let report = client
-                    .get_report(GetReportRequest { name })
-                    .await?
-                    .into_inner()
-                    .report;
+                let report = client.get_report(GetReportRequest { name }).await?.into_inner().report;
                 deliver(printer, report, html, oscal)?;
             }
         }

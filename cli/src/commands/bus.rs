@@ -34,8 +34,8 @@ pub enum BusCommand {
 
 /// Prints the broker's permissions.
 pub fn permissions(trust_domain: &str, nodes: &[String]) -> Result<(), CliError> {
-    let text = topology::server_permissions(trust_domain, nodes)
-        .map_err(|error| CliError::Argument(error.to_string()))?;
+    let text =
+        topology::server_permissions(trust_domain, nodes).map_err(|error| CliError::Argument(error.to_string()))?;
     print!("{text}");
     Ok(())
 }
@@ -43,23 +43,16 @@ pub fn permissions(trust_domain: &str, nodes: &[String]) -> Result<(), CliError>
 impl BusCommand {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let (enforcer_nodes, replicas) = match self {
-            Self::Permissions {
-                trust_domain,
-                enforcer,
-            } => return permissions(&trust_domain, &enforcer),
+            Self::Permissions { trust_domain, enforcer } => return permissions(&trust_domain, &enforcer),
             Self::Apply { enforcer, replicas } => (enforcer, replicas),
         };
-        let section = context
-            .profile
-            .bus
-            .clone()
-            .ok_or_else(|| CliError::Configuration {
-                path: context.profile.path.clone(),
-                problem: format!(
-                    "profile {:?} has no `bus` section with url, cert_file and key_file",
-                    context.profile.name
-                ),
-            })?;
+        let section = context.profile.bus.clone().ok_or_else(|| CliError::Configuration {
+            path: context.profile.path.clone(),
+            problem: format!(
+                "profile {:?} has no `bus` section with url, cert_file and key_file",
+                context.profile.name
+            ),
+        })?;
         let config = BusConfig::new(
             vec![section.url],
             &context.profile.ca_file,

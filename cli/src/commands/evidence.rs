@@ -2,8 +2,8 @@ use std::{io::Write as _, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use garrison_proto::forensics::v1::{
-    Bundle, BundleState, CreateBundleRequest, DownloadBundleRequest, GetBundleRequest,
-    ListBundlesRequest, ListCustodyEventsRequest, evidence_service_client::EvidenceServiceClient,
+    Bundle, BundleState, CreateBundleRequest, DownloadBundleRequest, GetBundleRequest, ListBundlesRequest,
+    ListCustodyEventsRequest, evidence_service_client::EvidenceServiceClient,
 };
 use serde_json::json;
 
@@ -74,11 +74,9 @@ pub enum Evidence {
 
 /// Verifies a bundle offline.
 pub fn verify(verify: &Verify, printer: &Printer) -> Result<(), CliError> {
-    let file = std::fs::File::open(&verify.file)
-        .map_err(|source| CliError::file("opening", &verify.file, source))?;
-    let report =
-        garrison_proof::verify_bundle(std::io::BufReader::new(file), verify.key.as_deref())
-            .map_err(|error| CliError::Invalid(error.to_string()))?;
+    let file = std::fs::File::open(&verify.file).map_err(|source| CliError::file("opening", &verify.file, source))?;
+    let report = garrison_proof::verify_bundle(std::io::BufReader::new(file), verify.key.as_deref())
+        .map_err(|error| CliError::Invalid(error.to_string()))?;
     if printer.is_json() {
         printer.json(&json!({ "verified": true, "report": report }));
     } else {
@@ -92,9 +90,7 @@ pub fn verify(verify: &Verify, printer: &Printer) -> Result<(), CliError> {
         );
     }
     if !report.key_trusted {
-        eprintln!(
-            "the key is the bundle's own: compare its id with one from another source, or give --key"
-        );
+        eprintln!("the key is the bundle's own: compare its id with one from another source, or give --key");
     }
     Ok(())
 }
@@ -135,20 +131,18 @@ impl Evidence {
                 let headers = [
                     "bundle", "state", "incident", "created", "flows", "packets", "bytes", "sha256",
                 ];
-                context
-                    .printer
-                    .list("bundles", &headers, &bundles, |bundle| {
-                        vec![
-                            bundle.name.clone(),
-                            word(bundle.state().as_str_name(), "BUNDLE_STATE_"),
-                            bundle.incident.clone(),
-                            time(bundle.created.as_ref()),
-                            bundle.flows.to_string(),
-                            bundle.packets.to_string(),
-                            bundle.bytes.to_string(),
-                            bundle.sha256.clone(),
-                        ]
-                    });
+                context.printer.list("bundles", &headers, &bundles, |bundle| {
+                    vec![
+                        bundle.name.clone(),
+                        word(bundle.state().as_str_name(), "BUNDLE_STATE_"),
+                        bundle.incident.clone(),
+                        time(bundle.created.as_ref()),
+                        bundle.flows.to_string(),
+                        bundle.packets.to_string(),
+                        bundle.bytes.to_string(),
+                        bundle.sha256.clone(),
+                    ]
+                });
             }
             Self::Show { bundle } => {
                 let bundle = get(&mut client, &named("bundles", &bundle)).await?;
@@ -184,40 +178,29 @@ impl Evidence {
                     .await?
                     .into_inner()
                     .events;
-                context.printer.list(
-                    "events",
-                    &["time", "who", "what", "detail"],
-                    &events,
-                    |event| {
+                context
+                    .printer
+                    .list("events", &["time", "who", "what", "detail"], &events, |event| {
                         vec![
                             time(event.time.as_ref()),
                             event.actor.clone(),
                             event.action.clone(),
                             event.detail.clone(),
                         ]
-                    },
-                );
+                    });
             }
         }
         Ok(())
     }
 }
 
-async fn get(
-    client: &mut EvidenceServiceClient<Authorised>,
-    name: &str,
-) -> Result<Bundle, CliError> {
-    let request = GetBundleRequest {
-        name: name.to_owned(),
-    };
+async fn get(client: &mut EvidenceServiceClient<Authorised>, name: &str) -> Result<Bundle, CliError> {
+    let request = GetBundleRequest { name: name.to_owned() };
     let bundle = client.get_bundle(request).await?.into_inner().bundle;
     bundle.ok_or(CliError::Answer("forensics", "the bundle"))
 }
 
-async fn sealed(
-    client: &mut EvidenceServiceClient<Authorised>,
-    mut bundle: Bundle,
-) -> Result<Bundle, CliError> {
+async fn sealed(client: &mut EvidenceServiceClient<Authorised>, mut bundle: Bundle) -> Result<Bundle, CliError> {
     let began = std::time::Instant::now();
     while bundle.state() == BundleState::Gathering {
         if began.elapsed() > SEAL_LIMIT {
@@ -232,9 +215,7 @@ async fn sealed(
         bundle = get(client, &bundle.name).await?;
     }
     if bundle.state() == BundleState::Failed {
-        return Err(
-            tonic::Status::internal(format!("{} failed: {}", bundle.name, bundle.error)).into(),
-        );
+        return Err(tonic::Status::internal(format!("{} failed: {}", bundle.name, bundle.error)).into());
     }
     Ok(bundle)
 }

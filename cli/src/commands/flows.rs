@@ -1,10 +1,7 @@
 use clap::{Args, Subcommand};
 use garrison_proto::{
     Timestamp,
-    flow::v1::{
-        Flow, FlowFilter, ListSensorsRequest, StreamFlowsRequest,
-        flow_service_client::FlowServiceClient,
-    },
+    flow::v1::{Flow, FlowFilter, ListSensorsRequest, StreamFlowsRequest, flow_service_client::FlowServiceClient},
     forensics::v1::{SearchFlowsRequest, flow_search_service_client::FlowSearchServiceClient},
 };
 
@@ -82,9 +79,9 @@ fn protocol(text: &str) -> Result<u32, String> {
         "udp" => Ok(17),
         "icmp6" | "icmpv6" => Ok(58),
         number => {
-            let number: u8 = number.parse().map_err(|_| {
-                format!("{text:?} is no protocol: write tcp, udp, icmp or a number")
-            })?;
+            let number: u8 = number
+                .parse()
+                .map_err(|_| format!("{text:?} is no protocol: write tcp, udp, icmp or a number"))?;
             Ok(number.into())
         }
     }
@@ -124,9 +121,7 @@ pub enum Flows {
 impl Flows {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         match self {
-            Self::Observe { filter, count } => {
-                observe(context, filter.build(None, None), count).await
-            }
+            Self::Observe { filter, count } => observe(context, filter.build(None, None), count).await,
             Self::Search {
                 filter,
                 since,
@@ -137,15 +132,9 @@ impl Flows {
     }
 }
 
-async fn observe(
-    context: &Context,
-    filter: FlowFilter,
-    count: Option<u64>,
-) -> Result<(), CliError> {
+async fn observe(context: &Context, filter: FlowFilter, count: Option<u64>) -> Result<(), CliError> {
     let mut client = FlowServiceClient::new(context.remote.service("flow-ingest").await?);
-    let request = StreamFlowsRequest {
-        filter: Some(filter),
-    };
+    let request = StreamFlowsRequest { filter: Some(filter) };
     let mut stream = client.stream_flows(request).await?.into_inner();
     let mut left = count.unwrap_or(u64::MAX);
     let mut first = true;
@@ -159,10 +148,7 @@ async fn observe(
                 answer.skipped
             );
         }
-        let take = answer
-            .flows
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let take = answer.flows.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         left -= take as u64;
         for flow in &answer.flows[..take] {
             if context.printer.is_json() {
@@ -200,10 +186,7 @@ async fn search(context: &Context, filter: FlowFilter, limit: u32) -> Result<(),
             );
         }
         if context.printer.is_json() {
-            answer
-                .flows
-                .iter()
-                .for_each(|flow| context.printer.json_line(flow));
+            answer.flows.iter().for_each(|flow| context.printer.json_line(flow));
         } else {
             flows.extend(answer.flows);
         }
@@ -223,11 +206,7 @@ fn line(flow: &Flow) -> Vec<String> {
         &flow.ja4,
         &flow.dns_query,
     ];
-    let mut detail: Vec<String> = detail
-        .into_iter()
-        .filter(|text| !text.is_empty())
-        .map(safe)
-        .collect();
+    let mut detail: Vec<String> = detail.into_iter().filter(|text| !text.is_empty()).map(safe).collect();
     if flow.http_status > 0 {
         detail.push(flow.http_status.to_string());
     }
@@ -281,11 +260,7 @@ impl Sensors {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let Self::List = self;
         let mut client = FlowServiceClient::new(context.remote.service("flow-ingest").await?);
-        let sensors = client
-            .list_sensors(ListSensorsRequest {})
-            .await?
-            .into_inner()
-            .sensors;
+        let sensors = client.list_sensors(ListSensorsRequest {}).await?.into_inner().sensors;
         let headers = [
             "sensor",
             "source",
@@ -299,25 +274,23 @@ impl Sensors {
             "lost",
             "ring",
         ];
-        context
-            .printer
-            .list("sensors", &headers, &sensors, |sensor| {
-                let ledger = sensor.ledger.unwrap_or_default();
-                let mut row = vec![sensor.name.clone(), sensor.source.clone()];
-                let numbers = [
-                    sensor.active_flows,
-                    ledger.received,
-                    ledger.parsed,
-                    ledger.malformed,
-                    ledger.shed,
-                    ledger.dropped_by_kernel,
-                    ledger.records_published,
-                    ledger.records_lost,
-                    sensor.ring_bytes,
-                ];
-                row.extend(numbers.map(|number| number.to_string()));
-                row
-            });
+        context.printer.list("sensors", &headers, &sensors, |sensor| {
+            let ledger = sensor.ledger.unwrap_or_default();
+            let mut row = vec![sensor.name.clone(), sensor.source.clone()];
+            let numbers = [
+                sensor.active_flows,
+                ledger.received,
+                ledger.parsed,
+                ledger.malformed,
+                ledger.shed,
+                ledger.dropped_by_kernel,
+                ledger.records_published,
+                ledger.records_lost,
+                sensor.ring_bytes,
+            ];
+            row.extend(numbers.map(|number| number.to_string()));
+            row
+        });
         Ok(())
     }
 }

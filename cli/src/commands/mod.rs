@@ -7,6 +7,7 @@ pub mod audit;
 pub mod bus;
 pub mod evidence;
 pub mod flows;
+mod incident_page;
 pub mod incidents;
 pub mod policy;
 pub mod responses;
@@ -32,8 +33,7 @@ macro_rules! pages {
         let mut items = Vec::new();
         let mut $token = String::new();
         while items.len() < limit {
-            let $size =
-                i32::try_from((limit - items.len()).min(crate::commands::PAGE)).unwrap_or(i32::MAX);
+            let $size = i32::try_from((limit - items.len()).min(crate::commands::PAGE)).unwrap_or(i32::MAX);
             let (page, next) = $fetch;
             items.extend(page);
             $token = next;
@@ -75,9 +75,8 @@ pub fn parse_time(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(to_timestamp(time.with_timezone(&Utc)));
     }
-    let age = parse_duration(text).map_err(|_| {
-        format!("{text:?} is neither a time (2026-01-31T12:00:00Z) nor an age (30s, 15m, 2h, 7d)")
-    })?;
+    let age = parse_duration(text)
+        .map_err(|_| format!("{text:?} is neither a time (2026-01-31T12:00:00Z) nor an age (30s, 15m, 2h, 7d)"))?;
     let age = chrono::TimeDelta::new(age.seconds, 0).ok_or("the age is too large")?;
     Utc::now()
         .checked_sub_signed(age)
@@ -89,9 +88,7 @@ pub fn parse_time(text: &str) -> Result<Timestamp, String> {
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no length of time: write 30s, 15m, 2h or 7d");
     let unit = text.chars().last().ok_or_else(wrong)?;
-    let number: i64 = text[..text.len() - unit.len_utf8()]
-        .parse()
-        .map_err(|_| wrong())?;
+    let number: i64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
     let factor = match unit {
         's' => 1,
         'm' => 60,
@@ -120,8 +117,7 @@ pub fn create(path: &Path) -> Result<Box<dyn std::io::Write>, CliError> {
     if path == Path::new("-") {
         return Ok(Box::new(std::io::stdout().lock()));
     }
-    let file = std::fs::File::create_new(path)
-        .map_err(|source| CliError::file("creating", path, source))?;
+    let file = std::fs::File::create_new(path).map_err(|source| CliError::file("creating", path, source))?;
     Ok(Box::new(std::io::BufWriter::new(file)))
 }
 
@@ -133,16 +129,7 @@ mod tests {
     fn lengths_and_points_of_time_are_read() {
         assert_eq!(parse_duration("15m").unwrap().seconds, 900);
         assert_eq!(parse_duration("0s").unwrap().seconds, 0);
-        for bad in [
-            "",
-            "m",
-            "15",
-            "-1s",
-            "1w",
-            "1.5h",
-            "9223372036854775807d",
-            "5µ",
-        ] {
+        for bad in ["", "m", "15", "-1s", "1w", "1.5h", "9223372036854775807d", "5µ"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_time("1970-01-01T00:01:00Z").unwrap().seconds, 60);

@@ -2,9 +2,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use garrison_proto::policy::v1::{
-    ApplyPolicyRequest, CompilePolicyRequest, DeletePolicyRequest, Diagnostic,
-    ExplainConnectionRequest, GetPolicyRequest, ListPoliciesRequest, ListPolicyVersionsRequest,
-    ListVerdictCountsRequest, Policy as Stored, Target, policy_service_client::PolicyServiceClient,
+    ApplyPolicyRequest, CompilePolicyRequest, DeletePolicyRequest, Diagnostic, ExplainConnectionRequest,
+    GetPolicyRequest, ListPoliciesRequest, ListPolicyVersionsRequest, ListVerdictCountsRequest, Policy as Stored,
+    Target, policy_service_client::PolicyServiceClient,
 };
 use serde_json::json;
 
@@ -108,16 +108,9 @@ pub fn check(file: &Path, printer: &Printer) -> Result<(), CliError> {
     }
     let errors = checked.errors().count();
     if errors > 0 {
-        return Err(CliError::Invalid(format!(
-            "{} has {errors} errors",
-            file.display()
-        )));
+        return Err(CliError::Invalid(format!("{} has {errors} errors", file.display())));
     }
-    eprintln!(
-        "{}: {} policies, no errors",
-        file.display(),
-        checked.documents.len()
-    );
+    eprintln!("{}: {} policies, no errors", file.display(), checked.documents.len());
     Ok(())
 }
 
@@ -127,20 +120,14 @@ impl Policy {
         let printer = &context.printer;
         match self {
             Self::Check { file } => check(&file, printer)?,
-            Self::Apply {
-                file,
-                expected_version,
-            } => {
+            Self::Apply { file, expected_version } => {
                 let request = ApplyPolicyRequest {
                     document: read_text(&file)?,
                     expected_version,
                 };
                 let answer = client.apply_policy(request).await?.into_inner();
                 warn(&answer.diagnostics);
-                let policy = answer
-                    .policy
-                    .clone()
-                    .ok_or(CliError::Answer("policy", "the policy"))?;
+                let policy = answer.policy.clone().ok_or(CliError::Answer("policy", "the policy"))?;
                 if answer.unchanged {
                     eprintln!("{} is unchanged", policy.name);
                 }
@@ -149,28 +136,20 @@ impl Policy {
             Self::List { limit } => {
                 let policies = pages!(limit, |page_size, page_token| {
                     let answer = client
-                        .list_policies(ListPoliciesRequest {
-                            page_size,
-                            page_token,
-                        })
+                        .list_policies(ListPoliciesRequest { page_size, page_token })
                         .await?
                         .into_inner();
                     (answer.policies, answer.next_page_token)
                 });
                 list(printer, &policies);
             }
-            Self::Show {
-                policy,
-                at: version,
-            } => {
+            Self::Show { policy, at: version } => {
                 let name = named("policies", &policy);
                 let answer = client
                     .get_policy(GetPolicyRequest { name, version })
                     .await?
                     .into_inner();
-                let policy = answer
-                    .policy
-                    .ok_or(CliError::Answer("policy", "the policy"))?;
+                let policy = answer.policy.ok_or(CliError::Answer("policy", "the policy"))?;
                 if printer.is_json() {
                     printer.record(&policy, &[]);
                 } else {
@@ -192,9 +171,7 @@ impl Policy {
             }
             Self::Delete { policy } => {
                 let name = named("policies", &policy);
-                client
-                    .delete_policy(DeletePolicyRequest { name: name.clone() })
-                    .await?;
+                client.delete_policy(DeletePolicyRequest { name: name.clone() }).await?;
                 eprintln!("{name} is withdrawn");
             }
             Self::Compile { target, file } => {
@@ -202,10 +179,7 @@ impl Policy {
                     Point::Kubernetes => Target::KubernetesNetworkPolicy,
                     Point::Nftables => Target::Nftables,
                 };
-                let document = file
-                    .map(|file| read_text(&file))
-                    .transpose()?
-                    .unwrap_or_default();
+                let document = file.map(|file| read_text(&file)).transpose()?.unwrap_or_default();
                 let request = CompilePolicyRequest {
                     target: target.into(),
                     document,
@@ -217,10 +191,7 @@ impl Policy {
                 if printer.is_json() {
                     printer.record(&answer, &[]);
                 } else {
-                    answer
-                        .files
-                        .iter()
-                        .for_each(|file| print!("{}", file.content));
+                    answer.files.iter().for_each(|file| print!("{}", file.content));
                 }
             }
             Self::Explain {
@@ -272,10 +243,7 @@ impl Policy {
 
 fn warn(diagnostics: &[Diagnostic]) {
     for d in diagnostics {
-        eprintln!(
-            "{}:{}: {} {}: {}",
-            d.line, d.column, d.code, d.field, d.message
-        );
+        eprintln!("{}:{}: {} {}: {}", d.line, d.column, d.code, d.field, d.message);
     }
 }
 
@@ -291,20 +259,9 @@ fn fields(policy: &Stored) -> Vec<(&'static str, String)> {
 }
 
 fn list(printer: &Printer, policies: &[Stored]) {
-    let headers = [
-        "policy",
-        "version",
-        "mode",
-        "author",
-        "created",
-        "withdrawn",
-    ];
+    let headers = ["policy", "version", "mode", "author", "created", "withdrawn"];
     printer.list("policies", &headers, policies, |policy| {
-        let mut row: Vec<String> = fields(policy)
-            .into_iter()
-            .take(5)
-            .map(|(_, value)| value)
-            .collect();
+        let mut row: Vec<String> = fields(policy).into_iter().take(5).map(|(_, value)| value).collect();
         row.push(policy.withdrawn.to_string());
         row
     });

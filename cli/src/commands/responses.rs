@@ -4,11 +4,10 @@ use clap::{Subcommand, ValueEnum};
 use garrison_proto::{
     Duration,
     response::v1::{
-        Action, AddProtectedHostRequest, ApplyPlaybookRequest, ApproveResponseRequest,
-        CreateResponseRequest, GetResponseRequest, ListPlaybooksRequest, ListProtectedHostsRequest,
-        ListResponsesRequest, RejectResponseRequest, RemoveProtectedHostRequest, Response,
-        ResponseState, RollbackResponseRequest, playbook_service_client::PlaybookServiceClient,
-        response_service_client::ResponseServiceClient,
+        Action, AddProtectedHostRequest, ApplyPlaybookRequest, ApproveResponseRequest, CreateResponseRequest,
+        GetResponseRequest, ListPlaybooksRequest, ListProtectedHostsRequest, ListResponsesRequest,
+        RejectResponseRequest, RemoveProtectedHostRequest, Response, ResponseState, RollbackResponseRequest,
+        playbook_service_client::PlaybookServiceClient, response_service_client::ResponseServiceClient,
     },
 };
 
@@ -133,11 +132,7 @@ impl Responses {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let mut client = ResponseServiceClient::new(context.remote.service("responder").await?);
         let response = match self {
-            Self::List {
-                state,
-                incident,
-                limit,
-            } => {
+            Self::List { state, incident, limit } => {
                 let states: Vec<i32> = state
                     .into_iter()
                     .map(|state| ResponseState::from(state).into())
@@ -156,23 +151,20 @@ impl Responses {
                     (answer.responses, answer.next_page_token)
                 });
                 let headers = [
-                    "response", "state", "action", "target", "created", "expires", "playbook",
-                    "reason",
+                    "response", "state", "action", "target", "created", "expires", "playbook", "reason",
                 ];
-                context
-                    .printer
-                    .list("responses", &headers, &responses, |response| {
-                        vec![
-                            response.name.clone(),
-                            word(response.state().as_str_name(), "RESPONSE_STATE_"),
-                            word(response.action().as_str_name(), "ACTION_"),
-                            response.target.clone(),
-                            time(response.created.as_ref()),
-                            time(response.expires.as_ref()),
-                            response.playbook.clone(),
-                            response.reason.clone(),
-                        ]
-                    });
+                context.printer.list("responses", &headers, &responses, |response| {
+                    vec![
+                        response.name.clone(),
+                        word(response.state().as_str_name(), "RESPONSE_STATE_"),
+                        word(response.action().as_str_name(), "ACTION_"),
+                        response.target.clone(),
+                        time(response.created.as_ref()),
+                        time(response.expires.as_ref()),
+                        response.playbook.clone(),
+                        response.reason.clone(),
+                    ]
+                });
                 return Ok(());
             }
             Self::Show { response } => {
@@ -245,20 +237,12 @@ fn show(context: &Context, response: Option<Response>) -> Result<(), CliError> {
         .iter()
         .map(|step| {
             let state = word(step.state().as_str_name(), "RESPONSE_STATE_");
-            format!(
-                "{}  {state}  {}  {}",
-                time(step.time.as_ref()),
-                step.actor,
-                step.detail
-            )
+            format!("{}  {state}  {}  {}", time(step.time.as_ref()), step.actor, step.detail)
         })
         .collect();
     let fields = [
         ("response", response.name.clone()),
-        (
-            "state",
-            word(response.state().as_str_name(), "RESPONSE_STATE_"),
-        ),
+        ("state", word(response.state().as_str_name(), "RESPONSE_STATE_")),
         ("action", word(response.action().as_str_name(), "ACTION_")),
         ("target", response.target.clone()),
         ("reason", response.reason.clone()),
@@ -322,9 +306,7 @@ impl Playbooks {
                     .apply_playbook(ApplyPlaybookRequest { document })
                     .await?
                     .into_inner();
-                let playbook = answer
-                    .playbook
-                    .ok_or(CliError::Answer("responder", "the playbook"))?;
+                let playbook = answer.playbook.ok_or(CliError::Answer("responder", "the playbook"))?;
                 let fields = [
                     ("playbook", playbook.name.clone()),
                     ("version", playbook.version.to_string()),
@@ -339,8 +321,7 @@ impl Playbooks {
                     .into_inner()
                     .playbooks;
                 let found = playbooks.into_iter().find(|playbook| playbook.name == name);
-                let found =
-                    found.ok_or_else(|| tonic::Status::not_found(format!("there is no {name}")))?;
+                let found = found.ok_or_else(|| tonic::Status::not_found(format!("there is no {name}")))?;
                 if context.printer.is_json() {
                     context.printer.record(&found, &[]);
                 } else {
@@ -385,11 +366,7 @@ impl Protected {
                 context
                     .printer
                     .list("hosts", &["network", "by", "reason"], &hosts, |host| {
-                        vec![
-                            host.network.clone(),
-                            host.author.clone(),
-                            host.reason.clone(),
-                        ]
+                        vec![host.network.clone(), host.author.clone(), host.reason.clone()]
                     });
             }
             Self::Add { network, reason } => {
