@@ -7,7 +7,7 @@ use std::{
 use garrison_bus::{Bus, BusConfig, topology};
 use garrison_db::DbConfig;
 use sqlx::migrate::Migrator;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::{IdentityFiles, Nats, NatsOptions, Pki, Postgres, TRUST_DOMAIN};
 
@@ -29,6 +29,8 @@ const NODES: [&str; 2] = ["router", "edge"];
 
 static SHARED: OnceCell<Stack> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
+/// Tests ask for databases in parallel, and PostgreSQL refuses to make or alter one role twice at once.
+static ROLES: Mutex<()> = Mutex::const_new(());
 
 impl Stack {
     /// The stack that all tests of this binary share. Tests that stop a server, or that run a consumer which
@@ -117,10 +119,12 @@ impl Stack {
     pub async fn database(&self, schema: &'static str, migrator: &Migrator) -> DbConfig {
         let number = DATABASES.fetch_add(1, Ordering::Relaxed);
         let name = format!("{schema}_{number}");
+        let one_at_a_time = ROLES.lock().await;
         let (owner, role) = self
             .create_database(&name, schema)
             .await
             .unwrap_or_else(|error| panic!("making database {name} failed: {error}"));
+        drop(one_at_a_time);
         garrison_db::migrate(&owner, schema, &role.user, migrator)
             .await
             .unwrap_or_else(|error| panic!("migrating {name} failed: {error:?}"));
