@@ -210,14 +210,24 @@ impl ServiceConfig for Config {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let sessions = &self.sessions;
-        within("passwords.memory_kib", self.passwords.memory_kib, 19 * 1024, 4 * 1024 * 1024)?;
+        within(
+            "passwords.memory_kib",
+            self.passwords.memory_kib,
+            19 * 1024,
+            4 * 1024 * 1024,
+        )?;
         within("passwords.iterations", self.passwords.iterations, 2, 100)?;
         within("passwords.parallelism", self.passwords.parallelism, 1, 16)?;
         within("passwords.concurrent_hashes", self.passwords.concurrent_hashes, 1, 256)?;
         within("passwords.queue", self.passwords.queue, 0, 10_000)?;
         within("passwords.min_length", self.passwords.min_length, 8, 64)?;
         let max_access = u32::try_from(MAX_LIFETIME).unwrap_or(u32::MAX);
-        within("sessions.access_token_seconds", sessions.access_token_seconds, 30, max_access)?;
+        within(
+            "sessions.access_token_seconds",
+            sessions.access_token_seconds,
+            30,
+            max_access,
+        )?;
         let least_idle = sessions.access_token_seconds / 60 + 1;
         within("sessions.idle_minutes", sessions.idle_minutes, least_idle, 60 * 24 * 30)?;
         within("sessions.absolute_hours", sessions.absolute_hours, 1, 24 * 30)?;
@@ -225,9 +235,19 @@ impl ServiceConfig for Config {
         within("sessions.challenge_seconds", sessions.challenge_seconds, 30, 3600)?;
         within("lockout.threshold", self.lockout.threshold, 2, 100)?;
         within("lockout.base_seconds", self.lockout.base_seconds, 1, 3600)?;
-        within("lockout.max_seconds", self.lockout.max_seconds, self.lockout.base_seconds, 86_400)?;
+        within(
+            "lockout.max_seconds",
+            self.lockout.max_seconds,
+            self.lockout.base_seconds,
+            86_400,
+        )?;
         within("lockout.forget_hours", self.lockout.forget_hours, 1, 24 * 30)?;
-        within("lockout.attempts_per_minute", self.lockout.attempts_per_minute, 1, 10_000)?;
+        within(
+            "lockout.attempts_per_minute",
+            self.lockout.attempts_per_minute,
+            1,
+            10_000,
+        )?;
         within("keys.rotate_after_days", self.keys.rotate_after_days, 1, 366)?;
         if self.totp.issuer.is_empty() || self.totp.issuer.contains(':') {
             return Err(ConfigError::invalid("totp.issuer", "give a name without a colon"));
@@ -359,9 +379,9 @@ impl BootstrapUser {
         let (login, roles) = self.check(key)?;
         let password_key = format!("{key}.password_file");
         let password = SecretText::from(read_secret(&password_key, &self.password_file)?);
-        policy
-            .check(&password, &login)
-            .map_err(|problem| ConfigError::invalid(password_key, format!("the password is not accepted: {problem}")))?;
+        policy.check(&password, &login).map_err(|problem| {
+            ConfigError::invalid(password_key, format!("the password is not accepted: {problem}"))
+        })?;
         let totp = match &self.totp_secret_file {
             None => None,
             Some(path) => {

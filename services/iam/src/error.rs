@@ -251,6 +251,26 @@ mod tests {
     }
 
     #[test]
+    fn every_code_has_its_page() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors/");
+        let source = include_str!("error.rs");
+        let mut codes: Vec<&str> = source
+            .match_indices("GAR-IAM-0")
+            .map(|(at, _)| &source[at..at + 12])
+            .filter(|code| code.bytes().skip(8).all(|byte| byte.is_ascii_digit()))
+            .collect();
+        codes.push("GAR-IAM-0015");
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), 20);
+        for code in codes {
+            let page = std::fs::read_to_string(format!("{folder}{code}.md")).unwrap();
+            assert!(page.starts_with(&format!("# {code}: ")), "{code}");
+            assert!(page.contains("\n## What to do\n"), "{code}");
+        }
+    }
+
+    #[test]
     fn a_lock_says_when_to_come_back() {
         let status = Status::from(Error::Locked {
             retry_after: TimeDelta::seconds(30),

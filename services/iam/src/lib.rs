@@ -54,8 +54,8 @@ pub async fn run_with_clock(config: Config, mut service: Service, clock: Clock) 
     let secrets = &config.secrets;
     let vault = Vault::load(&secrets.key_file, &secrets.previous_key_files)
         .map_err(|error| ConfigError::invalid("secrets", error.to_string()))?;
-    let hasher = PasswordHasher::new(config.hasher())
-        .map_err(|error| ConfigError::invalid("passwords", error.to_string()))?;
+    let hasher =
+        PasswordHasher::new(config.hasher()).map_err(|error| ConfigError::invalid("passwords", error.to_string()))?;
     let iam = Arc::new(Iam {
         db: service.db().clone(),
         clock,

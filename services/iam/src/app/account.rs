@@ -1,6 +1,6 @@
 use garrison_auth::Caller;
 use garrison_db::Tx;
-use garrison_proto::resource_name;
+use garrison_proto::{audit::v1::Decision, resource_name};
 
 use super::{Iam, Person, Result, factor::seconds, person, record::Entry};
 use crate::{
@@ -88,14 +88,16 @@ impl Iam {
             .map(|code| {
                 let code = canonical_recovery_code(code.expose());
                 self.vault
-                    .mac("recovery code", &[tenant, person.id.as_bytes(), code.expose().as_bytes()])
+                    .mac(
+                        "recovery code",
+                        &[tenant, person.id.as_bytes(), code.expose().as_bytes()],
+                    )
                     .to_vec()
             })
             .collect();
         store::replace_recovery_codes(&mut tx, person.id, &macs).await?;
         let reason = "an authenticator was enrolled";
-        let ended =
-            store::end_sessions_of_user(&mut tx, Some(person.id), Some(person.session), reason, now).await?;
+        let ended = store::end_sessions_of_user(&mut tx, Some(person.id), Some(person.session), reason, now).await?;
         let revoked = self
             .announce_ends(&mut tx, &ended, &caller.actor(), reason, now)
             .await?;
@@ -132,10 +134,34 @@ impl Iam {
             });
         }
         let verified = account.password_hash;
-        if !self.hasher.verify(old, Some(verified.clone())).await? {
-            return Err(Error::Credentials);
-        }
-        let hash = self.hasher.hash(new).await?;
+        let judged = self.hasher.verify(old, Some(verified.clone())).await;
+        let hash = match judged {
+            Ok(false) => {
+                let mut tx = self.begin(&caller.tenant, operation).await?;
+                let refused = Entry {
+                    decision: Decision::Deny,
+                    reason: "wrong password",
+                    ..Entry::done(
+                        caller.actor(),
+                        "user.password_changed",
+                        resource_name("users", person.id),
+                    )
+                };
+                self.audit(&mut tx, refused).await?;
+                self.commit(tx, operation, Vec::new()).await?;
+                return Err(Error::Credentials);
+            }
+            Ok(true) => self.hasher.hash(new).await,
+            Err(error) => Err(error),
+        };
+        let hash = match hash {
+            Ok(hash) => hash,
+            Err(error) => {
+                // Nobody guessed wrong, so nothing counts.
+                self.forgive(&caller.tenant, &mac).await?;
+                return Err(error.into());
+            }
+        };
 
         let now = self.now();
         let mut tx = self.begin(&caller.tenant, operation).await?;
@@ -146,14 +172,17 @@ impl Iam {
         store::forgive_attempt(&mut tx, &mac, &self.settings.lockout).await?;
         store::set_password(&mut tx, person.id, &hash).await?;
         let reason = "the password was changed";
-        let ended =
-            store::end_sessions_of_user(&mut tx, Some(person.id), Some(person.session), reason, now).await?;
+        let ended = store::end_sessions_of_user(&mut tx, Some(person.id), Some(person.session), reason, now).await?;
         let revoked = self
             .announce_ends(&mut tx, &ended, &caller.actor(), reason, now)
             .await?;
         self.audit(
             &mut tx,
-            Entry::done(caller.actor(), "user.password_changed", resource_name("users", person.id)),
+            Entry::done(
+                caller.actor(),
+                "user.password_changed",
+                resource_name("users", person.id),
+            ),
         )
         .await?;
         self.commit(tx, operation, revoked).await

@@ -61,8 +61,11 @@ impl Iam {
             Err(Error::Exists(_)) => return Ok(false),
             other => other?,
         }
-        self.audit(&mut tx, Entry::done(itself(), "tenant.created", tenant_name(&tenant.id)))
-            .await?;
+        self.audit(
+            &mut tx,
+            Entry::done(itself(), "tenant.created", tenant_name(&tenant.id)),
+        )
+        .await?;
         for (user, hash) in tenant.users.iter().zip(&hashes) {
             let added = self
                 .add_user(&mut tx, &itself(), &user.login, &user.display_name, &user.roles, hash)

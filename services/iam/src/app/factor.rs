@@ -43,7 +43,9 @@ impl Iam {
             .filter(|stored| token.matches(&stored.secret_sha256) && now < stored.expires)
             .filter(|stored| stored.attempts < MAX_ATTEMPTS)
             .ok_or(Error::Challenge)?;
-        let account = store::find_account(&mut tx, stored.user).await?.ok_or(Error::Challenge)?;
+        let account = store::find_account(&mut tx, stored.user)
+            .await?
+            .ok_or(Error::Challenge)?;
         let user = &account.user;
         let tenant_enabled = store::find_tenant(&mut tx, tenant.as_str())
             .await?
@@ -58,7 +60,12 @@ impl Iam {
         let mac = self.login_mac(&tenant, user.login.as_str());
         let standing = store::begin_attempt(&mut tx, &mac, &self.settings.lockout, now).await?;
         let refusal = if let AttemptStanding::Locked(until) = standing {
-            Some((Outcome::Locked, Error::Locked { retry_after: until - now }))
+            Some((
+                Outcome::Locked,
+                Error::Locked {
+                    retry_after: until - now,
+                },
+            ))
         } else if user.disabled || !tenant_enabled {
             Some((Outcome::Disabled, Error::Credentials))
         } else if !self.proves(&mut tx, &account, &proof, now).await? {

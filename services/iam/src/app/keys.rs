@@ -96,7 +96,9 @@ impl Iam {
     /// Takes the stored revocations over for this process's own authorisation.
     pub(super) async fn load_revocations(&self) -> Result<()> {
         let rows = self.all_revocations(&TenantId::system()).await?;
-        let listed = rows.into_iter().map(|(_, session, _, until)| Revoked { session, until });
+        let listed = rows
+            .into_iter()
+            .map(|(_, session, _, until)| Revoked { session, until });
         self.ring.add_revocations(listed, Utc::now());
         Ok(())
     }
@@ -118,7 +120,11 @@ impl Iam {
     /// # Errors
     /// Database errors.
     pub async fn list_revocations(&self, caller: &Caller) -> Result<Vec<RevocationRow>> {
-        let tenant = if caller.user().is_some() { caller.tenant.clone() } else { TenantId::system() };
+        let tenant = if caller.user().is_some() {
+            caller.tenant.clone()
+        } else {
+            TenantId::system()
+        };
         let mut rows = self.all_revocations(&tenant).await?;
         if caller.user().is_some() {
             // People of the tenant `system` see their own tenant's too, and no other.

@@ -75,14 +75,16 @@ impl Iam {
             Ok(right) => right,
             Err(error) => {
                 // Nothing was judged, so nothing counts.
-                let mut tx = self.begin(&tenant, "taking back a login attempt").await?;
-                store::forgive_attempt(&mut tx, &mac, &self.settings.lockout).await?;
-                self.commit(tx, "taking back a login attempt", Vec::new()).await?;
+                self.forgive(&tenant, &mac).await?;
                 return Err(error.into());
             }
         };
         let Some(account) = account.filter(|_| right) else {
-            let outcome = if user.is_some() { Outcome::WrongPassword } else { Outcome::UnknownUser };
+            let outcome = if user.is_some() {
+                Outcome::WrongPassword
+            } else {
+                Outcome::UnknownUser
+            };
             return self.refuse(&tenant, attempt(outcome, user)).await;
         };
         if account.user.disabled || !enabled {
@@ -118,11 +120,11 @@ impl Iam {
             return Ok(());
         };
         let counted = if known { tenant.clone() } else { TenantId::system() };
-        let verdict = self
-            .limiter
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .attempt(&counted, address, self.now());
+        let verdict =
+            self.limiter
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .attempt(&counted, address, self.now());
         let Verdict::Refused { retry_after, first } = verdict else {
             return Ok(());
         };
@@ -178,6 +180,14 @@ impl Iam {
         }
         self.commit(tx, operation, Vec::new()).await?;
         Ok(account)
+    }
+
+    /// Takes back an attempt that was counted and then not judged.
+    pub(super) async fn forgive(&self, tenant: &TenantId, mac: &[u8; 32]) -> Result<()> {
+        let operation = "taking back a login attempt";
+        let mut tx = self.begin(tenant, operation).await?;
+        store::forgive_attempt(&mut tx, mac, &self.settings.lockout).await?;
+        self.commit(tx, operation, Vec::new()).await
     }
 
     async fn refuse(&self, tenant: &TenantId, attempt: Attempt<'_>) -> Result<LoginStep> {
@@ -293,7 +303,11 @@ impl Iam {
         let expires = session.access_expiry(&self.settings.sessions, now);
         let rules = &self.settings.rules;
         // RFC 8176: `pwd`, and with a code `otp`; a recovery code is a one-time password too.
-        let methods: &[&str] = if session.second_factor { &["pwd", "otp"] } else { &["pwd"] };
+        let methods: &[&str] = if session.second_factor {
+            &["pwd", "otp"]
+        } else {
+            &["pwd"]
+        };
         let claims = Claims {
             iss: rules.issuer.clone(),
             aud: rules.audience.clone(),

@@ -126,7 +126,8 @@ impl Iam {
     }
 
     fn login_macs(&self, tenant: &TenantId, login: &str) -> Vec<Vec<u8>> {
-        self.vault.macs("login", &[tenant.as_str().as_bytes(), login.as_bytes()])
+        self.vault
+            .macs("login", &[tenant.as_str().as_bytes(), login.as_bytes()])
     }
 }
 

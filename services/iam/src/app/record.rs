@@ -103,7 +103,11 @@ impl Iam {
             .map_err(Error::database("publishing a login event"))?;
         let succeeded = attempt.outcome == Outcome::Succeeded;
         let actor = Actor {
-            name: if user.is_empty() { "anonymous".to_owned() } else { user.clone() },
+            name: if user.is_empty() {
+                "anonymous".to_owned()
+            } else {
+                user.clone()
+            },
             address: attempt.address,
             ..Actor::default()
         };

@@ -24,11 +24,10 @@ impl Iam {
         let tenant = token.tenant.clone();
         let now = self.now();
         let mut tx = self.begin(&tenant, operation).await?;
-        let user = match store::find_session(&mut tx, token.id).await? {
-            Some(stored) => stored.session.user,
-            None => return Err(over("it ended long ago")),
-        };
-        // Locks are taken in the order account, session everywhere else too.
+        let user = store::find_session_owner(&mut tx, token.id)
+            .await?
+            .ok_or(over("it ended long ago"))?;
+        // First the account, then the session: whatever ends sessions locks in this order.
         let account = store::find_account(&mut tx, user)
             .await?
             .ok_or(over("the account does not exist any more"))?;
@@ -43,7 +42,9 @@ impl Iam {
             Standing::Ended => return Err(over("it was ended")),
             Standing::Idle => Some("it was not used for too long"),
             Standing::Expired => Some("it reached its time limit"),
-            Standing::Live if !token.matches(&stored.refresh_sha256) => Some("a used refresh token was presented again"),
+            Standing::Live if !token.matches(&stored.refresh_sha256) => {
+                Some("a used refresh token was presented again")
+            }
             Standing::Live if account.user.disabled || !tenant_enabled => Some("the account is disabled"),
             Standing::Live => None,
         };

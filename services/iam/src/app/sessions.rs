@@ -31,9 +31,13 @@ impl Iam {
             Some(user) => user,
             None => person(caller)?.id,
         };
-        let may_read = [Role::Admin, Role::Auditor].iter().any(|role| caller.has_role(role.name()));
+        let may_read = [Role::Admin, Role::Auditor]
+            .iter()
+            .any(|role| caller.has_role(role.name()));
         if own.is_some() && own != Some(user) && !may_read {
-            return Err(Error::NotPermitted("only administrators and auditors see other people's sessions"));
+            return Err(Error::NotPermitted(
+                "only administrators and auditors see other people's sessions",
+            ));
         }
         let now = self.now();
         let mut tx = self.begin(&caller.tenant, operation).await?;
@@ -69,15 +73,17 @@ impl Iam {
         let owner = owner
             .filter(|owner| admin || caller.user() == Some(*owner))
             .ok_or(Error::NotFound(missing))?;
-        let reason = if caller.user() == Some(owner) { "its owner ended it" } else { "an administrator ended it" };
+        let reason = if caller.user() == Some(owner) {
+            "its owner ended it"
+        } else {
+            "an administrator ended it"
+        };
         let ended = match selection {
             SessionSelection::Session(id) => store::end_session(&mut tx, id, reason, now)
                 .await?
                 .into_iter()
                 .collect(),
-            SessionSelection::User(id) => {
-                store::end_sessions_of_user(&mut tx, Some(id), None, reason, now).await?
-            }
+            SessionSelection::User(id) => store::end_sessions_of_user(&mut tx, Some(id), None, reason, now).await?,
         };
         let revoked = self
             .announce_ends(&mut tx, &ended, &caller.actor(), reason, now)

@@ -38,13 +38,20 @@ impl Iam {
         let hash = self.hasher.hash(password).await?;
 
         let now = self.now();
-        let display_name = if display_name.is_empty() { tenant.as_str() } else { display_name };
+        let display_name = if display_name.is_empty() {
+            tenant.as_str()
+        } else {
+            display_name
+        };
         // The new tenant's own transaction: everything in it, its audit record included, belongs to it.
         let mut tx = self.begin(tenant, operation).await?;
         store::insert_tenant(&mut tx, display_name, now).await?;
         let actor = caller.actor();
-        self.audit(&mut tx, Entry::done(actor.clone(), "tenant.created", tenant_name(tenant)))
-            .await?;
+        self.audit(
+            &mut tx,
+            Entry::done(actor.clone(), "tenant.created", tenant_name(tenant)),
+        )
+        .await?;
         self.add_user(&mut tx, &actor, admin, "", &[Role::Admin], &hash).await?;
         self.commit(tx, operation, Vec::new()).await?;
         Ok(Tenant {
@@ -83,16 +90,13 @@ impl Iam {
     /// # Errors
     /// [`Error::NotPermitted`] outside the tenant `system`, [`Error::LockOut`] for that tenant itself,
     /// [`Error::NotFound`] and database errors.
-    pub async fn update_tenant(
-        &self,
-        caller: &Caller,
-        tenant: &TenantId,
-        disabled: Option<bool>,
-    ) -> Result<Tenant> {
+    pub async fn update_tenant(&self, caller: &Caller, tenant: &TenantId, disabled: Option<bool>) -> Result<Tenant> {
         let operation = "changing a tenant";
         of_the_installation(caller)?;
         if disabled == Some(true) && tenant.as_str() == TenantId::SYSTEM {
-            return Err(Error::LockOut("the tenant system administers the installation and stays enabled"));
+            return Err(Error::LockOut(
+                "the tenant system administers the installation and stays enabled",
+            ));
         }
         let missing = || Error::NotFound(tenant_name(tenant));
         // Looked up first: beginning a transaction of a tenant that does not exist must not make it known.
@@ -136,6 +140,8 @@ pub(super) fn of_the_installation(caller: &Caller) -> Result<()> {
     if caller.tenant.as_str() == TenantId::SYSTEM && caller.has_role(Role::Admin.name()) {
         Ok(())
     } else {
-        Err(Error::NotPermitted("only administrators of the tenant system manage tenants and keys"))
+        Err(Error::NotPermitted(
+            "only administrators of the tenant system manage tenants and keys",
+        ))
     }
 }

@@ -37,7 +37,11 @@ pub(super) fn page_rows(page_size: i32) -> Result<(usize, i64)> {
     if page_size < 0 {
         return Err(Error::field("page_size", "it is negative; leave it out for 50"));
     }
-    let size = if page_size == 0 { DEFAULT_PAGE } else { page_size.min(MAX_PAGE) };
+    let size = if page_size == 0 {
+        DEFAULT_PAGE
+    } else {
+        page_size.min(MAX_PAGE)
+    };
     Ok((usize::try_from(size).unwrap_or(1), i64::from(size) + 1))
 }
 
@@ -75,7 +79,11 @@ impl Iam {
         roles: &[Role],
         password_hash: &str,
     ) -> Result<User> {
-        let display_name = if display_name.is_empty() { login.as_str() } else { display_name };
+        let display_name = if display_name.is_empty() {
+            login.as_str()
+        } else {
+            display_name
+        };
         let (id, now) = (Uuid::now_v7(), self.now());
         store::insert_user(
             tx,
@@ -162,7 +170,10 @@ impl Iam {
         let now = self.now();
         let mut tx = self.begin(&caller.tenant, operation).await?;
         store::lock_tenant(&mut tx).await?;
-        let mut user = store::find_account(&mut tx, id).await?.ok_or_else(|| not_found(id))?.user;
+        let mut user = store::find_account(&mut tx, id)
+            .await?
+            .ok_or_else(|| not_found(id))?
+            .user;
         let was_admin = user.is_active_admin();
         let mut narrowed = false;
         let mut details = vec![("login", user.login.to_string())];
@@ -175,7 +186,9 @@ impl Iam {
         }
         if let Some(disabled) = change.disabled.filter(|disabled| *disabled != user.disabled) {
             if disabled && caller.user() == Some(id) {
-                return Err(Error::LockOut("you cannot disable your own account; another administrator can"));
+                return Err(Error::LockOut(
+                    "you cannot disable your own account; another administrator can",
+                ));
             }
             narrowed |= disabled;
             details.push(("disabled", disabled.to_string()));
@@ -256,12 +269,7 @@ impl Iam {
         self.commit(tx, operation, revoked).await
     }
 
-    pub(super) fn check_password(
-        &self,
-        field: &'static str,
-        password: &SecretText,
-        login: &LoginName,
-    ) -> Result<()> {
+    pub(super) fn check_password(&self, field: &'static str, password: &SecretText, login: &LoginName) -> Result<()> {
         self.settings
             .passwords
             .check(password, login)

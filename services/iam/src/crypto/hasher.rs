@@ -64,13 +64,8 @@ impl PasswordHasher {
     /// # Errors
     /// [`HashError::Parameters`] when Argon2 does not take them.
     pub fn new(settings: HasherSettings) -> Result<Self, HashError> {
-        let params = Params::new(
-            settings.memory_kib,
-            settings.iterations,
-            settings.parallelism,
-            None,
-        )
-        .map_err(HashError::Parameters)?;
+        let params = Params::new(settings.memory_kib, settings.iterations, settings.parallelism, None)
+            .map_err(HashError::Parameters)?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let dummy = hash_now(&argon2, &hex::encode(random::<32>()).into())?;
         Ok(Self {
@@ -100,9 +95,7 @@ impl PasswordHasher {
         self.run(move || {
             let known = stored.is_some();
             let hash = PasswordHash::new(stored.as_deref().unwrap_or(&dummy)).map_err(HashError::Stored)?;
-            let right = argon2
-                .verify_password(password.expose().as_bytes(), &hash)
-                .is_ok();
+            let right = argon2.verify_password(password.expose().as_bytes(), &hash).is_ok();
             Ok(right && known)
         })
         .await
@@ -116,8 +109,7 @@ impl PasswordHasher {
         let today = self.argon2.params();
         hash.algorithm != Algorithm::Argon2id.ident()
             || Params::try_from(&hash).map_or(true, |params| {
-                (params.m_cost(), params.t_cost(), params.p_cost())
-                    != (today.m_cost(), today.t_cost(), today.p_cost())
+                (params.m_cost(), params.t_cost(), params.p_cost()) != (today.m_cost(), today.t_cost(), today.p_cost())
             })
     }
 
@@ -207,16 +199,16 @@ mod tests {
     #[tokio::test]
     async fn notices_changed_parameters_and_still_takes_the_old_hash() {
         let old = PasswordHasher::new(SMALL).unwrap();
-        let new = PasswordHasher::new(HasherSettings {
-            iterations: 2,
-            ..SMALL
-        })
-        .unwrap();
+        let new = PasswordHasher::new(HasherSettings { iterations: 2, ..SMALL }).unwrap();
         let stored = old.hash("correct horse".to_owned().into()).await.unwrap();
         assert!(!old.is_outdated(&stored));
         assert!(new.is_outdated(&stored));
         assert!(new.is_outdated("$2b$12$somethingelse"));
-        assert!(new.verify("correct horse".to_owned().into(), Some(stored)).await.unwrap());
+        assert!(
+            new.verify("correct horse".to_owned().into(), Some(stored))
+                .await
+                .unwrap()
+        );
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

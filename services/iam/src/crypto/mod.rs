@@ -8,7 +8,7 @@ mod vault;
 
 pub use hasher::{HashError, HasherSettings, PasswordHasher};
 pub use opaque::{OpaqueKind, OpaqueToken};
-pub use signing::{SigningKeys, SigningKey, SigningKeyRow};
+pub use signing::{SigningKey, SigningKeyRow, SigningKeys};
 pub use totp::{Enrolment, TotpSecret, matched_step};
 pub use vault::{KeyFileError, Unsealable, Vault};
 

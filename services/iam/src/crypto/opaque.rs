@@ -64,13 +64,7 @@ impl OpaqueToken {
         body.extend_from_slice(self.id.as_bytes());
         body.extend_from_slice(&self.secret);
         body.extend_from_slice(&mac);
-        format!(
-            "{}_{}_{}",
-            kind.prefix(),
-            self.tenant,
-            URL_SAFE_NO_PAD.encode(body)
-        )
-        .into()
+        format!("{}_{}_{}", kind.prefix(), self.tenant, URL_SAFE_NO_PAD.encode(body)).into()
     }
 
     /// Reads a token that this service issued. `None` for anything else.
@@ -91,11 +85,7 @@ impl OpaqueToken {
     }
 
     fn parts(&self) -> [&[u8]; 3] {
-        [
-            self.tenant.as_str().as_bytes(),
-            self.id.as_bytes(),
-            &self.secret,
-        ]
+        [self.tenant.as_str().as_bytes(), self.id.as_bytes(), &self.secret]
     }
 }
 

@@ -105,7 +105,9 @@ impl SigningKeys {
             .iter()
             .filter(|row| row.verifies_until.is_none())
             .max_by_key(|row| row.created);
-        let known = self.signing().filter(|key| current.is_some_and(|row| row.key_id == key.id));
+        let known = self
+            .signing()
+            .filter(|key| current.is_some_and(|row| row.key_id == key.id));
         let signing = match (known, current) {
             (Some(key), _) => Some(key),
             (None, Some(row)) => Some(Arc::new(SigningKey::open(row, vault)?)),

@@ -88,10 +88,7 @@ impl fmt::Debug for TotpSecret {
 /// A step at or before `last_step` is refused: a code works once (RFC 6238, 5.2).
 pub fn matched_step(secret: &TotpSecret, code: &str, seconds: u64, last_step: u64) -> Option<u64> {
     let digits: String = code.chars().filter(|c| !c.is_whitespace()).take(7).collect();
-    secret
-        .totp()
-        .check(&digits, seconds)
-        .filter(|step| *step > last_step)
+    secret.totp().check(&digits, seconds).filter(|step| *step > last_step)
 }
 
 #[cfg(test)]

@@ -71,9 +71,8 @@ impl Vault {
                         source,
                     })?;
                 let mut key = Zeroizing::new([0; 32]);
-                hex::decode_to_slice(text.trim(), key.as_mut_slice()).map_err(|_| KeyFileError::Content {
-                    path: path.to_owned(),
-                })?;
+                hex::decode_to_slice(text.trim(), key.as_mut_slice())
+                    .map_err(|_| KeyFileError::Content { path: path.to_owned() })?;
                 Ok(VaultKey::derive(&key))
             })
             .collect::<Result<_, _>>()?;
@@ -117,11 +116,7 @@ impl Vault {
         if header[0] != VERSION {
             return Err(Unsealable);
         }
-        let key = self
-            .keys
-            .iter()
-            .find(|key| key.id == header[1..5])
-            .ok_or(Unsealable)?;
+        let key = self.keys.iter().find(|key| key.id == header[1..5]).ok_or(Unsealable)?;
         let nonce = Nonce::try_assume_unique_for_key(&header[5..]).map_err(|_| Unsealable)?;
         let mut opened = Zeroizing::new(body.to_vec());
         let length = key
@@ -168,8 +163,7 @@ impl VaultKey {
         };
         let mut id = [0; 4];
         id.copy_from_slice(&derived(b"id")[..4]);
-        let sealing = UnboundKey::new(&AES_256_GCM, derived(b"seal").as_slice())
-            .expect("AES-256 takes 32 bytes");
+        let sealing = UnboundKey::new(&AES_256_GCM, derived(b"seal").as_slice()).expect("AES-256 takes 32 bytes");
         Self {
             id,
             sealing: LessSafeKey::new(sealing),

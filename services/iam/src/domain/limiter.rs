@@ -124,10 +124,7 @@ mod tests {
         };
         assert_eq!(limiter.attempt(&acme, address, later), refused(true));
         assert_eq!(limiter.attempt(&acme, address, later), refused(false));
-        assert_eq!(
-            limiter.attempt(&acme, address, now + WINDOW),
-            Verdict::Admitted
-        );
+        assert_eq!(limiter.attempt(&acme, address, now + WINDOW), Verdict::Admitted);
     }
 
     #[test]

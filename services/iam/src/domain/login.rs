@@ -23,9 +23,8 @@ impl FromStr for LoginName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let inner = |b: u8| b.is_ascii_alphanumeric() || b".-_+@".contains(&b);
-        let valid = (1..=64).contains(&text.len())
-            && text.bytes().all(inner)
-            && text.as_bytes()[0].is_ascii_alphanumeric();
+        let valid =
+            (1..=64).contains(&text.len()) && text.bytes().all(inner) && text.as_bytes()[0].is_ascii_alphanumeric();
         if valid {
             Ok(Self(text.to_ascii_lowercase()))
         } else {
@@ -48,7 +47,10 @@ mod tests {
 
     #[test]
     fn folds_case_and_refuses_the_rest() {
-        assert_eq!("Ada.L@example.org".parse::<LoginName>().unwrap().as_str(), "ada.l@example.org");
+        assert_eq!(
+            "Ada.L@example.org".parse::<LoginName>().unwrap().as_str(),
+            "ada.l@example.org"
+        );
         for bad in ["", " ada", "ada ", ".ada", "ädä", "a\nb", "a/b", &"a".repeat(65)] {
             assert!(bad.parse::<LoginName>().is_err(), "{bad:?} was taken");
         }

@@ -110,7 +110,12 @@ mod tests {
 
     #[test]
     fn takes_long_phrases_in_any_script() {
-        for good in ["correct horse battery", "nine tall ships", "двенадцать обезьян", "x9$kQm2!vTz8"] {
+        for good in [
+            "correct horse battery",
+            "nine tall ships",
+            "двенадцать обезьян",
+            "x9$kQm2!vTz8",
+        ] {
             assert_eq!(check(good), Ok(()), "{good:?} was refused");
         }
     }

@@ -22,8 +22,15 @@ use crate::{
 impl AuthenticationService for Api {
     async fn login(&self, request: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
         let address = caller(&request)?.address;
-        let LoginRequest { tenant, login, password } = request.into_inner();
-        let step = self.iam.login(&tenant, &login, SecretText::from(password), address).await?;
+        let LoginRequest {
+            tenant,
+            login,
+            password,
+        } = request.into_inner();
+        let step = self
+            .iam
+            .login(&tenant, &login, SecretText::from(password), address)
+            .await?;
         let response = match step {
             LoginStep::Done(tokens) => LoginResponse {
                 tokens: Some(convert::tokens(&tokens)),

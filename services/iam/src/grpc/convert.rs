@@ -56,7 +56,8 @@ pub(super) fn user_id(field: &'static str, name: &str) -> Result<Uuid, Error> {
 }
 
 pub(super) fn login(field: &'static str, text: &str) -> Result<LoginName, Error> {
-    text.parse().map_err(|problem: crate::domain::InvalidLogin| Error::field(field, problem))
+    text.parse()
+        .map_err(|problem: crate::domain::InvalidLogin| Error::field(field, problem))
 }
 
 pub(super) fn roles(names: &[String]) -> Result<Vec<Role>, Error> {

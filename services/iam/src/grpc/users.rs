@@ -53,10 +53,7 @@ impl UserService for Api {
         let request = request.into_inner();
         let id = convert::user_id("name", &request.name)?;
         let change = UserChange {
-            roles: request
-                .set_roles
-                .then(|| convert::roles(&request.roles))
-                .transpose()?,
+            roles: request.set_roles.then(|| convert::roles(&request.roles)).transpose()?,
             disabled: request.disabled,
         };
         let user = self.iam.update_user(&caller, id, change).await?;
@@ -73,7 +70,9 @@ impl UserService for Api {
         let request = request.into_inner();
         let password = SecretText::from(request.password);
         let id = convert::user_id("name", &request.name)?;
-        self.iam.reset_password(&caller, id, password, request.reset_totp).await?;
+        self.iam
+            .reset_password(&caller, id, password, request.reset_totp)
+            .await?;
         Ok(Response::new(ResetPasswordResponse {}))
     }
 

@@ -84,12 +84,14 @@ pub async fn locked_until(
     login_macs: &[Vec<u8>],
     now: DateTime<Utc>,
 ) -> Result<Vec<(Vec<u8>, DateTime<Utc>)>> {
-    sqlx::query_as("SELECT login_mac, locked_until FROM login_attempts WHERE login_mac = ANY ($1) AND locked_until > $2")
-        .bind(login_macs)
-        .bind(now)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(Error::query("reading locks"))
+    sqlx::query_as(
+        "SELECT login_mac, locked_until FROM login_attempts WHERE login_mac = ANY ($1) AND locked_until > $2",
+    )
+    .bind(login_macs)
+    .bind(now)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(Error::query("reading locks"))
 }
 
 /// Drops counts that no longer matter.

@@ -19,22 +19,19 @@ pub struct Challenge {
 }
 
 /// Stores a challenge.
-pub async fn insert_challenge(
-    tx: &mut Tx<'_>,
-    token: &OpaqueToken,
-    user: Uuid,
-    expires: DateTime<Utc>,
-) -> Result<()> {
-    sqlx::query("INSERT INTO challenges (tenant_id, id, user_id, secret_sha256, expires_at) VALUES ($1, $2, $3, $4, $5)")
-        .bind(tenant_of(tx))
-        .bind(token.id)
-        .bind(user)
-        .bind(token.secret_sha256())
-        .bind(expires)
-        .execute(&mut **tx)
-        .await
-        .map(drop)
-        .map_err(Error::query("storing a challenge"))
+pub async fn insert_challenge(tx: &mut Tx<'_>, token: &OpaqueToken, user: Uuid, expires: DateTime<Utc>) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO challenges (tenant_id, id, user_id, secret_sha256, expires_at) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(tenant_of(tx))
+    .bind(token.id)
+    .bind(user)
+    .bind(token.secret_sha256())
+    .bind(expires)
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(Error::query("storing a challenge"))
 }
 
 /// The challenge with this id, locked until the end of the transaction.

@@ -8,18 +8,23 @@ mod sessions;
 mod tenants;
 mod users;
 
-pub use attempts::{AttemptStanding, begin_attempt, forget_failures, forgive_attempt, forget_old_attempts, locked_until};
-pub use challenges::{Challenge, count_challenge_attempt, delete_challenge, delete_old_challenges, find_challenge, insert_challenge};
+pub use attempts::{
+    AttemptStanding, begin_attempt, forget_failures, forget_old_attempts, forgive_attempt, locked_until,
+};
+pub use challenges::{
+    Challenge, count_challenge_attempt, delete_challenge, delete_old_challenges, find_challenge, insert_challenge,
+};
 pub use factors::{replace_recovery_codes, spend_recovery_code};
 pub use keys::{delete_expired_keys, insert_key, list_keys, lock_keys, retire_keys};
 pub use sessions::{
     EndedSession, RevocationRow, StoredSession, delete_old_sessions, end_session, end_sessions_of_user, find_session,
-    forget_revocations, insert_session, list_open_sessions, list_revocations, record_revocation, rotate_session,
+    find_session_owner, forget_revocations, insert_session, list_open_sessions, list_revocations, record_revocation,
+    rotate_session,
 };
 pub use tenants::{find_tenant, insert_tenant, list_tenants, set_tenant_disabled};
 pub use users::{
-    Account, NewUser, count_active_admins, find_account, find_account_by_login, insert_user, list_accounts, lock_tenant,
-    record_login, set_disabled, set_password, set_roles, set_totp_pending, set_totp_step, store_totp,
+    Account, NewUser, count_active_admins, find_account, find_account_by_login, insert_user, list_accounts,
+    lock_tenant, record_login, set_disabled, set_password, set_roles, set_totp_pending, set_totp_step, store_totp,
 };
 
 use garrison_db::Tx;

@@ -99,6 +99,15 @@ pub async fn find_session(tx: &mut Tx<'_>, id: Uuid) -> Result<Option<StoredSess
         .map_err(Error::query("reading a session"))
 }
 
+/// Whose session it is, without a lock: to lock the account first, as everything does that ends sessions.
+pub async fn find_session_owner(tx: &mut Tx<'_>, id: Uuid) -> Result<Option<Uuid>> {
+    sqlx::query_scalar("SELECT user_id FROM sessions WHERE id = $1")
+        .bind(id)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(Error::query("reading a session's owner"))
+}
+
 /// A person's sessions that nobody has ended, oldest first.
 pub async fn list_open_sessions(tx: &mut Tx<'_>, user: Uuid, now: DateTime<Utc>) -> Result<Vec<Session>> {
     sqlx::query_as::<_, Row>(select_sessions!(
@@ -132,12 +141,7 @@ pub async fn rotate_session(
 }
 
 /// Ends one session; `None` when there is none or it has ended before.
-pub async fn end_session(
-    tx: &mut Tx<'_>,
-    id: Uuid,
-    reason: &str,
-    now: DateTime<Utc>,
-) -> Result<Option<EndedSession>> {
+pub async fn end_session(tx: &mut Tx<'_>, id: Uuid, reason: &str, now: DateTime<Utc>) -> Result<Option<EndedSession>> {
     let row: Option<(DateTime<Utc>,)> = sqlx::query_as(
         "UPDATE sessions SET ended_at = $2, end_reason = $3 WHERE id = $1 AND ended_at IS NULL RETURNING access_until",
     )
@@ -159,9 +163,14 @@ pub async fn end_sessions_of_user(
     now: DateTime<Utc>,
 ) -> Result<Vec<EndedSession>> {
     let rows: Vec<(Uuid, DateTime<Utc>)> = sqlx::query_as(
-        "UPDATE sessions SET ended_at = $3, end_reason = $4
-         WHERE ended_at IS NULL AND ($1 IS NULL OR user_id = $1) AND ($2 IS NULL OR id <> $2)
-         RETURNING id, access_until",
+        // Rows are locked in the order of their ids, so that two of these cannot wait for each other.
+        "WITH open AS (
+             SELECT id FROM sessions
+             WHERE ended_at IS NULL AND ($1 IS NULL OR user_id = $1) AND ($2 IS NULL OR id <> $2)
+             ORDER BY id FOR UPDATE)
+         UPDATE sessions SET ended_at = $3, end_reason = $4 FROM open
+         WHERE sessions.id = open.id AND sessions.ended_at IS NULL
+         RETURNING sessions.id, sessions.access_until",
     )
     .bind(user)
     .bind(except)

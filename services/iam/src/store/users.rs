@@ -62,7 +62,10 @@ impl Row {
         Ok(Account {
             user: User {
                 id: self.id,
-                login: self.login.parse().map_err(|_| wrong(format!("the login of {}", self.id)))?,
+                login: self
+                    .login
+                    .parse()
+                    .map_err(|_| wrong(format!("the login of {}", self.id)))?,
                 display_name: self.display_name,
                 roles: roles_from_names(&self.roles).map_err(|error| wrong(error.to_string()))?,
                 disabled: self.disabled,

@@ -12,14 +12,20 @@ async fn a_refresh_token_works_once_and_a_second_use_ends_the_session() {
     assert_ne!(first.refresh.expose(), second.refresh.expose());
     assert_eq!(world.verified(&first).session, world.verified(&second).session);
     let error = world.refresh(&first).await.unwrap_err();
-    assert!(matches!(error, Error::SessionOver { reason } if reason.contains("used")), "{error}");
+    assert!(
+        matches!(error, Error::SessionOver { reason } if reason.contains("used")),
+        "{error}"
+    );
     // Also for the thief's or owner's newer token.
     assert!(matches!(world.refresh(&second).await, Err(Error::SessionOver { .. })));
     let session = world.verified(&second).session.unwrap();
     let revoked = world.revocations("acme").await;
     assert_eq!(revoked.len(), 1);
     assert_eq!(revoked[0].session, resource_name("sessions", session));
-    assert!(matches!(world.iam.caller_view(&world.verified(&second)).await, Err(Error::SessionOver { .. })));
+    assert!(matches!(
+        world.iam.caller_view(&world.verified(&second)).await,
+        Err(Error::SessionOver { .. })
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,14 +46,20 @@ async fn an_idle_session_ends_and_a_used_one_goes_on_until_the_absolute_limit() 
         used = world.refresh(&used).await.unwrap();
     }
     let error = world.refresh(&idle).await.unwrap_err();
-    assert!(matches!(error, Error::SessionOver { reason } if reason.contains("not used")), "{error}");
+    assert!(
+        matches!(error, Error::SessionOver { reason } if reason.contains("not used")),
+        "{error}"
+    );
     // 696 of 720 minutes are over: the last token may not outlive the session.
     world.turn(TimeDelta::minutes(22));
     used = world.refresh(&used).await.unwrap();
     assert_eq!(used.access_expires, used.session_expires);
     world.turn(TimeDelta::minutes(2));
     let error = world.refresh(&used).await.unwrap_err();
-    assert!(matches!(error, Error::SessionOver { reason } if reason.contains("limit")), "{error}");
+    assert!(
+        matches!(error, Error::SessionOver { reason } if reason.contains("limit")),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,12 +70,19 @@ async fn the_oldest_session_ends_beyond_the_cap() {
         sessions.push(world.login("acme", "ada").await);
         world.turn(TimeDelta::seconds(1));
     }
-    assert!(matches!(world.refresh(&sessions[0]).await, Err(Error::SessionOver { .. })));
+    assert!(matches!(
+        world.refresh(&sessions[0]).await,
+        Err(Error::SessionOver { .. })
+    ));
     for session in &sessions[1..] {
         world.refresh(session).await.unwrap();
     }
     assert_eq!(world.revocations("acme").await.len(), 1);
-    let listed = world.iam.list_sessions(&world.verified(&sessions[3]), None).await.unwrap();
+    let listed = world
+        .iam
+        .list_sessions(&world.verified(&sessions[3]), None)
+        .await
+        .unwrap();
     assert_eq!(listed.len(), 3);
 }
 
@@ -101,7 +120,10 @@ async fn a_key_changes_with_age_and_overlaps() {
     world.iam.tidy().await.unwrap();
     // Another process picks the change up.
     let other = world.another(Default::default());
-    other.prepare(&[], &tokio_util::sync::CancellationToken::new()).await.unwrap();
+    other
+        .prepare(&[], &tokio_util::sync::CancellationToken::new())
+        .await
+        .unwrap();
     let both = other.key_set().unwrap().keys;
     assert_eq!(both.len(), 2);
     assert_eq!(both[0].id, first[0].id);
@@ -110,7 +132,10 @@ async fn a_key_changes_with_age_and_overlaps() {
     // Its last token has expired.
     world.turn(TimeDelta::minutes(7));
     other.tidy().await.unwrap();
-    other.prepare(&[], &tokio_util::sync::CancellationToken::new()).await.unwrap();
+    other
+        .prepare(&[], &tokio_util::sync::CancellationToken::new())
+        .await
+        .unwrap();
     let left: Vec<_> = other.key_set().unwrap().keys;
     assert_eq!((left.len(), left[0].id.as_str()), (1, both[1].id.as_str()));
 }

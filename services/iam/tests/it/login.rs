@@ -21,7 +21,10 @@ async fn password_and_code_open_a_session_and_say_so() {
     let tokens = world.prove(&challenge, &world.code(0)).await.unwrap();
     let caller = world.verified(&tokens);
     assert!(caller.second_factor);
-    assert_eq!((caller.tenant.as_str(), caller.roles.as_slice()), ("acme", ["analyst".to_owned()].as_slice()));
+    assert_eq!(
+        (caller.tenant.as_str(), caller.roles.as_slice()),
+        ("acme", ["analyst".to_owned()].as_slice())
+    );
     assert_eq!(tokens.access_expires - world.time(), TimeDelta::minutes(5));
     let view = world.iam.caller_view(&caller).await.unwrap();
     assert_eq!(view.user.login.as_str(), "eva");
@@ -30,12 +33,19 @@ async fn password_and_code_open_a_session_and_say_so() {
     let events: Vec<LoginEvent> = world.published("acme").await;
     let outcomes: Vec<_> = events.iter().map(LoginEvent::outcome).collect();
     assert_eq!(outcomes, [Outcome::WrongFactor, Outcome::Succeeded]);
-    assert_eq!((events[1].client_address.as_str(), events[1].second_factor), (ADDRESS, true));
+    assert_eq!(
+        (events[1].client_address.as_str(), events[1].second_factor),
+        (ADDRESS, true)
+    );
     let records: Vec<AuditRecord> = world.published("acme").await;
     let refused: Vec<_> = records.iter().filter(|r| r.decision() == Decision::Deny).collect();
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].action, "login.refused");
-    assert!(records.iter().any(|r| r.action == "session.opened" && r.actor.as_ref().unwrap().name.starts_with("users/")));
+    assert!(
+        records
+            .iter()
+            .any(|r| r.action == "session.opened" && r.actor.as_ref().unwrap().name.starts_with("users/"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,17 +54,26 @@ async fn a_used_code_and_a_used_challenge_are_refused() {
     let code = world.code(0);
     let first = world.challenge("acme", "eva").await;
     world.prove(&first, &code).await.unwrap();
-    assert!(matches!(world.prove(&first, &world.code(1)).await, Err(Error::Challenge)));
+    assert!(matches!(
+        world.prove(&first, &world.code(1)).await,
+        Err(Error::Challenge)
+    ));
     let second = world.challenge("acme", "eva").await;
     assert!(matches!(world.prove(&second, &code).await, Err(Error::Factor)));
-    assert!(matches!(world.prove(&second, &world.code(-1)).await, Err(Error::Factor)));
+    assert!(matches!(
+        world.prove(&second, &world.code(-1)).await,
+        Err(Error::Factor)
+    ));
     world.prove(&second, &world.code(1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_code_works_once_even_for_two_at_the_same_moment() {
     let world = World::new().await;
-    let (one, two) = (world.challenge("acme", "eva").await, world.challenge("acme", "eva").await);
+    let (one, two) = (
+        world.challenge("acme", "eva").await,
+        world.challenge("acme", "eva").await,
+    );
     let code = world.code(0);
     let (a, b) = tokio::join!(world.prove(&one, &code), world.prove(&two, &code));
     assert_eq!([a.is_ok(), b.is_ok()].iter().filter(|ok| **ok).count(), 1);
@@ -65,18 +84,33 @@ async fn a_challenge_ends_by_time_and_by_wrong_codes() {
     let world = World::new().await;
     let challenge = world.challenge("acme", "eva").await;
     world.turn(TimeDelta::minutes(5));
-    assert!(matches!(world.prove(&challenge, &world.code(0)).await, Err(Error::Challenge)));
-    assert!(matches!(world.prove("gch_acme_AAAA", &world.code(0)).await, Err(Error::Challenge)));
+    assert!(matches!(
+        world.prove(&challenge, &world.code(0)).await,
+        Err(Error::Challenge)
+    ));
+    assert!(matches!(
+        world.prove("gch_acme_AAAA", &world.code(0)).await,
+        Err(Error::Challenge)
+    ));
     // A refresh token is no challenge.
     let tokens = world.login("acme", "ada").await;
-    assert!(matches!(world.prove(tokens.refresh.expose(), "123456").await, Err(Error::Challenge)));
+    assert!(matches!(
+        world.prove(tokens.refresh.expose(), "123456").await,
+        Err(Error::Challenge)
+    ));
     // The fifth wrong code locks the login as well.
     let challenge = world.challenge("acme", "eva").await;
     for _ in 0..5 {
         assert!(matches!(world.prove(&challenge, "000000").await, Err(Error::Factor)));
     }
-    assert!(matches!(world.prove(&challenge, &world.code(0)).await, Err(Error::Challenge)));
-    assert!(matches!(world.password("acme", "eva", PASSWORD).await, Err(Error::Locked { .. })));
+    assert!(matches!(
+        world.prove(&challenge, &world.code(0)).await,
+        Err(Error::Challenge)
+    ));
+    assert!(matches!(
+        world.password("acme", "eva", PASSWORD).await,
+        Err(Error::Locked { .. })
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +144,10 @@ async fn names_that_do_not_exist_behave_like_those_that_do() {
     assert_eq!(events.last().unwrap().login, "");
     // An unknown tenant leaves no trace that would let strangers fill the database.
     let tenants = world.db.known_tenants().await.unwrap();
-    assert!(!tenants.iter().any(|tenant| tenant.as_str() == "nowhere"), "{tenants:?}");
+    assert!(
+        !tenants.iter().any(|tenant| tenant.as_str() == "nowhere"),
+        "{tenants:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,10 +213,16 @@ async fn one_address_is_slowed_down_and_reported_once() {
     })
     .await;
     for login in ["a1", "a2", "a3", "a4"] {
-        assert!(matches!(world.password("acme", login, "x").await, Err(Error::Credentials)));
+        assert!(matches!(
+            world.password("acme", login, "x").await,
+            Err(Error::Credentials)
+        ));
     }
     for _ in 0..10 {
-        assert!(matches!(world.password("acme", "ada", PASSWORD).await, Err(Error::RateLimited { .. })));
+        assert!(matches!(
+            world.password("acme", "ada", PASSWORD).await,
+            Err(Error::RateLimited { .. })
+        ));
     }
     let outcomes = world.outcomes("acme").await;
     assert_eq!(outcomes.iter().filter(|o| **o == Outcome::RateLimited).count(), 1);
@@ -195,14 +238,22 @@ async fn new_hash_parameters_are_taken_up_at_the_next_login() {
         iterations: 2,
         ..Options::default()
     });
-    stronger.prepare(&[], &tokio_util::sync::CancellationToken::new()).await.unwrap();
+    stronger
+        .prepare(&[], &tokio_util::sync::CancellationToken::new())
+        .await
+        .unwrap();
     let stored = async || {
         let mut tx = world.db.begin(&"acme".parse().unwrap()).await.unwrap();
-        let account = iam::store::find_account_by_login(&mut tx, &"ada".parse().unwrap()).await.unwrap();
+        let account = iam::store::find_account_by_login(&mut tx, &"ada".parse().unwrap())
+            .await
+            .unwrap();
         account.unwrap().password_hash
     };
     assert!(stored().await.contains("t=1"));
-    stronger.login("acme", "ada", SecretText::new(PASSWORD), None).await.unwrap();
+    stronger
+        .login("acme", "ada", SecretText::new(PASSWORD), None)
+        .await
+        .unwrap();
     assert!(stored().await.contains("t=2"));
     world.login("acme", "ada").await;
 }
@@ -226,7 +277,10 @@ async fn enrolment_asks_for_a_code_ever_after_and_recovery_codes_work_once() {
     let codes = world.iam.confirm_totp(&caller, &code).await.unwrap();
     assert_eq!(codes.len(), 10);
     // The other session was opened without the factor.
-    assert!(matches!(world.refresh(&elsewhere).await, Err(Error::SessionOver { .. })));
+    assert!(matches!(
+        world.refresh(&elsewhere).await,
+        Err(Error::SessionOver { .. })
+    ));
     // Replacing it takes a session that proved it.
     assert!(matches!(world.iam.enroll_totp(&caller).await, Err(Error::Enrolment(_))));
 
@@ -241,9 +295,15 @@ async fn enrolment_asks_for_a_code_ever_after_and_recovery_codes_work_once() {
     assert!(matches!(recover(&codes[3]).await, Err(Error::Factor)));
     // Confirming used its step up.
     let challenge = world.challenge("acme", "ada").await;
-    assert!(matches!(world.prove(&challenge, code.expose()).await, Err(Error::Factor)));
+    assert!(matches!(
+        world.prove(&challenge, code.expose()).await,
+        Err(Error::Factor)
+    ));
     // Another person's code is of no use.
     let challenge = world.challenge("acme", "eva").await;
     let proof = FactorProof::RecoveryCode(codes[4].clone());
-    assert!(matches!(world.iam.verify_factor(&challenge, proof, None).await, Err(Error::Factor)));
+    assert!(matches!(
+        world.iam.verify_factor(&challenge, proof, None).await,
+        Err(Error::Factor)
+    ));
 }

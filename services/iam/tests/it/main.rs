@@ -1,6 +1,6 @@
 //! iam against a real PostgreSQL and a real nats-server.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod admin;
 mod limits;

@@ -15,12 +15,23 @@ async fn one_tenant_neither_sees_nor_touches_the_other() {
     let (stranger, session) = (other.user().unwrap(), other.session.unwrap());
     let iam = &world.iam;
     assert!(matches!(iam.get_user(&acme, stranger).await, Err(Error::NotFound(_))));
-    assert!(matches!(iam.update_user(&acme, stranger, UserChange::default()).await, Err(Error::NotFound(_))));
-    let reset = iam.reset_password(&acme, stranger, SecretText::new("eleven grey geese"), true).await;
+    assert!(matches!(
+        iam.update_user(&acme, stranger, UserChange::default()).await,
+        Err(Error::NotFound(_))
+    ));
+    let reset = iam
+        .reset_password(&acme, stranger, SecretText::new("eleven grey geese"), true)
+        .await;
     assert!(matches!(reset, Err(Error::NotFound(_))));
-    assert!(matches!(iam.list_sessions(&acme, Some(stranger)).await, Err(Error::NotFound(_))));
+    assert!(matches!(
+        iam.list_sessions(&acme, Some(stranger)).await,
+        Err(Error::NotFound(_))
+    ));
     for selection in [SessionSelection::Session(session), SessionSelection::User(stranger)] {
-        assert!(matches!(iam.revoke_sessions(&acme, selection).await, Err(Error::NotFound(_))));
+        assert!(matches!(
+            iam.revoke_sessions(&acme, selection).await,
+            Err(Error::NotFound(_))
+        ));
     }
     let users = iam.list_users(&acme, 0, "").await.unwrap();
     assert!(users.items.iter().all(|user| user.id != stranger));
@@ -47,18 +58,37 @@ async fn the_database_itself_keeps_tenants_apart() {
     let world = World::new().await;
     world.login("other", "ada").await;
     let mut tx = world.db.begin(&"acme".parse().unwrap()).await.unwrap();
-    for table in ["tenants", "users", "sessions", "login_attempts", "challenges", "revocations", "outbox"] {
+    for table in [
+        "tenants",
+        "users",
+        "sessions",
+        "login_attempts",
+        "challenges",
+        "revocations",
+        "outbox",
+    ] {
         let sql = format!("SELECT count(*) FROM {table} WHERE tenant_id <> 'acme'");
-        let foreign: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *tx).await.unwrap();
+        let foreign: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
         assert_eq!(foreign, 0, "{table} shows rows of another tenant");
     }
-    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM signing_keys").fetch_one(&mut *tx).await.unwrap();
+    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM signing_keys")
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
     assert_eq!(keys, 0, "signing keys belong to the tenant system");
-    let written = sqlx::query("UPDATE users SET tenant_id = 'other' WHERE login = 'ada'").execute(&mut *tx).await;
+    let written = sqlx::query("UPDATE users SET tenant_id = 'other' WHERE login = 'ada'")
+        .execute(&mut *tx)
+        .await;
     assert!(written.is_err(), "a row was moved to another tenant");
     // The tenant system reads tenants and revocations of all, and changes none.
     let mut tx = world.db.begin(&"system".parse().unwrap()).await.unwrap();
-    let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM tenants").fetch_one(&mut *tx).await.unwrap();
+    let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM tenants")
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
     assert_eq!(seen, 3);
     let changed = sqlx::query("UPDATE tenants SET disabled = true WHERE tenant_id = 'acme'")
         .execute(&mut *tx)
@@ -78,12 +108,18 @@ async fn the_installation_manages_tenants_and_nobody_else_does() {
     for stranger in [&acme, &world.caller("system", "ada").await] {
         let refused = iam.create_tenant(stranger, &id, "", &boss, password()).await;
         assert!(matches!(refused, Err(Error::NotPermitted(_))));
-        assert!(matches!(iam.list_tenants(stranger, 0, "").await, Err(Error::NotPermitted(_))));
+        assert!(matches!(
+            iam.list_tenants(stranger, 0, "").await,
+            Err(Error::NotPermitted(_))
+        ));
         let refused = iam.update_tenant(stranger, &"other".parse().unwrap(), Some(true)).await;
         assert!(matches!(refused, Err(Error::NotPermitted(_))));
         assert!(matches!(iam.rotate_key(stranger).await, Err(Error::NotPermitted(_))));
     }
-    let tenant = iam.create_tenant(&system, &id, "Third Ltd", &boss, password()).await.unwrap();
+    let tenant = iam
+        .create_tenant(&system, &id, "Third Ltd", &boss, password())
+        .await
+        .unwrap();
     assert_eq!(tenant.display_name, "Third Ltd");
     let again = iam.create_tenant(&system, &id, "", &boss, password()).await;
     assert!(matches!(again, Err(Error::Exists(_))));
@@ -96,15 +132,25 @@ async fn the_installation_manages_tenants_and_nobody_else_does() {
     assert_eq!(records[0].action, "tenant.created");
     assert_eq!(records[0].actor, Some(system.actor()));
 
-    let disabled = iam.update_tenant(&system, &"acme".parse().unwrap(), Some(true)).await.unwrap();
+    let disabled = iam
+        .update_tenant(&system, &"acme".parse().unwrap(), Some(true))
+        .await
+        .unwrap();
     assert!(disabled.disabled);
     assert!(matches!(iam.caller_view(&acme).await, Err(Error::SessionOver { .. })));
-    assert!(matches!(world.password("acme", "ada", PASSWORD).await, Err(Error::Credentials)));
-    iam.update_tenant(&system, &"acme".parse().unwrap(), Some(false)).await.unwrap();
+    assert!(matches!(
+        world.password("acme", "ada", PASSWORD).await,
+        Err(Error::Credentials)
+    ));
+    iam.update_tenant(&system, &"acme".parse().unwrap(), Some(false))
+        .await
+        .unwrap();
     world.login("acme", "ada").await;
     let shut = iam.update_tenant(&system, &"system".parse().unwrap(), Some(true)).await;
     assert!(matches!(shut, Err(Error::LockOut(_))));
-    let missing = iam.update_tenant(&system, &"nowhere".parse().unwrap(), Some(true)).await;
+    let missing = iam
+        .update_tenant(&system, &"nowhere".parse().unwrap(), Some(true))
+        .await;
     assert!(matches!(missing, Err(Error::NotFound(_))));
 }
 
@@ -125,5 +171,8 @@ async fn services_see_all_revocations_and_people_their_own() {
     assert_eq!(own.len(), 1);
     assert_eq!(own[0].0.as_str(), "acme");
     assert!(matches!(world.iam.logout(&service).await, Err(Error::NotPermitted(_))));
-    assert!(matches!(world.iam.caller_view(&service).await, Err(Error::NotPermitted(_))));
+    assert!(matches!(
+        world.iam.caller_view(&service).await,
+        Err(Error::NotPermitted(_))
+    ));
 }

@@ -21,7 +21,6 @@ use iam::{
     error::Error,
     metrics::Metrics,
 };
-use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -153,9 +152,7 @@ impl World {
 
     pub async fn password(&self, tenant: &str, login: &str, password: &str) -> Result<LoginStep, Error> {
         let address = ADDRESS.parse::<IpAddr>().ok();
-        self.iam
-            .login(tenant, login, SecretText::new(password), address)
-            .await
+        self.iam.login(tenant, login, SecretText::new(password), address).await
     }
 
     pub async fn challenge(&self, tenant: &str, login: &str) -> String {
@@ -217,7 +214,9 @@ impl World {
 
     pub async fn user_id(&self, tenant: &str, login: &str) -> Uuid {
         let mut tx = self.db.begin(&tenant.parse::<TenantId>().unwrap()).await.unwrap();
-        let account = iam::store::find_account_by_login(&mut tx, &login.parse().unwrap()).await.unwrap();
+        let account = iam::store::find_account_by_login(&mut tx, &login.parse().unwrap())
+            .await
+            .unwrap();
         account.unwrap().user.id
     }
 
