@@ -9,9 +9,7 @@ use async_nats::{ConnectOptions, Event, ServerAddr, ServerError, connection::Sta
 use futures::{Stream, StreamExt};
 use tokio::sync::{broadcast, watch};
 
-use crate::{
-    BusConfig, BusError, Delivery, Publisher, delivery::Position, identity, metrics::Metrics,
-};
+use crate::{BusConfig, BusError, Delivery, Publisher, delivery::Position, identity, metrics::Metrics};
 
 /// Longest pause between two attempts to connect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(500);
@@ -56,10 +54,7 @@ impl Link {
             }
             Event::Disconnected | Event::Closed => {
                 self.epoch.send_modify(|epoch| *epoch += *epoch & 1);
-                tracing::warn!(
-                    service,
-                    "the connection to the broker is gone; reconnecting"
-                );
+                tracing::warn!(service, "the connection to the broker is gone; reconnecting");
             }
             Event::ServerError(ServerError::Other(text)) => {
                 tracing::error!(service, error = %text, "the broker refused an operation");
@@ -84,10 +79,7 @@ impl Link {
     pub(crate) async fn connected(&self) -> u64 {
         let mut epoch = self.epoch.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
-        epoch
-            .wait_for(|epoch| epoch & 1 == 1)
-            .await
-            .map_or(0, |epoch| *epoch)
+        epoch.wait_for(|epoch| epoch & 1 == 1).await.map_or(0, |epoch| *epoch)
     }
 }
 
@@ -140,9 +132,7 @@ impl Bus {
             .connection_timeout(Duration::from_secs(5))
             .ping_interval(Duration::from_secs(10))
             .reconnect_delay_callback(|attempt| {
-                let exponent = u32::try_from(attempt.saturating_sub(1))
-                    .unwrap_or(u32::MAX)
-                    .min(10);
+                let exponent = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
                 Duration::from_millis(5 << exponent).min(MAX_RECONNECT_DELAY)
             })
             .event_callback(move |event| {
@@ -219,10 +209,7 @@ impl Bus {
     /// # Errors
     /// [`BusError::Refused`] when the subject is malformed. A missing permission is only logged, because the
     /// broker reports it later.
-    pub async fn subscribe_core(
-        &self,
-        subject: impl Into<String>,
-    ) -> Result<CoreSubscription, BusError> {
+    pub async fn subscribe_core(&self, subject: impl Into<String>) -> Result<CoreSubscription, BusError> {
         let subject = subject.into();
         let subscriber = self
             .inner
@@ -254,14 +241,10 @@ fn address(url: &str) -> Result<ServerAddr, BusError> {
         key: "urls",
         reason: format!("{url:?}: {reason}"),
     };
-    let address: ServerAddr = url
-        .parse()
-        .map_err(|error: std::io::Error| bad(error.to_string()))?;
+    let address: ServerAddr = url.parse().map_err(|error: std::io::Error| bad(error.to_string()))?;
     match address.scheme() {
         "tls" | "nats" => Ok(address),
-        other => Err(bad(format!(
-            "scheme {other:?} is not supported; use tls://host:port"
-        ))),
+        other => Err(bad(format!("scheme {other:?} is not supported; use tls://host:port"))),
     }
 }
 
@@ -281,11 +264,7 @@ impl Stream for CoreSubscription {
             };
             // A copy that a consumer was made to send here carries the consumer's reply subject, whatever its
             // headers say; see `Delivery::read`.
-            if message
-                .reply
-                .as_deref()
-                .is_some_and(|reply| reply.starts_with("$JS."))
-            {
+            if message.reply.as_deref().is_some_and(|reply| reply.starts_with("$JS.")) {
                 self.bus.inner.metrics.core_malformed.add(1, &[]);
                 tracing::error!(subject = %message.subject, "left out a message that was not published here");
                 continue;
@@ -296,12 +275,7 @@ impl Stream for CoreSubscription {
                 stored: None,
                 stream: None,
             };
-            match Delivery::read(
-                &message.subject,
-                message.headers.as_ref(),
-                message.payload,
-                position,
-            ) {
+            match Delivery::read(&message.subject, message.headers.as_ref(), message.payload, position) {
                 Ok(delivery) => return Poll::Ready(Some(delivery)),
                 Err(reason) => {
                     self.bus.inner.metrics.core_malformed.add(1, &[]);
@@ -320,10 +294,7 @@ mod tests {
     fn the_broker_s_refusal_names_the_subject() {
         let text = "Permissions Violation for Publish to \"alerts.v1.acme.high.x\"";
         assert_eq!(denied_publish(text), Some("alerts.v1.acme.high.x"));
-        assert_eq!(
-            denied_publish("Permissions Violation for Subscription to \"a\""),
-            None
-        );
+        assert_eq!(denied_publish("Permissions Violation for Subscription to \"a\""), None);
     }
 
     #[test]

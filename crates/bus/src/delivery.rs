@@ -77,9 +77,7 @@ impl Delivery {
         };
         let version = text(header::SPEC_VERSION)?;
         if version != "1.0" {
-            return Err(format!(
-                "GAR-BUS-0007: CloudEvents version {version:?} is not 1.0"
-            ));
+            return Err(format!("GAR-BUS-0007: CloudEvents version {version:?} is not 1.0"));
         }
         if let Some(stream) = position.stream {
             let expected = text(header::EXPECTED_STREAM)?;
@@ -93,8 +91,7 @@ impl Delivery {
             }
         }
         let id = text(header::ID)?;
-        let id =
-            Uuid::parse_str(id).map_err(|_| format!("GAR-BUS-0007: ce-id {id:?} is not a UUID"))?;
+        let id = Uuid::parse_str(id).map_err(|_| format!("GAR-BUS-0007: ce-id {id:?} is not a UUID"))?;
         let time = text(header::TIME)?;
         let time = DateTime::parse_from_rfc3339(time)
             .map_err(|_| format!("GAR-BUS-0007: ce-time {time:?} is not an RFC 3339 time"))?
@@ -134,11 +131,8 @@ impl Delivery {
                 self.content_type
             )));
         }
-        M::decode(self.payload.as_ref()).map_err(|error| {
-            reject(format!(
-                "GAR-BUS-0007: the payload is no {expected}: {error}"
-            ))
-        })
+        M::decode(self.payload.as_ref())
+            .map_err(|error| reject(format!("GAR-BUS-0007: the payload is no {expected}: {error}")))
     }
 
     /// A span that continues the sender's trace. Handlers run by [`crate::run_consumer`] are already inside
@@ -188,13 +182,7 @@ mod tests {
     fn what_was_sent_is_what_is_read() {
         let sent = message();
         let headers = sent.headers().unwrap();
-        let got = Delivery::read(
-            &sent.subject,
-            Some(&headers),
-            sent.payload.clone(),
-            position(),
-        )
-        .unwrap();
+        let got = Delivery::read(&sent.subject, Some(&headers), sent.payload.clone(), position()).unwrap();
         assert_eq!(
             (got.id, got.kind.as_str(), got.source.as_str()),
             (sent.id, sent.kind.as_str(), "iam")
@@ -202,12 +190,8 @@ mod tests {
         assert_eq!(got.time, sent.time);
         assert_eq!(got.tenant.as_str(), "acme");
         assert_eq!(got.decode::<KeySetChanged>().unwrap().key_id, "k1");
-        let wrong = got
-            .decode::<garrison_proto::event::v1::PolicyChanged>()
-            .unwrap_err();
-        assert!(
-            matches!(wrong, Disposition::Reject { reason } if reason.contains("PolicyChanged"))
-        );
+        let wrong = got.decode::<garrison_proto::event::v1::PolicyChanged>().unwrap_err();
+        assert!(matches!(wrong, Disposition::Reject { reason } if reason.contains("PolicyChanged")));
     }
 
     #[test]
@@ -226,8 +210,7 @@ mod tests {
         for (name, broken) in cases {
             let mut headers = sent.headers().unwrap();
             headers.insert(name, broken);
-            let reason = Delivery::read(&sent.subject, Some(&headers), Bytes::new(), position())
-                .unwrap_err();
+            let reason = Delivery::read(&sent.subject, Some(&headers), Bytes::new(), position()).unwrap_err();
             assert!(reason.contains("GAR-BUS-0007"), "{reason}");
             let mut without = HeaderMap::new();
             for (other, values) in headers.iter() {
@@ -235,8 +218,7 @@ mod tests {
                     without.insert(other.clone(), values[0].clone());
                 }
             }
-            let reason = Delivery::read(&sent.subject, Some(&without), Bytes::new(), position())
-                .unwrap_err();
+            let reason = Delivery::read(&sent.subject, Some(&without), Bytes::new(), position()).unwrap_err();
             assert!(reason.contains(name), "{name}: {reason}");
         }
         assert!(
@@ -255,10 +237,7 @@ mod tests {
     fn a_line_break_cannot_smuggle_a_header() {
         let mut sent = message();
         sent.source = "iam\r\nce-type: other".to_owned();
-        assert!(matches!(
-            sent.headers(),
-            Err(crate::PublishError::Refused { .. })
-        ));
+        assert!(matches!(sent.headers(), Err(crate::PublishError::Refused { .. })));
     }
 
     proptest! {

@@ -35,8 +35,7 @@ pub(crate) fn load(config: &BusConfig) -> Result<String, BusError> {
     };
     PrivateKeyDer::from_pem_file(&config.key_file)
         .map_err(|error| unusable("private key (key_file)", &config.key_file, error))?;
-    spiffe_path(leaf)
-        .map_err(|reason| unusable("certificate (cert_file)", &config.cert_file, reason))
+    spiffe_path(leaf).map_err(|reason| unusable("certificate (cert_file)", &config.cert_file, reason))
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, BusError> {
@@ -59,14 +58,10 @@ fn spiffe_path(leaf: &CertificateDer<'_>) -> Result<String, String> {
         .subject_alternative_name()
         .map_err(|error| error.to_string())?
         .ok_or("it has no subject alternative name")?;
-    let mut ids = names
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
-            _ => None,
-        });
+    let mut ids = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
+        _ => None,
+    });
     // SPIFFE X.509-SVID, section 2: exactly one URI.
     let id = ids.next().ok_or("it carries no SPIFFE id")?;
     if ids.next().is_some() {

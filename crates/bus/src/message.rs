@@ -100,12 +100,7 @@ impl Message {
     ///
     /// # Errors
     /// When `data` cannot be written as JSON (a map with keys that are no text, for example).
-    pub fn json(
-        subject: String,
-        source: &str,
-        kind: &str,
-        data: &impl Serialize,
-    ) -> Result<Self, serde_json::Error> {
+    pub fn json(subject: String, source: &str, kind: &str, data: &impl Serialize) -> Result<Self, serde_json::Error> {
         Ok(Self::new(
             subject,
             source,
@@ -146,10 +141,7 @@ impl Message {
         put(header::ID, &id)?;
         put(header::TYPE, &self.kind)?;
         put(header::SOURCE, &self.source)?;
-        put(
-            header::TIME,
-            &self.time.to_rfc3339_opts(SecondsFormat::Nanos, true),
-        )?;
+        put(header::TIME, &self.time.to_rfc3339_opts(SecondsFormat::Nanos, true))?;
         put(header::SPEC_VERSION, "1.0")?;
         put(header::CONTENT_TYPE, &self.content_type)?;
         // The broker refuses the message in any other stream; see `Delivery::read`.

@@ -107,16 +107,10 @@ impl Publisher {
         let publish = PublishMessage::build()
             .payload(message.payload.clone())
             .headers(message.headers()?);
-        self.send_raw(&message.subject, publish, message.payload.len())
-            .await
+        self.send_raw(&message.subject, publish, message.payload.len()).await
     }
 
-    async fn send_raw(
-        &self,
-        subject: &str,
-        publish: PublishMessage,
-        size: usize,
-    ) -> Result<Pending, PublishError> {
+    async fn send_raw(&self, subject: &str, publish: PublishMessage, size: usize) -> Result<Pending, PublishError> {
         let unavailable = |reason: String| PublishError::Unavailable {
             subject: subject.to_owned(),
             reason,
@@ -190,12 +184,8 @@ impl Pending {
         match outcome {
             Ok(ack) => {
                 let outcome = if ack.duplicate { "duplicate" } else { "stored" };
-                metrics
-                    .published
-                    .add(1, &[KeyValue::new("outcome", outcome)]);
-                metrics
-                    .publish_seconds
-                    .record(started.elapsed().as_secs_f64(), &[]);
+                metrics.published.add(1, &[KeyValue::new("outcome", outcome)]);
+                metrics.publish_seconds.record(started.elapsed().as_secs_f64(), &[]);
                 Ok(())
             }
             Err(error) => {
@@ -212,9 +202,7 @@ fn count(metrics: &Metrics, error: &PublishError) {
         PublishError::Refused { .. } => "refused",
         PublishError::TooLarge { .. } => "too_large",
     };
-    metrics
-        .published
-        .add(1, &[KeyValue::new("outcome", outcome)]);
+    metrics.published.add(1, &[KeyValue::new("outcome", outcome)]);
 }
 
 /// Decides whether the same message may ever be taken.
@@ -224,20 +212,15 @@ fn classify(subject: &str, size: usize, error: &jetstream::context::PublishError
     let subject = subject.to_owned();
     let reason = error.to_string();
     match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => PublishError::TooLarge {
-            subject,
-            size,
-            reason,
-        },
+        PublishErrorKind::MaxPayloadExceeded => PublishError::TooLarge { subject, size, reason },
         // A topology that is not applied yet heals; the message must not be given up for it.
         PublishErrorKind::StreamNotFound => PublishError::Unavailable {
             subject,
-            reason: "no stream takes this subject, or JetStream is not ready (GAR-BUS-0005)"
-                .to_owned(),
+            reason: "no stream takes this subject, or JetStream is not ready (GAR-BUS-0005)".to_owned(),
         },
-        PublishErrorKind::TimedOut
-        | PublishErrorKind::BrokenPipe
-        | PublishErrorKind::MaxAckPending => PublishError::Unavailable { subject, reason },
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
+            PublishError::Unavailable { subject, reason }
+        }
         PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => {
             PublishError::Refused { subject, reason }
         }
@@ -247,11 +230,7 @@ fn classify(subject: &str, size: usize, error: &jetstream::context::PublishError
                 .and_then(|source| source.downcast_ref::<jetstream::Error>());
             match api {
                 Some(api) if api.error_code() == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
-                    PublishError::TooLarge {
-                        subject,
-                        size,
-                        reason,
-                    }
+                    PublishError::TooLarge { subject, size, reason }
                 }
                 Some(api) if api.code() < 500 => PublishError::Refused { subject, reason },
                 Some(_) => PublishError::Unavailable { subject, reason },
@@ -265,10 +244,7 @@ fn classify(subject: &str, size: usize, error: &jetstream::context::PublishError
 
 fn valid_subject(subject: &str) -> bool {
     !subject.is_empty()
-        && subject.split('.').all(|token| {
-            !token.is_empty()
-                && token
-                    .bytes()
-                    .all(|b| b.is_ascii_graphic() && !matches!(b, b'*' | b'>'))
-        })
+        && subject
+            .split('.')
+            .all(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'*' | b'>')))
 }

@@ -85,8 +85,7 @@ impl Pull {
             operation: "pull messages".to_owned(),
             reason,
         };
-        let payload =
-            serde_json::to_vec(&request).map_err(|error| unavailable(error.to_string()))?;
+        let payload = serde_json::to_vec(&request).map_err(|error| unavailable(error.to_string()))?;
         self.bus
             .client()
             .publish_with_reply(self.subject.clone(), self.inbox.clone(), payload.into())
@@ -122,9 +121,7 @@ impl Pull {
                 Pulled::Message(message)
             }
             Some(StatusCode::IDLE_HEARTBEAT) => Pulled::Again,
-            Some(StatusCode::NO_RESPONDERS) => {
-                Pulled::Missing("no such stream or consumer".to_owned())
-            }
+            Some(StatusCode::NO_RESPONDERS) => Pulled::Missing("no such stream or consumer".to_owned()),
             // The request ended; the header says how many of its messages did not come.
             Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
                 self.ended(&message);

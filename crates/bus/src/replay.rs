@@ -30,13 +30,15 @@ impl Bus {
         let operation = || format!("ask for consumer {}/{}", consumer.stream, consumer.name);
         let answer = self.ask(subject, Vec::new(), &operation).await?;
         let info: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-        info.pointer("/delivered/stream_seq").and_then(Value::as_u64).ok_or_else(|| {
-            let said = info.pointer("/error/description").and_then(Value::as_str);
-            BusError::Unavailable {
-                operation: operation(),
-                reason: said.unwrap_or("the answer names no position").to_owned(),
-            }
-        })
+        info.pointer("/delivered/stream_seq")
+            .and_then(Value::as_u64)
+            .ok_or_else(|| {
+                let said = info.pointer("/error/description").and_then(Value::as_str);
+                BusError::Unavailable {
+                    operation: operation(),
+                    reason: said.unwrap_or("the answer names no position").to_owned(),
+                }
+            })
     }
 
     /// The first message on `subject` (wildcards allowed) that the consumer's stream stores at `sequence` or behind
@@ -54,7 +56,10 @@ impl Bus {
         let request = json!({ "seq": sequence.max(1), "next_by_subj": subject });
         let api = format!("$JS.API.DIRECT.GET.{}", consumer.stream);
         let answer = self.ask(api, request.to_string().into_bytes(), &operation).await?;
-        let refused = |reason: String| BusError::Refused { operation: operation(), reason };
+        let refused = |reason: String| BusError::Refused {
+            operation: operation(),
+            reason,
+        };
         match answer.status {
             None | Some(StatusCode::OK) => {}
             Some(StatusCode::NOT_FOUND) => return Ok(None),
@@ -88,6 +93,9 @@ impl Bus {
     ) -> Result<async_nats::Message, BusError> {
         let request = Request::new().payload(payload.into()).timeout(Some(PATIENCE));
         let answer = self.client().send_request(subject, request).await;
-        answer.map_err(|error| BusError::Unavailable { operation: operation(), reason: error.to_string() })
+        answer.map_err(|error| BusError::Unavailable {
+            operation: operation(),
+            reason: error.to_string(),
+        })
     }
 }

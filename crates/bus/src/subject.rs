@@ -40,20 +40,12 @@ pub fn flows(tenant: &TenantId, shard: u16) -> String {
 
 /// `alerts.v1.<tenant>.<severity>.<detector>`; the detector's dots become hyphens.
 pub fn alerts(tenant: &TenantId, severity: Severity, detector: &str) -> String {
-    format!(
-        "alerts.v1.{tenant}.{}.{}",
-        severity_token(severity),
-        token(detector)
-    )
+    format!("alerts.v1.{tenant}.{}.{}", severity_token(severity), token(detector))
 }
 
 /// `responses.v1.<tenant>.<action>.<state>`.
 pub fn responses(tenant: &TenantId, action: Action, state: &str) -> String {
-    format!(
-        "responses.v1.{tenant}.{}.{}",
-        action_token(action),
-        token(state)
-    )
+    format!("responses.v1.{tenant}.{}.{}", action_token(action), token(state))
 }
 
 /// `events.v1.<tenant>.<kind>`.
@@ -163,15 +155,9 @@ pub fn parse(subject: &str) -> Result<Parsed<'_>, InvalidSubject> {
         .iter()
         .all(|t| (1..=MAX_TOKEN).contains(&t.len()) && t.bytes().all(safe))
     {
-        return Err(refuse(
-            "a token is empty, too long or has unsafe characters",
-        ));
+        return Err(refuse("a token is empty, too long or has unsafe characters"));
     }
-    Ok(Parsed {
-        domain,
-        tenant,
-        rest,
-    })
+    Ok(Parsed { domain, tenant, rest })
 }
 
 /// Whose message is on a subject.
@@ -207,14 +193,8 @@ mod tests {
         );
         assert_eq!(events(&acme, "login"), "events.v1.acme.login");
         assert_eq!(audit(&acme, "flow-ingest"), "audit.v1.acme.flow-ingest");
-        assert_eq!(
-            siem(&acme, "detection_finding"),
-            "siem.v1.acme.detection_finding"
-        );
-        assert_eq!(
-            dlq("FLOWS", "enforcer-router"),
-            "dlq.v1.flows.enforcer-router"
-        );
+        assert_eq!(siem(&acme, "detection_finding"), "siem.v1.acme.detection_finding");
+        assert_eq!(dlq("FLOWS", "enforcer-router"), "dlq.v1.flows.enforcer-router");
     }
 
     #[test]

@@ -31,9 +31,7 @@ pub(crate) async fn store(bus: &Bus, letter: &Letter<'_>) -> Result<(), PublishE
         Err(PublishError::TooLarge { .. }) => {
             let mut headers = headers;
             headers.insert("dlq-payload", "omitted: too large");
-            let bare = PublishMessage::build()
-                .payload(Bytes::new())
-                .headers(headers);
+            let bare = PublishMessage::build().payload(Bytes::new()).headers(headers);
             publisher.publish_raw(&subject, bare, 0).await
         }
         outcome => outcome,
@@ -66,10 +64,7 @@ fn headers(letter: &Letter<'_>) -> HeaderMap {
 
 /// A header value has no line breaks.
 fn clean(reason: &str) -> String {
-    let mut text: String = reason
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let mut text: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let mut end = text.len().min(MAX_REASON);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -92,9 +92,7 @@ pub async fn run_consumer<H: Handler>(
     handler: Arc<H>,
     shutdown: CancellationToken,
 ) -> Result<(), BusError> {
-    Runner::new(bus, consumer, dispatch, handler, shutdown)
-        .run()
-        .await
+    Runner::new(bus, consumer, dispatch, handler, shutdown).run().await
 }
 
 /// Why the inner loop stopped.
@@ -212,9 +210,7 @@ impl<H: Handler> Runner<H> {
         let mut lag = tokio::time::interval_at(Instant::now() + LAG_INTERVAL, LAG_INTERVAL);
         lag.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let room = self
-                .capacity
-                .saturating_sub(self.tracker.len() + pull.outstanding());
+            let room = self.capacity.saturating_sub(self.tracker.len() + pull.outstanding());
             let worth_asking = room > 0 && (pull.outstanding() == 0 || room * 4 >= self.capacity);
             if worth_asking && let Err(error) = pull.request(room).await {
                 tracing::warn!(%error, "cannot ask for messages; opening a new subscription");
@@ -260,19 +256,9 @@ impl<H: Handler> Runner<H> {
             tracing::warn!(subject = %message.subject, "left out a message that does not come from JetStream");
             return;
         };
-        self.worker
-            .bus
-            .inner
-            .metrics
-            .lag
-            .record(position.pending, &self.labels);
+        self.worker.bus.inner.metrics.lag.record(position.pending, &self.labels);
         if position.attempt > 1 {
-            self.worker
-                .bus
-                .inner
-                .metrics
-                .redeliveries
-                .add(1, &self.labels);
+            self.worker.bus.inner.metrics.redeliveries.add(1, &self.labels);
         }
         if !self.tracker.begin(position.stream_sequence, &message) {
             // Delivered again while it is still in work, after a lost connection. The first will answer.
@@ -286,8 +272,7 @@ impl<H: Handler> Runner<H> {
             }
             None => {
                 let worker = Arc::clone(&self.worker);
-                self.tasks
-                    .spawn(async move { worker.concurrently(job).await });
+                self.tasks.spawn(async move { worker.concurrently(job).await });
             }
         }
     }
@@ -303,8 +288,7 @@ impl<H: Handler> Runner<H> {
             let Ok(answer) = bus.client().request(subject, bytes::Bytes::new()).await else {
                 return;
             };
-            let info: serde_json::Value =
-                serde_json::from_slice(&answer.payload).unwrap_or_default();
+            let info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
             if let Some(pending) = info.get("num_pending").and_then(serde_json::Value::as_u64) {
                 bus.inner.metrics.lag.record(pending, &labels);
             }
@@ -335,8 +319,7 @@ impl<H: Handler> Runner<H> {
         }
         // Acknowledgements are only buffered until here.
         if self.worker.bus.is_connected() {
-            let _ = tokio::time::timeout(Duration::from_secs(2), self.worker.bus.client().flush())
-                .await;
+            let _ = tokio::time::timeout(Duration::from_secs(2), self.worker.bus.client().flush()).await;
         }
         self.tracker.forget();
     }

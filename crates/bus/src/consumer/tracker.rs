@@ -70,10 +70,7 @@ impl Tracker {
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
         // The map is consistent after every statement, so a panic elsewhere does not spoil it.
-        self.inner
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -105,12 +102,7 @@ impl Tracker {
             )
             .is_none();
         if fresh {
-            self.inner
-                .bus
-                .inner
-                .metrics
-                .in_flight
-                .add(1, &self.inner.labels);
+            self.inner.bus.inner.metrics.in_flight.add(1, &self.inner.labels);
         }
         fresh
     }
@@ -120,12 +112,7 @@ impl Tracker {
         let Some(open) = self.open().remove(&sequence) else {
             return;
         };
-        self.inner
-            .bus
-            .inner
-            .metrics
-            .in_flight
-            .add(-1, &self.inner.labels);
+        self.inner.bus.inner.metrics.in_flight.add(-1, &self.inner.labels);
         self.answer(open.reply, answer).await;
         self.inner.freed.notify_one();
     }
@@ -193,10 +180,7 @@ mod tests {
 
     #[test]
     fn both_forms_of_the_reply_subject_are_read() {
-        let v1 = position(&message(
-            "$JS.ACK.EVENTS.anomaly.3.100.7.1790230470084404000.42",
-        ))
-        .unwrap();
+        let v1 = position(&message("$JS.ACK.EVENTS.anomaly.3.100.7.1790230470084404000.42")).unwrap();
         let v2 = position(&message(
             "$JS.ACK._.ACCHASH.EVENTS.anomaly.3.100.7.1790230470084404000.42.token",
         ))

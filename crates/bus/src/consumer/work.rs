@@ -67,35 +67,24 @@ impl<H: Handler> Worker<H> {
                     return self.dead_letter(&job, attempt, &reason).await;
                 }
                 Disposition::Retry { reason, .. } if attempt >= self.spec.max_deliver => {
-                    let reason = format!(
-                        "given up after {attempt} attempts; the last failed with: {reason}"
-                    );
+                    let reason = format!("given up after {attempt} attempts; the last failed with: {reason}");
                     return self.dead_letter(&job, attempt, &reason).await;
                 }
                 Disposition::Retry { after, reason } => {
                     let pause = self.pause(after, attempt);
                     tracing::warn!(reason, attempt, ?pause, "a message will be tried again");
                     if !in_place {
-                        return self
-                            .tracker
-                            .finish(sequence, AckKind::Nak(Some(pause)))
-                            .await;
+                        return self.tracker.finish(sequence, AckKind::Nak(Some(pause))).await;
                     }
                     attempt += 1;
                     if !self.sleep(pause).await {
-                        return self
-                            .tracker
-                            .finish(sequence, AckKind::Nak(Some(MIN_RETRY)))
-                            .await;
+                        return self.tracker.finish(sequence, AckKind::Nak(Some(MIN_RETRY))).await;
                     }
                 }
                 Disposition::Hold { after, reason } => {
                     tracing::warn!(reason, "a message waits for something that is away");
                     if !self.sleep(jitter(after.max(MIN_RETRY))).await {
-                        return self
-                            .tracker
-                            .finish(sequence, AckKind::Nak(Some(MIN_RETRY)))
-                            .await;
+                        return self.tracker.finish(sequence, AckKind::Nak(Some(MIN_RETRY))).await;
                     }
                 }
             }
@@ -123,8 +112,7 @@ impl<H: Handler> Worker<H> {
                 match AssertUnwindSafe(self.call(delivery)).catch_unwind().await {
                     Ok(decision) => (name(&decision), decision),
                     Err(panic) => {
-                        let reason =
-                            format!("the handler panicked: {}", panic_text(panic.as_ref()));
+                        let reason = format!("the handler panicked: {}", panic_text(panic.as_ref()));
                         (
                             "panic",
                             Disposition::Retry {
@@ -141,10 +129,9 @@ impl<H: Handler> Worker<H> {
             .handler_seconds
             .record(started.elapsed().as_secs_f64(), &self.labels);
         let [stream, consumer] = self.labels.clone();
-        metrics.handled.add(
-            1,
-            &[stream, consumer, KeyValue::new("disposition", outcome)],
-        );
+        metrics
+            .handled
+            .add(1, &[stream, consumer, KeyValue::new("disposition", outcome)]);
         decision
     }
 
@@ -171,14 +158,8 @@ impl<H: Handler> Worker<H> {
                 Ok(()) => return self.tracker.finish(sequence, AckKind::Term).await,
                 Err(error @ PublishError::Unavailable { .. }) => {
                     tracing::warn!(%error, "cannot store in the DLQ yet");
-                    if !self
-                        .sleep(self.pause(Duration::from_millis(200), tries))
-                        .await
-                    {
-                        return self
-                            .tracker
-                            .finish(sequence, AckKind::Nak(Some(MIN_RETRY)))
-                            .await;
+                    if !self.sleep(self.pause(Duration::from_millis(200), tries)).await {
+                        return self.tracker.finish(sequence, AckKind::Nak(Some(MIN_RETRY))).await;
                     }
                 }
                 Err(error) => {
@@ -242,9 +223,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 /// The pause before attempt `attempt + 1`: doubles from the first to the longest, never shorter than asked for or
 /// than [`MIN_RETRY`], up to a quarter longer at random so that many do not return together.
 fn backoff((first, longest): (Duration, Duration), asked: Duration, attempt: u64) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1))
-        .unwrap_or(u32::MAX)
-        .min(20);
+    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
     jitter(
         first
             .saturating_mul(1 << doublings)

@@ -200,11 +200,7 @@ impl Plan {
             Self::Update(changes) => (ChangeKind::Updated, changes.join(", ")),
             Self::Keep => (ChangeKind::Unchanged, String::new()),
         };
-        Change {
-            object,
-            kind,
-            detail,
-        }
+        Change { object, kind, detail }
     }
 }
 
@@ -255,21 +251,14 @@ fn stream_config(spec: &StreamSpec, options: &ApplyOptions) -> stream::Config {
         num_replicas: options.replicas.max(1),
         deny_delete: spec.append_only,
         deny_purge: spec.append_only,
-        allow_direct: super::CONSUMERS
-            .iter()
-            .any(|c| c.replays && c.stream == spec.name),
+        allow_direct: super::CONSUMERS.iter().any(|c| c.replays && c.stream == spec.name),
         // The broker does not offer asynchronous persistence for replicated streams.
-        persist_mode: (spec.asynchronous && options.replicas <= 1)
-            .then_some(PersistenceMode::Async),
+        persist_mode: (spec.asynchronous && options.replicas <= 1).then_some(PersistenceMode::Async),
         ..Default::default()
     }
 }
 
-fn compare_streams(
-    info: &stream::Info,
-    wanted: &stream::Config,
-    refused: &mut Vec<String>,
-) -> Plan {
+fn compare_streams(info: &stream::Info, wanted: &stream::Config, refused: &mut Vec<String>) -> Plan {
     let (have, state, name) = (&info.config, &info.state, &wanted.name);
     let mut changes = Vec::new();
     for subject in &wanted.subjects {
@@ -299,9 +288,7 @@ fn compare_streams(
         ));
     }
     if (have.deny_delete && !wanted.deny_delete) || (have.deny_purge && !wanted.deny_purge) {
-        refused.push(format!(
-            "stream {name} is append-only, which cannot be taken back"
-        ));
+        refused.push(format!("stream {name} is append-only, which cannot be taken back"));
     } else if have.deny_delete != wanted.deny_delete || have.deny_purge != wanted.deny_purge {
         changes.push("append-only".to_owned());
     }
@@ -315,10 +302,7 @@ fn compare_streams(
                 state.bytes, wanted.max_bytes
             ));
         }
-        changes.push(format!(
-            "max_bytes {} → {}",
-            have.max_bytes, wanted.max_bytes
-        ));
+        changes.push(format!("max_bytes {} → {}", have.max_bytes, wanted.max_bytes));
     }
     if have.max_age != wanted.max_age {
         let shorter = have.max_age.is_zero() || wanted.max_age < have.max_age;
@@ -347,19 +331,13 @@ fn compare_streams(
         ));
     }
     if have.duplicate_window != wanted.duplicate_window {
-        changes.push(format!(
-            "duplicate_window → {} s",
-            wanted.duplicate_window.as_secs()
-        ));
+        changes.push(format!("duplicate_window → {} s", wanted.duplicate_window.as_secs()));
     }
     if have.discard != wanted.discard {
         changes.push(format!("discard → {:?}", wanted.discard));
     }
     if have.num_replicas != wanted.num_replicas {
-        changes.push(format!(
-            "replicas {} → {}",
-            have.num_replicas, wanted.num_replicas
-        ));
+        changes.push(format!("replicas {} → {}", have.num_replicas, wanted.num_replicas));
     }
     if have.description != wanted.description {
         changes.push("description".to_owned());
@@ -423,10 +401,7 @@ fn compare_consumers(
         changes.push(format!("ack_wait → {} s", wanted.ack_wait.as_secs()));
     }
     if have.max_deliver != wanted.max_deliver {
-        changes.push(format!(
-            "max_deliver {} → {}",
-            have.max_deliver, wanted.max_deliver
-        ));
+        changes.push(format!("max_deliver {} → {}", have.max_deliver, wanted.max_deliver));
     }
     if have.max_ack_pending != wanted.max_ack_pending {
         changes.push(format!(

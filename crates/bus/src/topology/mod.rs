@@ -128,24 +128,14 @@ pub const STREAMS: &[StreamSpec] = &[
         asynchronous: true,
         append_only: false,
     },
-    durable(
-        "ALERTS",
-        "What detectors found",
-        &["alerts.v1.*.*.*"],
-        512 * MIB,
-    ),
+    durable("ALERTS", "What detectors found", &["alerts.v1.*.*.*"], 512 * MIB),
     durable(
         "RESPONSES",
         "Orders to enforcers and their reports",
         &["responses.v1.*.*.*"],
         256 * MIB,
     ),
-    durable(
-        "EVENTS",
-        "What happened besides flows",
-        &["events.v1.*.*"],
-        512 * MIB,
-    ),
+    durable("EVENTS", "What happened besides flows", &["events.v1.*.*"], 512 * MIB),
     StreamSpec {
         append_only: true,
         max_age: Duration::from_secs(90 * 24 * 3_600),
@@ -198,12 +188,7 @@ pub fn stream_of(subject: &str) -> Option<&'static str> {
     let domain = subject.split('.').next()?;
     STREAMS
         .iter()
-        .find(|stream| {
-            stream
-                .subjects
-                .iter()
-                .any(|s| s.split('.').next() == Some(domain))
-        })
+        .find(|stream| stream.subjects.iter().any(|s| s.split('.').next() == Some(domain)))
         .map(|stream| stream.name)
 }
 
@@ -225,44 +210,39 @@ pub const FLOWS_POLICY: ConsumerSpec = flows_consumer("policy", "svc/policy");
 /// forensics reads flows.
 pub const FLOWS_FORENSICS: ConsumerSpec = flows_consumer("forensics", "svc/forensics");
 /// responder reads alerts.
-pub const ALERTS_RESPONDER: ConsumerSpec =
-    ConsumerSpec::new("ALERTS", "responder", "svc/responder");
+pub const ALERTS_RESPONDER: ConsumerSpec = ConsumerSpec::new("ALERTS", "responder", "svc/responder");
 /// forensics reads alerts.
-pub const ALERTS_FORENSICS: ConsumerSpec =
-    ConsumerSpec::new("ALERTS", "forensics", "svc/forensics");
+pub const ALERTS_FORENSICS: ConsumerSpec = ConsumerSpec::new("ALERTS", "forensics", "svc/forensics");
 /// responder reads what enforcers report.
-pub const RESPONSES_RESPONDER: ConsumerSpec =
-    ConsumerSpec::new("RESPONSES", "responder", "svc/responder").filters(&[
-        "responses.v1.*.*.applied",
-        "responses.v1.*.*.removed",
-        "responses.v1.*.*.failed",
-    ]);
+pub const RESPONSES_RESPONDER: ConsumerSpec = ConsumerSpec::new("RESPONSES", "responder", "svc/responder").filters(&[
+    "responses.v1.*.*.applied",
+    "responses.v1.*.*.removed",
+    "responses.v1.*.*.failed",
+]);
 /// forensics reads events, except its own.
-pub const EVENTS_FORENSICS: ConsumerSpec =
-    ConsumerSpec::new("EVENTS", "forensics", "svc/forensics").filters(&[
-        "events.v1.*.login",
-        "events.v1.*.revocation",
-        "events.v1.*.keys",
-        "events.v1.*.model",
-        "events.v1.*.policy",
-        "events.v1.*.incident",
-        "events.v1.*.response",
-        "events.v1.*.report",
-        "events.v1.*.sensor",
-    ]);
+pub const EVENTS_FORENSICS: ConsumerSpec = ConsumerSpec::new("EVENTS", "forensics", "svc/forensics").filters(&[
+    "events.v1.*.login",
+    "events.v1.*.revocation",
+    "events.v1.*.keys",
+    "events.v1.*.model",
+    "events.v1.*.policy",
+    "events.v1.*.incident",
+    "events.v1.*.response",
+    "events.v1.*.report",
+    "events.v1.*.sensor",
+]);
 /// anomaly reads events, except its own.
-pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "anomaly", "svc/anomaly")
-    .filters(&[
-        "events.v1.*.login",
-        "events.v1.*.revocation",
-        "events.v1.*.keys",
-        "events.v1.*.policy",
-        "events.v1.*.incident",
-        "events.v1.*.response",
-        "events.v1.*.evidence",
-        "events.v1.*.report",
-        "events.v1.*.sensor",
-    ]);
+pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "anomaly", "svc/anomaly").filters(&[
+    "events.v1.*.login",
+    "events.v1.*.revocation",
+    "events.v1.*.keys",
+    "events.v1.*.policy",
+    "events.v1.*.incident",
+    "events.v1.*.response",
+    "events.v1.*.evidence",
+    "events.v1.*.report",
+    "events.v1.*.sensor",
+]);
 /// compliance reads the audit trail. It never gives up on a record: the log must be complete.
 pub const AUDIT_COMPLIANCE: ConsumerSpec =
     ConsumerSpec::new("AUDIT", "compliance", "svc/compliance").max_deliver(1_000_000);
@@ -317,10 +297,7 @@ mod tests {
             let domain = stream.subjects[0].split('.').next().unwrap();
             for filter in consumer.filters {
                 assert!(filter.starts_with(domain), "{filter}");
-                assert_eq!(
-                    filter.split('.').count(),
-                    stream.subjects[0].split('.').count()
-                );
+                assert_eq!(filter.split('.').count(), stream.subjects[0].split('.').count());
             }
         }
     }
@@ -335,12 +312,7 @@ mod tests {
             );
             assert!(stream.duplicate_window <= stream.max_age);
             let lossy = matches!(stream.name, "FLOWS" | "SIEM");
-            assert_eq!(
-                stream.when_full == WhenFull::DropOldest,
-                lossy,
-                "{}",
-                stream.name
-            );
+            assert_eq!(stream.when_full == WhenFull::DropOldest, lossy, "{}", stream.name);
             assert_eq!(stream.asynchronous, stream.name == "FLOWS");
         }
         assert!(STREAMS.iter().any(|s| s.name == "AUDIT" && s.append_only));

@@ -66,11 +66,7 @@ fn quoted(text: &str) -> String {
 }
 
 fn list(subjects: &[String]) -> String {
-    subjects
-        .iter()
-        .map(|s| quoted(s))
-        .collect::<Vec<_>>()
-        .join(", ")
+    subjects.iter().map(|s| quoted(s)).collect::<Vec<_>>().join(", ")
 }
 
 fn grants(nodes: &[String]) -> Vec<Grant> {
@@ -78,11 +74,7 @@ fn grants(nodes: &[String]) -> Vec<Grant> {
         ("flow-ingest", &["flows.v1.*.*"], &[]),
         ("anomaly", &["alerts.v1.*.*.*"], &[]),
         ("policy", &["alerts.v1.*.*.*"], &[]),
-        (
-            "responder",
-            &["responses.v1.*.*.*", "siem.v1.*.*"],
-            &REPORTS,
-        ),
+        ("responder", &["responses.v1.*.*.*", "siem.v1.*.*"], &REPORTS),
         ("forensics", &[], &[]),
         ("compliance", &[], &[]),
         ("iam", &[], &[]),
@@ -99,12 +91,7 @@ fn grants(nodes: &[String]) -> Vec<Grant> {
                 .flat_map(|(_, kinds)| *kinds);
             own.extend(kinds.map(|kind| format!("events.v1.*.{kind}")));
             own.push(format!("audit.v1.*.{name}"));
-            grant(
-                identity,
-                own,
-                deny.iter().map(|s| (*s).to_owned()).collect(),
-                &all,
-            )
+            grant(identity, own, deny.iter().map(|s| (*s).to_owned()).collect(), &all)
         })
         .collect();
     grants.extend(nodes.iter().map(|node| {
@@ -126,12 +113,7 @@ fn grants(nodes: &[String]) -> Vec<Grant> {
     grants
 }
 
-fn grant(
-    identity: String,
-    own: Vec<String>,
-    deny_publish: Vec<String>,
-    all: &[ConsumerSpec],
-) -> Grant {
+fn grant(identity: String, own: Vec<String>, deny_publish: Vec<String>, all: &[ConsumerSpec]) -> Grant {
     let mut publish = own;
     publish.push("$JS.API.INFO".to_owned());
     for consumer in all.iter().filter(|c| c.identity == identity) {
@@ -170,25 +152,12 @@ mod tests {
         let nodes = ["router".to_owned(), "edge".to_owned()];
         let grants = grants(&nodes);
         for consumer in consumers(&nodes) {
-            let next = format!(
-                "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
-                consumer.stream, consumer.name
-            );
+            let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", consumer.stream, consumer.name);
             let dead = subject::dlq(consumer.stream, &consumer.name);
             for grant in &grants {
                 let owner = grant.identity == consumer.identity;
-                assert_eq!(
-                    grant.publish.contains(&next),
-                    owner,
-                    "{} {next}",
-                    grant.identity
-                );
-                assert_eq!(
-                    grant.publish.contains(&dead),
-                    owner,
-                    "{} {dead}",
-                    grant.identity
-                );
+                assert_eq!(grant.publish.contains(&next), owner, "{} {next}", grant.identity);
+                assert_eq!(grant.publish.contains(&dead), owner, "{} {dead}", grant.identity);
             }
         }
     }
@@ -196,15 +165,11 @@ mod tests {
     #[test]
     fn only_the_administrator_may_change_the_topology() {
         for grant in grants(&["router".to_owned()]) {
-            let manages = grant.publish.iter().any(|s| {
-                s.starts_with("$JS.API.>") || s.contains("CREATE") || s.contains("STREAM")
-            });
-            assert_eq!(
-                manages,
-                grant.identity == "svc/bus-admin",
-                "{}",
-                grant.identity
-            );
+            let manages = grant
+                .publish
+                .iter()
+                .any(|s| s.starts_with("$JS.API.>") || s.contains("CREATE") || s.contains("STREAM"));
+            assert_eq!(manages, grant.identity == "svc/bus-admin", "{}", grant.identity);
             assert!(!grant.publish.iter().any(|s| s == ">" || s.starts_with('*')));
             assert_eq!(grant.subscribe[0].matches('>').count(), 1);
         }
@@ -215,19 +180,13 @@ mod tests {
         let grants = grants(&["router".to_owned()]);
         for grant in &grants {
             assert!(
-                grant
-                    .subscribe
-                    .iter()
-                    .any(|s| s == "events.v1.*.revocation"),
+                grant.subscribe.iter().any(|s| s == "events.v1.*.revocation"),
                 "{}",
                 grant.identity
             );
         }
         for grant in &grants {
-            let revokes = grant
-                .publish
-                .iter()
-                .any(|s| overlap(s, "events.v1.*.revocation"));
+            let revokes = grant.publish.iter().any(|s| overlap(s, "events.v1.*.revocation"));
             assert_eq!(revokes, grant.identity == "svc/iam", "{}", grant.identity);
         }
         assert!(

@@ -8,8 +8,7 @@ use std::{
 
 use async_nats::jetstream::message::StreamMessage;
 use garrison_bus::{
-    Bus, ConsumerSpec, Delivery, Dispatch, Disposition, Handler, Message, run_consumer, subject,
-    topology,
+    Bus, ConsumerSpec, Delivery, Dispatch, Disposition, Handler, Message, run_consumer, subject, topology,
 };
 use garrison_proto::{TenantId, event::v1::KeySetChanged};
 use garrison_testkit::{Nats, NatsOptions, Pki, TRUST_DOMAIN};
@@ -34,27 +33,13 @@ impl Broker {
     pub(crate) fn bare() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open_or_create(&dir.path().join("pki"), TRUST_DOMAIN).unwrap();
-        let nats = Nats::start(
-            &dir.path().join("nats"),
-            &pki,
-            &NatsOptions { nodes: nodes() },
-        )
-        .unwrap();
-        Self {
-            nats,
-            pki,
-            _dir: dir,
-        }
+        let nats = Nats::start(&dir.path().join("nats"), &pki, &NatsOptions { nodes: nodes() }).unwrap();
+        Self { nats, pki, _dir: dir }
     }
 
     pub(crate) fn config(&self, identity: &str) -> garrison_bus::BusConfig {
         let files = self.pki.identity(identity).unwrap();
-        garrison_bus::BusConfig::new(
-            vec![self.nats.url()],
-            files.ca_file,
-            files.cert_file,
-            files.key_file,
-        )
+        garrison_bus::BusConfig::new(vec![self.nats.url()], files.ca_file, files.cert_file, files.key_file)
     }
 
     pub(crate) async fn bus(&self, identity: &str) -> Bus {
@@ -111,12 +96,7 @@ pub(crate) fn event(number: usize) -> Message {
 }
 
 pub(crate) fn number(delivery: &Delivery) -> usize {
-    delivery
-        .decode::<KeySetChanged>()
-        .unwrap()
-        .key_id
-        .parse()
-        .unwrap()
+    delivery.decode::<KeySetChanged>().unwrap().key_id.parse().unwrap()
 }
 
 type Decide = Box<dyn Fn(&Delivery) -> Disposition + Send + Sync>;
@@ -129,16 +109,11 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(
-        decide: impl Fn(&Delivery) -> Disposition + Send + Sync + 'static,
-    ) -> Arc<Self> {
+    pub(crate) fn new(decide: impl Fn(&Delivery) -> Disposition + Send + Sync + 'static) -> Arc<Self> {
         Self::slow(Duration::ZERO, decide)
     }
 
-    pub(crate) fn slow(
-        work: Duration,
-        decide: impl Fn(&Delivery) -> Disposition + Send + Sync + 'static,
-    ) -> Arc<Self> {
+    pub(crate) fn slow(work: Duration, decide: impl Fn(&Delivery) -> Disposition + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             seen: Mutex::default(),
             decide: Box::new(decide),
@@ -149,13 +124,7 @@ impl Recorder {
     /// Decides one after the other as given, then acknowledges.
     pub(crate) fn script(steps: impl IntoIterator<Item = Disposition>) -> Arc<Self> {
         let steps = Mutex::new(steps.into_iter().collect::<VecDeque<_>>());
-        Self::new(move |_| {
-            steps
-                .lock()
-                .unwrap()
-                .pop_front()
-                .unwrap_or(Disposition::Ack)
-        })
+        Self::new(move |_| steps.lock().unwrap().pop_front().unwrap_or(Disposition::Ack))
     }
 
     pub(crate) fn seen(&self) -> Vec<(usize, u64)> {
@@ -169,10 +138,7 @@ impl Recorder {
 
 impl Handler for Recorder {
     async fn handle(&self, delivery: Delivery) -> Disposition {
-        self.seen
-            .lock()
-            .unwrap()
-            .push((number(&delivery), delivery.attempt));
+        self.seen.lock().unwrap().push((number(&delivery), delivery.attempt));
         tokio::time::sleep(self.work).await;
         (self.decide)(&delivery)
     }
@@ -185,17 +151,10 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start<H: Handler>(
-        bus: &Bus,
-        spec: &ConsumerSpec,
-        dispatch: Dispatch,
-        handler: &Arc<H>,
-    ) -> Self {
+    pub(crate) fn start<H: Handler>(bus: &Bus, spec: &ConsumerSpec, dispatch: Dispatch, handler: &Arc<H>) -> Self {
         let stop = CancellationToken::new();
-        let (bus, spec, handler, token) =
-            (bus.clone(), spec.clone(), Arc::clone(handler), stop.clone());
-        let task =
-            tokio::spawn(async move { run_consumer(&bus, &spec, dispatch, handler, token).await });
+        let (bus, spec, handler, token) = (bus.clone(), spec.clone(), Arc::clone(handler), stop.clone());
+        let task = tokio::spawn(async move { run_consumer(&bus, &spec, dispatch, handler, token).await });
         Self { stop, task }
     }
 

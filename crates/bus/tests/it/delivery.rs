@@ -31,12 +31,7 @@ async fn a_retry_comes_back_after_a_pause_and_counts() {
     let broker = Broker::start().await;
     let reader = broker.bus("svc/anomaly").await;
     let recorder = Recorder::script([retry(), retry()]);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Concurrent(4),
-        &recorder,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &recorder);
     let started = Instant::now();
     broker
         .bus("svc/policy")
@@ -64,12 +59,7 @@ async fn in_order_a_retry_blocks_what_comes_behind_it() {
     }
     let reader = broker.bus("svc/anomaly").await;
     let recorder = Recorder::script([Disposition::Ack, retry(), hold(), retry()]);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Ordered,
-        &recorder,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
     eventually("all are handled", async || recorder.seen().len() == 33).await;
     running.stop().await;
     let mut expected = vec![(0, 1), (1, 1), (1, 2), (1, 2), (1, 3)];
@@ -87,32 +77,19 @@ async fn a_rejected_message_is_in_the_dlq_with_everything_and_never_comes_back()
         },
         _ => Disposition::Ack,
     });
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Concurrent(4),
-        &recorder,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &recorder);
     let publisher = broker.bus("svc/policy").await.publisher();
     let bad = event(1);
     publisher.publish(&bad).await.unwrap();
     publisher.publish(&event(2)).await.unwrap();
-    eventually("the letter is stored", async || {
-        broker.dead_letters().await.len() == 1
-    })
-    .await;
+    eventually("the letter is stored", async || broker.dead_letters().await.len() == 1).await;
     eventually("the other is handled", async || recorder.seen().len() == 2).await;
     running.stop().await;
 
     let letter = broker.dead_letters().await.remove(0);
     assert_eq!(letter.subject.as_str(), subject::dlq("EVENTS", "anomaly"));
     assert_eq!(letter.payload, bad.payload);
-    let header = |name: &str| {
-        letter
-            .headers
-            .get(name)
-            .map(|value| value.as_str().to_owned())
-    };
+    let header = |name: &str| letter.headers.get(name).map(|value| value.as_str().to_owned());
     assert_eq!(header("dlq-reason").as_deref(), Some("no such entity"));
     assert_eq!(header("dlq-subject"), Some(bad.subject));
     assert_eq!(header("ce-id"), Some(bad.id.to_string()));
@@ -149,33 +126,16 @@ async fn a_panicking_or_failing_handler_ends_in_the_dlq_and_does_not_stop_the_re
         for number in 1..=3 {
             publisher.publish(&event(number)).await.unwrap();
         }
-        eventually("two letters", async || {
-            broker.dead_letters().await.len() == 2
-        })
-        .await;
-        eventually("the third is handled", async || {
-            recorder.numbers().contains(&3)
-        })
-        .await;
+        eventually("two letters", async || broker.dead_letters().await.len() == 2).await;
+        eventually("the third is handled", async || recorder.numbers().contains(&3)).await;
         running.stop().await;
         let attempts = |wanted| recorder.numbers().iter().filter(|n| **n == wanted).count();
-        assert_eq!(
-            (attempts(1), attempts(2), attempts(3)),
-            (3, 3, 1),
-            "{dispatch:?}"
-        );
+        assert_eq!((attempts(1), attempts(2), attempts(3)), (3, 3, 1), "{dispatch:?}");
         let reasons: Vec<String> = broker
             .dead_letters()
             .await
             .iter()
-            .map(|letter| {
-                letter
-                    .headers
-                    .get("dlq-reason")
-                    .unwrap()
-                    .as_str()
-                    .to_owned()
-            })
+            .map(|letter| letter.headers.get("dlq-reason").unwrap().as_str().to_owned())
             .collect();
         assert!(
             reasons.iter().any(|r| r.contains("cannot take number 1")),
@@ -213,20 +173,9 @@ async fn malformed_messages_go_to_the_dlq_unseen() {
 
     let reader = broker.bus("svc/anomaly").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Ordered,
-        &recorder,
-    );
-    eventually("three letters", async || {
-        broker.dead_letters().await.len() == 3
-    })
-    .await;
-    eventually("the good one is handled", async || {
-        recorder.numbers() == [4]
-    })
-    .await;
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
+    eventually("three letters", async || broker.dead_letters().await.len() == 3).await;
+    eventually("the good one is handled", async || recorder.numbers() == [4]).await;
     running.stop().await;
     for letter in broker.dead_letters().await {
         let reason = letter.headers.get("dlq-reason").unwrap().as_str();
@@ -278,28 +227,14 @@ async fn shutdown_finishes_what_runs_and_hands_the_rest_back_at_once() {
     }
     let reader = broker.bus("svc/anomaly").await;
     let first = Recorder::slow(Duration::from_millis(300), |_| Disposition::Ack);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Ordered,
-        &first,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &first);
     eventually("one runs", async || first.seen().len() == 1).await;
     running.stop().await;
-    assert_eq!(
-        first.numbers(),
-        [0],
-        "work was begun after the request to stop"
-    );
+    assert_eq!(first.numbers(), [0], "work was begun after the request to stop");
 
     let started = Instant::now();
     let second = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Ordered,
-        &second,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &second);
     eventually("the rest is handled", async || second.seen().len() >= 19).await;
     // Without handing back, the prefetched ones would come after the acknowledgement time.
     assert!(
@@ -322,12 +257,7 @@ async fn no_more_is_pulled_than_there_is_room_for() {
     }
     let reader = broker.bus("svc/anomaly").await;
     let recorder = Recorder::new(|_| hold());
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Concurrent(3),
-        &recorder,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(3), &recorder);
     eventually("the place is full", async || recorder.seen().len() >= 12).await;
     let info = consumer_info(&broker).await;
     assert_eq!(

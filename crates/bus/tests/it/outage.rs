@@ -14,12 +14,7 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
     let sender = Bus::connect(&config, "policy").await.unwrap();
     let reader = broker.bus("svc/anomaly").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Concurrent(8),
-        &recorder,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(8), &recorder);
 
     let publishing = tokio::spawn(async move {
         let publisher = sender.publisher();
@@ -36,10 +31,7 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
         failures
     });
     for threshold in [MESSAGES / 4, MESSAGES / 2] {
-        eventually("the stream flows", async || {
-            recorder.seen().len() >= threshold
-        })
-        .await;
+        eventually("the stream flows", async || recorder.seen().len() >= threshold).await;
         broker.nats.kill();
         tokio::time::sleep(Duration::from_millis(700)).await;
         broker.nats.resume().unwrap();
@@ -67,12 +59,7 @@ async fn everything_may_start_before_the_broker_and_before_the_topology() {
     let sender = broker.bus("svc/policy").await;
     assert!(!reader.is_connected());
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Ordered,
-        &recorder,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
 
     broker.nats.resume().unwrap();
     sender.connected().await;
@@ -91,12 +78,7 @@ async fn what_a_dead_consumer_held_is_delivered_to_the_next() {
     let broker = Broker::start().await;
     let reader = broker.bus("svc/anomaly").await;
     let first = Recorder::slow(Duration::from_secs(600), |_| Disposition::Ack);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Concurrent(4),
-        &first,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &first);
     let publisher = broker.bus("svc/policy").await.publisher();
     for number in 0..4 {
         publisher.publish(&event(number)).await.unwrap();
@@ -107,12 +89,7 @@ async fn what_a_dead_consumer_held_is_delivered_to_the_next() {
 
     let second = Recorder::new(|_| Disposition::Ack);
     let other = broker.bus("svc/anomaly").await;
-    let running = Running::start(
-        &other,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Concurrent(4),
-        &second,
-    );
+    let running = Running::start(&other, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &second);
     eventually("the next has them", async || second.seen().len() == 4).await;
     running.stop().await;
     assert!(

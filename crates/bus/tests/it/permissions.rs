@@ -58,25 +58,13 @@ async fn no_identity_reads_acknowledges_or_manages_what_is_another_s() {
     // Acknowledging another's delivery: forensics pulls, anomaly answers in its place, forensics sees it again.
     let forensics = broker.bus("svc/forensics").await;
     forensics.connected().await;
-    let held = ask(
-        &forensics,
-        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics",
-        one,
-    )
-    .await
-    .unwrap();
+    let held = ask(&forensics, "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics", one)
+        .await
+        .unwrap();
     let reply = held.reply.unwrap();
-    anomaly
-        .client()
-        .publish(reply.clone(), "+TERM".into())
-        .await
-        .unwrap();
+    anomaly.client().publish(reply.clone(), "+TERM".into()).await.unwrap();
     let in_new_form = format!("$JS.ACK._.HASH.{}", reply.strip_prefix("$JS.ACK.").unwrap());
-    anomaly
-        .client()
-        .publish(in_new_form, "+TERM".into())
-        .await
-        .unwrap();
+    anomaly.client().publish(in_new_form, "+TERM".into()).await.unwrap();
     anomaly.client().flush().await.unwrap();
     let info = ask(&forensics, "$JS.API.CONSUMER.INFO.EVENTS.forensics", "")
         .await
@@ -120,10 +108,7 @@ async fn each_identity_publishes_only_what_is_its_own() {
             match bus.publisher().publish(&message).await {
                 Ok(()) => assert!(own.contains(&index), "{identity} may publish on {subject}"),
                 Err(PublishError::Refused { .. }) => {
-                    assert!(
-                        !own.contains(&index),
-                        "{identity} may not publish on {subject}"
-                    );
+                    assert!(!own.contains(&index), "{identity} may not publish on {subject}");
                 }
                 Err(other) => panic!("{identity} on {subject}: {other}"),
             }
@@ -166,10 +151,7 @@ async fn nobody_listens_to_another_s_traffic() {
 async fn an_enforcer_gets_orders_only_and_only_through_its_own_consumer() {
     let broker = Broker::start().await;
     let publisher = broker.bus("svc/responder").await.publisher();
-    for (number, state) in ["pending", "dispatched", "reverting", "expired"]
-        .iter()
-        .enumerate()
-    {
+    for (number, state) in ["pending", "dispatched", "reverting", "expired"].iter().enumerate() {
         let subject = subject::responses(&acme(), Action::Block, state);
         publisher
             .publish(&garrison_bus::Message {
@@ -183,12 +165,7 @@ async fn an_enforcer_gets_orders_only_and_only_through_its_own_consumer() {
     for node in ["router", "edge"] {
         let bus = broker.bus(&format!("enforcer/{node}")).await;
         let recorder = Recorder::new(|_| Disposition::Ack);
-        let running = Running::start(
-            &bus,
-            &topology::enforcer_consumer(node),
-            Dispatch::Ordered,
-            &recorder,
-        );
+        let running = Running::start(&bus, &topology::enforcer_consumer(node), Dispatch::Ordered, &recorder);
         eventually("the orders arrive", async || recorder.seen().len() == 2).await;
         running.stop().await;
         recorders.push(recorder);
@@ -206,8 +183,7 @@ async fn a_certificate_without_a_user_is_not_let_in() {
     assert!(connected.is_err() && !stranger.is_connected());
     // Another authority's certificate is refused by TLS already.
     let dir = tempfile::tempdir().unwrap();
-    let foreign =
-        garrison_testkit::Pki::open_or_create(dir.path(), garrison_testkit::TRUST_DOMAIN).unwrap();
+    let foreign = garrison_testkit::Pki::open_or_create(dir.path(), garrison_testkit::TRUST_DOMAIN).unwrap();
     let files = foreign.identity("svc/anomaly").unwrap();
     let mut config = broker.config("svc/anomaly");
     (config.cert_file, config.key_file) = (files.cert_file, files.key_file);
@@ -251,10 +227,7 @@ async fn a_message_copied_by_way_of_a_pull_request_is_not_believed() {
         .await
         .unwrap();
     policy.client().flush().await.unwrap();
-    eventually("two are stored", async || {
-        broker.stored("EVENTS").await == 2
-    })
-    .await;
+    eventually("two are stored", async || broker.stored("EVENTS").await == 2).await;
 
     let mut listener = broker
         .bus("svc/forensics")
@@ -284,16 +257,8 @@ async fn a_message_copied_by_way_of_a_pull_request_is_not_believed() {
 
     let responder = broker.bus("svc/responder").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(
-        &responder,
-        &topology::ALERTS_RESPONDER,
-        Dispatch::Ordered,
-        &recorder,
-    );
-    eventually("the copy is rejected", async || {
-        broker.dead_letters().await.len() == 1
-    })
-    .await;
+    let running = Running::start(&responder, &topology::ALERTS_RESPONDER, Dispatch::Ordered, &recorder);
+    eventually("the copy is rejected", async || broker.dead_letters().await.len() == 1).await;
     running.stop().await;
     assert!(recorder.seen().is_empty(), "the responder was given a copy");
 
@@ -302,4 +267,46 @@ async fn a_message_copied_by_way_of_a_pull_request_is_not_believed() {
     copy_to(&subject::events(&acme(), "revocation")).await;
     let heard = tokio::time::timeout(Duration::from_millis(300), listener.next()).await;
     assert!(heard.is_err(), "{heard:?}");
+}
+
+/// Newer brokers can put domain and account into the subject of acknowledgements (ADR-15).
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledgements_of_the_newer_form_are_permitted_and_understood() {
+    let broker = Broker::start().await;
+    broker.nats.stop();
+    let path = broker.nats.dir().join("nats.conf");
+    let config = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{config}\nfeature_flags {{ js_ack_fc_v2: true }}\n")).unwrap();
+    broker.nats.resume().unwrap();
+    let policy = broker.bus("svc/policy").await;
+    policy.publisher().publish(&event(1)).await.unwrap();
+    let forensics = broker.bus("svc/forensics").await;
+    forensics.connected().await;
+    let one = r#"{"batch":1,"expires":300000000}"#;
+    let held = ask(&forensics, "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics", one)
+        .await
+        .unwrap();
+    let reply = held.reply.unwrap();
+    assert!(
+        reply.starts_with("$JS.ACK._."),
+        "the broker does not use the newer form: {reply}"
+    );
+
+    let anomaly = broker.bus("svc/anomaly").await;
+    anomaly.connected().await;
+    anomaly.client().publish(reply, "+TERM".into()).await.unwrap();
+    anomaly.client().flush().await.unwrap();
+    let pending = async || {
+        let info = ask(&forensics, "$JS.API.CONSUMER.INFO.EVENTS.forensics", "")
+            .await
+            .unwrap();
+        let info: serde_json::Value = serde_json::from_slice(&info.payload).unwrap();
+        info["num_ack_pending"].as_u64().unwrap()
+    };
+    assert_eq!(pending().await, 1, "another identity ended a delivery");
+    let recorder = Recorder::new(|_| Disposition::Ack);
+    let running = Running::start(&forensics, &topology::EVENTS_FORENSICS, Dispatch::Ordered, &recorder);
+    eventually("it is delivered again", async || recorder.seen() == [(1, 2)]).await;
+    running.stop().await;
+    assert_eq!(pending().await, 0, "the acknowledgement did not count");
 }

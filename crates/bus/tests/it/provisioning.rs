@@ -13,16 +13,12 @@ async fn applying_twice_changes_nothing_the_second_time() {
     let first = topology::apply(&admin, &options()).await.unwrap();
     assert_eq!(first.len(), STREAMS.len() + consumers(&nodes()).len());
     assert!(
-        first
-            .iter()
-            .all(|change| change.kind == ChangeKind::Created),
+        first.iter().all(|change| change.kind == ChangeKind::Created),
         "{first:?}"
     );
     let second = topology::apply(&admin, &options()).await.unwrap();
     assert!(
-        second
-            .iter()
-            .all(|change| change.kind == ChangeKind::Unchanged),
+        second.iter().all(|change| change.kind == ChangeKind::Unchanged),
         "{second:?}"
     );
 
@@ -34,11 +30,7 @@ async fn applying_twice_changes_nothing_the_second_time() {
         .filter(|change| change.kind == ChangeKind::Foreign)
         .collect();
     assert_eq!(foreign.len(), 1);
-    assert!(
-        foreign[0].object.ends_with("enforcer-edge"),
-        "{}",
-        foreign[0]
-    );
+    assert!(foreign[0].object.ends_with("enforcer-edge"), "{}", foreign[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,11 +89,7 @@ async fn a_drifted_topology_is_brought_back_where_that_is_safe() {
         "{updated:?}"
     );
     let again = topology::apply(&admin, &options()).await.unwrap();
-    assert!(
-        again
-            .iter()
-            .all(|change| change.kind == ChangeKind::Unchanged)
-    );
+    assert!(again.iter().all(|change| change.kind == ChangeKind::Unchanged));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,14 +107,8 @@ async fn a_destructive_change_is_refused_and_nothing_else_is_done() {
     let BusError::Destructive(reasons) = &error else {
         panic!("{error}")
     };
-    assert!(
-        reasons.iter().any(|r| r.contains("legacy.>")),
-        "{reasons:?}"
-    );
-    assert!(
-        reasons.iter().any(|r| r.contains("file storage")),
-        "{reasons:?}"
-    );
+    assert!(reasons.iter().any(|r| r.contains("legacy.>")), "{reasons:?}");
+    assert!(reasons.iter().any(|r| r.contains("file storage")), "{reasons:?}");
     assert!(
         admin.jetstream().get_stream("FLOWS").await.is_err(),
         "something was created nevertheless"
@@ -138,9 +120,7 @@ async fn only_the_administrator_may_apply() {
     let broker = Broker::bare();
     let mut config = broker.config("svc/anomaly");
     config.ack_timeout_ms = 500;
-    let anomaly = garrison_bus::Bus::connect(&config, "anomaly")
-        .await
-        .unwrap();
+    let anomaly = garrison_bus::Bus::connect(&config, "anomaly").await.unwrap();
     assert!(topology::apply(&anomaly, &options()).await.is_err());
     let admin = broker.bus("svc/bus-admin").await;
     assert!(admin.jetstream().get_stream("FLOWS").await.is_err());

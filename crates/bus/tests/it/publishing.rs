@@ -18,12 +18,7 @@ async fn a_message_published_twice_is_stored_and_handled_once() {
 
     let reader = broker.bus("svc/anomaly").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(
-        &reader,
-        &topology::EVENTS_ANOMALY,
-        Dispatch::Ordered,
-        &recorder,
-    );
+    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
     eventually("both are handled", async || recorder.seen().len() == 2).await;
     running.stop().await;
     assert_eq!(recorder.seen(), [(1, 1), (2, 1)]);
@@ -52,19 +47,13 @@ async fn what_can_never_be_stored_is_told_from_what_cannot_be_stored_now() {
         ..event(1)
     };
     let error = publisher.publish(&huge).await.unwrap_err();
-    assert!(
-        matches!(error, PublishError::TooLarge { .. }),
-        "stream limit: {error}"
-    );
+    assert!(matches!(error, PublishError::TooLarge { .. }), "stream limit: {error}");
     let huge = Message {
         payload: Bytes::from(vec![0; topology::MAX_PAYLOAD + 1]),
         ..event(1)
     };
     let error = publisher.publish(&huge).await.unwrap_err();
-    assert!(
-        matches!(error, PublishError::TooLarge { .. }),
-        "broker limit: {error}"
-    );
+    assert!(matches!(error, PublishError::TooLarge { .. }), "broker limit: {error}");
 
     for bad in ["events.v1.*.policy", "events.v1.acme.", "", "events v1"] {
         let error = publisher
@@ -108,14 +97,8 @@ async fn revocations_reach_every_listener_and_garbage_does_not() {
     }
     let iam = broker.bus("svc/iam").await;
     let subject = subject::events(&acme(), "revocation");
-    iam.client()
-        .publish(subject.clone(), "garbage".into())
-        .await
-        .unwrap();
-    let sent = Message {
-        subject,
-        ..event(7)
-    };
+    iam.client().publish(subject.clone(), "garbage".into()).await.unwrap();
+    let sent = Message { subject, ..event(7) };
     iam.publisher().publish(&sent).await.unwrap();
     for listener in &mut listeners {
         let got = tokio::time::timeout(Duration::from_secs(5), listener.next())

@@ -71,6 +71,13 @@ async fn a_table_without_protection_is_named() {
         panic!("{error}")
     };
     assert_eq!(tables, &["open_to_all", "unforced"]);
+    let mut superuser = stack.postgres().superuser(&service.database).await.unwrap();
+    let readable: bool =
+        sqlx::query_scalar("SELECT has_table_privilege('policy_service', 'policy.open_to_all', 'SELECT')")
+            .fetch_one(&mut superuser)
+            .await
+            .unwrap();
+    assert!(!readable, "the service may read a table that failed the check");
 }
 
 #[tokio::test(flavor = "multi_thread")]
