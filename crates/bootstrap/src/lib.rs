@@ -6,11 +6,15 @@
 
 mod file;
 mod pki;
+mod plan;
 mod secrets;
 
 use std::path::{Path, PathBuf};
 
 pub use pki::{IdentityFiles, Pki, TRUST_DOMAIN};
+pub use plan::{
+    DATABASE_SERVICES, Enforcer, Person, Place, Plan, SERVICES, Sensor, Source, Tenant, Written, owner, role,
+};
 pub use secrets::Secrets;
 
 /// A file or folder could not be prepared.

@@ -82,7 +82,10 @@ impl Pki {
         let issuer = Issuer::from_params(&ca_params, &ca_key);
 
         let key = generate();
-        let certificate = self.leaf_params(name).signed_by(&key, &issuer).expect("our parameters are valid");
+        let certificate = self
+            .leaf_params(name)
+            .signed_by(&key, &issuer)
+            .expect("our parameters are valid");
         // The key last: its presence says that the pair is whole.
         file::write(&files.cert_file, &certificate.pem())?;
         file::write_secret(&files.key_file, &key.serialize_pem())?;
@@ -114,10 +117,7 @@ impl Pki {
             SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into()),
         ];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params
     }

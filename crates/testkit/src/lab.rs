@@ -57,18 +57,12 @@ pub fn enter() -> Result<(), LabError> {
             let mapped = fs::write("/proc/self/setgroups", "deny")
                 .and_then(|()| fs::write("/proc/self/uid_map", format!("0 {} 1", uid.as_raw())))
                 .and_then(|()| fs::write("/proc/self/gid_map", format!("0 {} 1", gid.as_raw())));
-            mapped.map_err(|source| LabError::Namespace {
-                what: "user",
-                source,
-            })?;
+            mapped.map_err(|source| LabError::Namespace { what: "user", source })?;
         }
         // Root needs no user namespace to make network namespaces.
         Err(_) if uid.is_root() => {}
         Err(source) => {
-            return Err(LabError::Namespace {
-                what: "user",
-                source,
-            });
+            return Err(LabError::Namespace { what: "user", source });
         }
     }
     unshare(libc::CLONE_NEWNET).map_err(|source| LabError::Namespace {
@@ -104,22 +98,12 @@ impl Node {
             router_interface: format!("to-{name}"),
             namespace,
         };
-        let path = format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            node.namespace.as_raw_fd()
-        );
+        let path = format!("/proc/{}/fd/{}", std::process::id(), node.namespace.as_raw_fd());
         let outer = node.router_interface.as_str();
         ip(&[
             "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", &path,
         ])?;
-        ip(&[
-            "address",
-            "add",
-            &format!("{}/24", node.gateway),
-            "dev",
-            outer,
-        ])?;
+        ip(&["address", "add", &format!("{}/24", node.gateway), "dev", outer])?;
         ip(&["link", "set", outer, "up"])?;
         node.ip(&["link", "set", "lo", "up"])?;
         node.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
@@ -174,10 +158,7 @@ impl Node {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, LabError> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                move_into_link_name_space(
-                    self.namespace.as_fd(),
-                    Some(LinkNameSpaceType::Network),
-                )?;
+                move_into_link_name_space(self.namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
                 Ok::<T, rustix::io::Errno>(work())
             });
             match inside.join() {
@@ -193,9 +174,7 @@ impl Node {
     fn ip(&self, arguments: &[&str]) -> Result<(), LabError> {
         let mut command = self.command("ip");
         command.args(arguments);
-        checked(command, || {
-            format!("ip {} in {}", arguments.join(" "), self.name)
-        })
+        checked(command, || format!("ip {} in {}", arguments.join(" "), self.name))
     }
 }
 

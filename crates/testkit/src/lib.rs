@@ -2,6 +2,7 @@
 //! certificate authority and lab networks. Everything runs on free loopback ports out of one folder, needs
 //! no root where user namespaces serve, and ends with the process that started it.
 
+mod fleet;
 pub mod lab;
 mod nats;
 mod ports;
@@ -9,7 +10,8 @@ mod postgres;
 mod process;
 mod stack;
 
-pub use garrison_bootstrap::{IdentityFiles, Pki, Secrets, TRUST_DOMAIN};
+pub use fleet::{Fleet, FleetError, FleetOptions};
+pub use garrison_bootstrap::{self as bootstrap, IdentityFiles, Pki, Secrets, TRUST_DOMAIN};
 pub use nats::{Nats, NatsOptions, find_nats_server};
 pub use ports::free_port;
 pub use postgres::{Postgres, find_postgres};

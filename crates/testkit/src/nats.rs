@@ -21,9 +21,7 @@ pub fn find_nats_server() -> Result<PathBuf, ProcessError> {
     }
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.garrison/tools/nats-server");
     if checkout.exists() {
-        return checkout
-            .canonicalize()
-            .map_err(|source| prepare(&checkout, source));
+        return checkout.canonicalize().map_err(|source| prepare(&checkout, source));
     }
     std::env::var_os("PATH")
         .and_then(|paths| {

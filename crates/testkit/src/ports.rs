@@ -8,7 +8,5 @@ use std::net::{Ipv4Addr, TcpListener};
 /// # Errors
 /// When the loopback interface has no free port left, or is down.
 pub fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -32,8 +32,7 @@ pub fn find_postgres() -> Result<PathBuf, ProcessError> {
         .collect();
     versions.sort();
     let on_path = std::env::var_os("PATH").and_then(|paths| {
-        std::env::split_paths(&paths)
-            .find(|dir| dir.join("initdb").exists() && dir.join("postgres").exists())
+        std::env::split_paths(&paths).find(|dir| dir.join("initdb").exists() && dir.join("postgres").exists())
     });
     versions
         .pop()
@@ -70,12 +69,7 @@ impl Postgres {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_on(
-        dir: &Path,
-        pki: &Pki,
-        address: Ipv4Addr,
-        port: u16,
-    ) -> Result<Self, ProcessError> {
+    pub fn start_on(dir: &Path, pki: &Pki, address: Ipv4Addr, port: u16) -> Result<Self, ProcessError> {
         let bin = find_postgres()?;
         fs::create_dir_all(dir).map_err(|source| prepare(dir, source))?;
         // A relative folder would mean another place to the server than to us.
@@ -106,8 +100,7 @@ impl Postgres {
         let conf = server.dir.join("data/postgresql.auto.conf");
         fs::write(&conf, settings).map_err(|source| prepare(&conf, source))?;
         let hba = server.dir.join("data/pg_hba.conf");
-        fs::write(&hba, "hostssl all all 0.0.0.0/0 scram-sha-256\n")
-            .map_err(|source| prepare(&hba, source))?;
+        fs::write(&hba, "hostssl all all 0.0.0.0/0 scram-sha-256\n").map_err(|source| prepare(&hba, source))?;
         server.resume()?;
         Ok(server)
     }
@@ -210,44 +203,61 @@ impl Postgres {
         PgConnection::connect_with(&options).await
     }
 
-    /// Makes a role that can log in and no more, or gives an existing one its password anew. Returns the file
-    /// that holds the password.
+    /// Makes a role that can log in and no more, with a password of this server's own secrets, whose file is
+    /// returned.
     ///
     /// # Errors
     /// When the server refuses or the file cannot be written.
-    pub async fn create_role(
+    pub async fn create_role(&self, role: &str) -> Result<PathBuf, Box<dyn std::error::Error + Send + Sync>> {
+        let file = self.secrets.password(role)?;
+        self.adopt_role(role, &file).await?;
+        Ok(file)
+    }
+
+    /// Makes a role that can log in and no more with the password in a file, or gives an existing one that
+    /// password.
+    ///
+    /// # Errors
+    /// When the server refuses or the file cannot be read.
+    pub async fn adopt_role(
         &self,
         role: &str,
-    ) -> Result<PathBuf, Box<dyn std::error::Error + Send + Sync>> {
-        let file = self.secrets.password(role)?;
-        let password = fs::read_to_string(&file)?;
+        password_file: &Path,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let password = fs::read_to_string(password_file)?;
+        if !password.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err("a password must be letters and digits here, as DDL takes no parameters".into());
+        }
         let mut connection = self.superuser("postgres").await?;
         let known: Option<i32> = sqlx::query_scalar("select 1 from pg_roles where rolname = $1")
             .bind(role)
             .fetch_optional(&mut connection)
             .await?;
         let verb = if known.is_some() { "alter" } else { "create" };
-        // Passwords are hexadecimal digits of our own making; DDL takes no parameters.
         let statement = format!(
             "{verb} role {} login nosuperuser nocreatedb nocreaterole nobypassrls password '{password}'",
             quoted(role)
         );
-        sqlx::query(AssertSqlSafe(statement))
-            .execute(&mut connection)
-            .await?;
-        Ok(file)
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        Ok(())
+    }
+
+    /// Lets a role make schemas in a database.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn grant_create(&self, database: &str, role: &str) -> Result<(), sqlx::Error> {
+        let mut connection = self.superuser("postgres").await?;
+        let statement = format!("grant create on database {} to {}", quoted(database), quoted(role));
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        Ok(())
     }
 
     /// Makes a database owned by `owner`, unless it exists, that `guests` and nobody else may connect to.
     ///
     /// # Errors
     /// When the server refuses.
-    pub async fn create_database(
-        &self,
-        name: &str,
-        owner: &str,
-        guests: &[&str],
-    ) -> Result<(), sqlx::Error> {
+    pub async fn create_database(&self, name: &str, owner: &str, guests: &[&str]) -> Result<(), sqlx::Error> {
         let mut connection = self.superuser("postgres").await?;
         let known: Option<i32> = sqlx::query_scalar("select 1 from pg_database where datname = $1")
             .bind(name)
@@ -255,23 +265,13 @@ impl Postgres {
             .await?;
         if known.is_none() {
             let statement = format!("create database {} owner {}", quoted(name), quoted(owner));
-            sqlx::query(AssertSqlSafe(statement))
-                .execute(&mut connection)
-                .await?;
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
             let statement = format!("revoke all on database {} from public", quoted(name));
-            sqlx::query(AssertSqlSafe(statement))
-                .execute(&mut connection)
-                .await?;
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
         }
         for guest in guests {
-            let statement = format!(
-                "grant connect on database {} to {}",
-                quoted(name),
-                quoted(guest)
-            );
-            sqlx::query(AssertSqlSafe(statement))
-                .execute(&mut connection)
-                .await?;
+            let statement = format!("grant connect on database {} to {}", quoted(name), quoted(guest));
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
         }
         Ok(())
     }

@@ -75,11 +75,7 @@ impl Process {
             name: name.to_owned(),
             source,
         };
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .map_err(start)?;
+        let file = File::options().create(true).append(true).open(log).map_err(start)?;
         let mut command = command;
         command
             .stdin(Stdio::null())
@@ -112,11 +108,7 @@ impl Process {
     ///
     /// # Errors
     /// [`ProcessError::NotReady`] when the process ends or `limit` passes first.
-    pub fn wait_until(
-        &mut self,
-        limit: Duration,
-        mut ready: impl FnMut() -> bool,
-    ) -> Result<(), ProcessError> {
+    pub fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<(), ProcessError> {
         let deadline = Instant::now() + limit;
         loop {
             if ready() {

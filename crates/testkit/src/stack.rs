@@ -45,9 +45,7 @@ impl Stack {
         let dir = tempfile::Builder::new()
             .prefix(&format!("{}-", std::process::id()))
             .tempdir_in(&base)
-            .unwrap_or_else(|error| {
-                panic!("making a folder in {} failed: {error}", base.display())
-            });
+            .unwrap_or_else(|error| panic!("making a folder in {} failed: {error}", base.display()));
         let started = || -> Result<(Pki, Postgres, Nats), crate::ProcessError> {
             let pki = Pki::open_or_create(&dir.path().join("pki"), TRUST_DOMAIN)?;
             let postgres = Postgres::start(&dir.path().join("postgres"), &pki)?;
@@ -98,20 +96,13 @@ impl Stack {
 
     /// The certificate files of an identity such as `svc/anomaly`.
     pub fn identity(&self, name: &str) -> IdentityFiles {
-        self.pki
-            .identity(name)
-            .unwrap_or_else(|error| panic!("{error}"))
+        self.pki.identity(name).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// How an identity such as `svc/anomaly` reaches the broker.
     pub fn bus_config(&self, identity: &str) -> BusConfig {
         let files = self.identity(identity);
-        BusConfig::new(
-            vec![self.nats.url()],
-            files.ca_file,
-            files.cert_file,
-            files.key_file,
-        )
+        BusConfig::new(vec![self.nats.url()], files.ca_file, files.cert_file, files.key_file)
     }
 
     /// Makes a fresh database, migrates it as its owner and returns how the service's unprivileged role
@@ -149,9 +140,7 @@ impl Stack {
         let role = format!("{schema}_service");
         let owner_config = config(&owner, self.postgres.create_role(&owner).await?);
         let role_config = config(&role, self.postgres.create_role(&role).await?);
-        self.postgres
-            .create_database(name, &owner, &[&role])
-            .await?;
+        self.postgres.create_database(name, &owner, &[&role]).await?;
         Ok((owner_config, role_config))
     }
 }
@@ -159,8 +148,7 @@ impl Stack {
 // Folders of test binaries that are gone are removed by the next one: a binary's statics are never dropped.
 fn base_folder() -> PathBuf {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/testkit");
-    fs::create_dir_all(&target)
-        .unwrap_or_else(|error| panic!("making {} failed: {error}", target.display()));
+    fs::create_dir_all(&target).unwrap_or_else(|error| panic!("making {} failed: {error}", target.display()));
     for entry in fs::read_dir(&target).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.split('-').next());

@@ -14,13 +14,10 @@ async fn a_stack_serves_queries_and_messages_before_and_after_a_crash() {
     let db = garrison_db::Db::connect(&role, "kit").unwrap();
     db.ping().await.unwrap();
     let tenant = "acme".parse().unwrap();
-    let bus = Bus::connect(&stack.bus_config("svc/iam"), "iam")
-        .await
-        .unwrap();
+    let bus = Bus::connect(&stack.bus_config("svc/iam"), "iam").await.unwrap();
     let send = || async {
         let subject = subject::events(&tenant, "login");
-        let message =
-            Message::json(subject, "iam", "test.event", &serde_json::json!({ "a": 1 })).unwrap();
+        let message = Message::json(subject, "iam", "test.event", &serde_json::json!({ "a": 1 })).unwrap();
         bus.publisher().publish(&message).await
     };
     send().await.unwrap();

@@ -1,0 +1,197 @@
+//! The lab: five hosts around a router, on which the fleet runs.
+
+use std::{
+    net::Ipv4Addr,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use garrison_testkit::{
+    Process,
+    lab::{self, Node},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{bench, demo, fleet, runtime};
+
+/// The office machine that the attacker breaks into.
+pub const OFFICE: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 10);
+/// The web server.
+pub const WWW: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 10);
+/// The database, which policy lets only the web server reach.
+pub const DATABASE: Ipv4Addr = Ipv4Addr::new(10, 77, 3, 10);
+/// The attacker, in a documentation network (RFC 5737) that stands for the Internet.
+pub const ATTACKER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
+
+/// A task that runs inside the namespaces.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Task {
+    /// The demo.
+    Demo(demo::Options),
+    /// The fleet for development.
+    Up(fleet::UpOptions),
+    /// The containment benchmark.
+    Contain(bench::ContainOptions),
+    /// The memory benchmark.
+    Memory,
+}
+
+/// Runs a task in a child of ours that has entered namespaces of its own, and waits for it. On Ctrl-C the child
+/// cleans up, and we wait for that too.
+pub fn run(task: &Task) -> Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("inside").arg(serde_json::to_string(task)?);
+    let mut child = command.spawn().context("starting the lab failed")?;
+    let runtime = runtime()?;
+    let status = runtime.block_on(async {
+        let ignored = tokio::spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
+        let status = tokio::task::spawn_blocking(move || child.wait()).await;
+        ignored.abort();
+        status
+    })??;
+    std::process::exit(status.code().unwrap_or(130));
+}
+
+/// The child's part of [`run`].
+pub fn inside(task: &str) -> Result<()> {
+    let task: Task = serde_json::from_str(task)?;
+    if task.wants_namespaces() {
+        lab::enter()?;
+    }
+    runtime()?.block_on(async {
+        let work = async {
+            match task {
+                Task::Demo(options) => demo::inside(options).await,
+                Task::Up(options) => fleet::up_inside(options).await,
+                Task::Contain(options) => bench::contain_inside(options).await,
+                Task::Memory => bench::memory_inside().await,
+            }
+        };
+        // Dropping the work drops the fleet, which ends every process of it.
+        tokio::select! {
+            outcome = work => outcome,
+            _ = tokio::signal::ctrl_c() => {
+                eprintln!("\ninterrupted: cleaning up");
+                Err(anyhow::anyhow!("interrupted"))
+            }
+        }
+    })
+}
+
+impl Task {
+    // A live interface is only visible where it is.
+    fn wants_namespaces(&self) -> bool {
+        match self {
+            Self::Demo(options) => options.interface.is_none(),
+            Self::Up(options) => options.interface.is_none(),
+            Self::Contain(_) | Self::Memory => true,
+        }
+    }
+}
+
+/// The hosts, with their servers running.
+#[derive(Debug)]
+pub struct Lab {
+    // Servers first, so that they end before their network does.
+    _servers: Vec<Process>,
+    /// The office machine.
+    pub office: Node,
+    /// The web server.
+    pub www: Node,
+    /// The database.
+    pub database: Node,
+    /// The attacker.
+    pub attacker: Node,
+    pki: std::path::PathBuf,
+}
+
+impl Lab {
+    /// Builds the network and starts what runs on it. Files go to `dir`.
+    pub fn build(dir: &Path) -> Result<Self> {
+        let office = Node::attach("office", OFFICE)?;
+        let www = Node::attach("www", WWW)?;
+        let database = Node::attach("database", DATABASE)?;
+        let attacker = Node::attach("attacker", ATTACKER)?;
+        std::fs::create_dir_all(dir)?;
+        let pki = dir.join("pki");
+        garrison_testkit::Pki::open_or_create(&pki, "lab.test")?.identity("host/www")?;
+
+        let database_address = format!("{DATABASE}:5432");
+        let mut servers = vec![
+            serve(
+                &database,
+                dir,
+                &["database", "--address", &DATABASE.to_string()],
+                &[("--dir", &dir.join("database")), ("--pki", &pki)],
+            )?,
+            serve(
+                &www,
+                dir,
+                &["web", "--address", &WWW.to_string(), "--database", &database_address],
+                &[("--pki", &pki)],
+            )?,
+            serve(
+                &office,
+                dir,
+                &["office", "--address", &OFFICE.to_string(), "--reach", &database_address],
+                &[],
+            )?,
+        ];
+        for (server, node, port) in [(0, &database, 5432), (1, &www, 443), (2, &office, 8080)] {
+            let address = std::net::SocketAddr::from((node.address(), port));
+            let reachable =
+                || std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_millis(200)).is_ok();
+            servers[server].wait_until(std::time::Duration::from_secs(20), reachable)?;
+        }
+        Ok(Self {
+            _servers: servers,
+            office,
+            www,
+            database,
+            attacker,
+            pki,
+        })
+    }
+
+    /// The router's interfaces, which the sensor watches.
+    pub fn interfaces(&self) -> Vec<String> {
+        [&self.office, &self.www, &self.database, &self.attacker]
+            .map(|node| node.router_interface().to_owned())
+            .to_vec()
+    }
+
+    /// The office machine looks at pages of the web server.
+    pub fn browse(&self, pages: u32) -> Result<Output> {
+        let ca = self.pki.join("ca.pem");
+        let mut command = act(
+            &self.office,
+            &["browse", "--server", &WWW.to_string(), "--pages", &pages.to_string()],
+        )?;
+        command.arg("--ca").arg(ca);
+        Ok(command.output()?)
+    }
+
+    /// The attacker, or another host, acts until it is done.
+    pub fn act(&self, node: &Node, arguments: &[&str]) -> Result<Output> {
+        Ok(act(node, arguments)?.output()?)
+    }
+}
+
+fn act(node: &Node, arguments: &[&str]) -> Result<Command> {
+    let mut command = node.command(std::env::current_exe()?);
+    command.arg("actor").args(arguments).stdin(Stdio::null());
+    Ok(command)
+}
+
+fn serve(node: &Node, dir: &Path, arguments: &[&str], paths: &[(&str, &Path)]) -> Result<Process> {
+    let mut command = act(node, arguments)?;
+    for (option, path) in paths {
+        command.arg(option).arg(path);
+    }
+    Ok(Process::start(
+        node.name(),
+        command,
+        &dir.join(format!("{}.log", node.name())),
+    )?)
+}
