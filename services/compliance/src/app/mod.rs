@@ -1,0 +1,6 @@
+//! Use cases.
+
+pub mod append;
+pub mod checkpoints;
+pub mod proofs;
+pub mod reports;
