@@ -7,7 +7,8 @@
 //! | `manifest.json` | what the bundle is about, and every other file with its size and SHA-256 |
 //! | `manifest.json.sig` | Ed25519 signature over the manifest's bytes: 64 raw bytes |
 //! | `signing-key.pem` | the public key, SubjectPublicKeyInfo |
-//! | `SHA256SUMS` | the same digests, for `sha256sum -c` |
+//! | `SHA256SUMS` | the manifest's digest and those in it, for `sha256sum -c` |
+//! | `SHA256SUMS.sig` | Ed25519 signature over it, so that public tools alone suffice |
 //!
 //! followed by the manifest's files in the manifest's order. Nothing else may be in it, and every byte of the
 //! archive is accounted for.
@@ -38,6 +39,8 @@ pub const SIGNATURE: &str = "manifest.json.sig";
 pub const SIGNING_KEY: &str = "signing-key.pem";
 /// The digest list's name in the bundle.
 pub const SUMS: &str = "SHA256SUMS";
+/// The digest list's signature's name in the bundle.
+pub const SUMS_SIGNATURE: &str = "SHA256SUMS.sig";
 /// The custody log's name in the bundle.
 pub const CUSTODY: &str = "custody.jsonl";
 
@@ -64,7 +67,7 @@ pub struct Manifest {
     pub tool: Tool,
     /// How much there is of each kind.
     pub counts: Counts,
-    /// Every file but the manifest, its signature and `SHA256SUMS`.
+    /// Every file but the manifest, `SHA256SUMS` and their signatures.
     pub files: Vec<ManifestFile>,
     /// What could not be gathered, in words.
     pub omissions: Vec<String>,
@@ -291,6 +294,7 @@ pub fn write_bundle<W: Write, R: Read>(
     put(SIGNATURE, &signature)?;
     put(SIGNING_KEY, pem.as_bytes())?;
     put(SUMS, sums.as_bytes())?;
+    put(SUMS_SIGNATURE, &key.sign(sums.as_bytes()))?;
     for file in manifest.files.iter().filter(|f| f.path != SIGNING_KEY) {
         let mut content = open(file).map_err(TarError::Io)?;
         writer.file(&format!("{folder}/{}", file.path), file.bytes, &mut content)?;
@@ -363,6 +367,14 @@ pub fn verify_bundle(
         return Err(BundleError::Changed {
             path: SUMS.into(),
             reason: "it differs from the manifest",
+        });
+    }
+
+    let signature = expect(&mut reader, &folder, SUMS_SIGNATURE, first.mtime, 64)?;
+    if !key.verify(&listed, &signature) {
+        return Err(BundleError::Changed {
+            path: SUMS_SIGNATURE.into(),
+            reason: "it is not the key's signature over the digests",
         });
     }
 
@@ -457,7 +469,7 @@ fn check_manifest(
             path: folder(&manifest.bundle),
         });
     }
-    let mut seen = HashSet::from([MANIFEST, SIGNATURE, SUMS]);
+    let mut seen = HashSet::from([MANIFEST, SIGNATURE, SUMS, SUMS_SIGNATURE]);
     for file in &manifest.files {
         if !tar::safe_path(&file.path) || !seen.insert(&file.path) {
             return Err(BundleError::Manifest(format!(

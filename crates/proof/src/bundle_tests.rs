@@ -109,7 +109,8 @@ fn public_tools_verify_it() {
         return;
     }
     let verify = "tar -xf b.tar && cd evidence-* && sha256sum --strict -c SHA256SUMS && \
-        openssl pkeyutl -verify -pubin -inkey signing-key.pem -rawin -in manifest.json -sigfile manifest.json.sig";
+        openssl pkeyutl -verify -pubin -inkey signing-key.pem -rawin -in manifest.json -sigfile manifest.json.sig && \
+        openssl pkeyutl -verify -pubin -inkey signing-key.pem -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig";
     let (good, output) = run(verify);
     assert!(
         good && output.contains("Signature Verified Successfully"),
@@ -157,6 +158,7 @@ fn missing_extra_renamed_and_moved_files_are_found() {
         SIGNATURE,
         SIGNING_KEY,
         SUMS,
+        SUMS_SIGNATURE,
         "README.txt",
         "alerts.jsonl",
         CUSTODY,
