@@ -142,6 +142,9 @@ impl Plan {
         let secrets = Secrets::open_or_create(&self.dir.join("secrets"))?;
         let folder = self.dir.join("config");
         file::make_folder(&folder)?;
+        for data in ["flow-ingest/ring", "flow-ingest/spool", "forensics", "enforcer"] {
+            file::make_folder(&self.dir.join("data").join(data))?;
+        }
 
         let mut config = BTreeMap::new();
         let mut programs: Vec<&str> = SERVICES.to_vec();
@@ -318,16 +321,17 @@ impl Plan {
         let Some(enforcer) = &self.enforcer else {
             return String::new();
         };
-        format!(
-            "[enforcer]\nnode = {}\ntenants = [{}]\nresponder_endpoint = {}\nstate_file = {}\nobserve_only = {}\n\
-             management_networks = [{}]\n",
-            quoted(&enforcer.node),
-            list(&enforcer.tenants),
+        let mut text = format!(
+            "[enforcer]\nresponder_endpoint = {}\nstate_file = {}\nobserve_only = {}\nmanagement_networks = [{}]\n",
             quoted(&self.endpoint("responder")),
             self.data("enforcer/state.json"),
             enforcer.observe_only,
             list(&enforcer.management_networks),
-        )
+        );
+        for tenant in &enforcer.tenants {
+            let _ = write!(text, "\n[[enforcer.tenants]]\nid = {}\n", quoted(tenant));
+        }
+        text
     }
 
     fn command_line(&self, pki: &Pki) -> Result<String, BootstrapError> {
