@@ -1,0 +1,150 @@
+//! Playing a capture file: as fast as it can be read, or with the pauses it was captured with.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{recorder::Recorder, sensor::Sensor, watch::now};
+use crate::{
+    capture::{CaptureError, CaptureFile},
+    config::{Pace, Timestamps},
+    domain::{Meter, packet::Packet, record::EndReason},
+};
+
+/// Longest sleep between looks at the stop flag and at due batches.
+const NAP: Duration = Duration::from_millis(5);
+
+/// How a file is played.
+#[derive(Clone, Copy, Debug)]
+pub struct Playing {
+    /// How fast.
+    pub pace: Pace,
+    /// With which times.
+    pub timestamps: Timestamps,
+}
+
+/// Plays a file to its end, or until `stop` is set. What is wrong with the file is noted in the sensor's status.
+pub fn play(
+    sensor: &Arc<Sensor>,
+    path: &Path,
+    playing: Playing,
+    mut meter: Meter,
+    mut recorder: Recorder,
+    stop: &AtomicBool,
+) {
+    let mut end = EndReason::EndOfFile;
+    if let Err(error) = feed(sensor, path, playing, &mut meter, &mut recorder, stop, &mut end) {
+        let mut text = error.to_string();
+        if let Some(cause) = std::error::Error::source(&error) {
+            text.push_str(&format!(": {cause}"));
+        }
+        tracing::error!(
+            sensor = sensor.id,
+            problem = text,
+            "the capture file was not played to its end"
+        );
+        sensor.update(|status| status.problem = Some(text));
+    }
+    meter.finish(end, &mut recorder);
+    recorder.note(&meter, 0);
+    recorder.flush();
+    let counts = meter.counts();
+    tracing::info!(
+        sensor = sensor.id,
+        packets = counts.received,
+        flows = counts.opened,
+        records = counts.records,
+        malformed = counts.malformed,
+        "capture file metered"
+    );
+}
+
+fn feed(
+    sensor: &Sensor,
+    path: &Path,
+    playing: Playing,
+    meter: &mut Meter,
+    recorder: &mut Recorder,
+    stop: &AtomicBool,
+    end: &mut EndReason,
+) -> Result<(), CaptureError> {
+    let fast = playing.pace == Pace::Fast;
+    let mut shift = match (playing.timestamps, fast) {
+        (Timestamps::Capture, _) => Some(0),
+        // Played fast, everything has just happened.
+        (Timestamps::Now, true) => Some(latest(path)?.map_or(0, |latest| now() - latest)),
+        (Timestamps::Now, false) => None,
+    };
+    let mut file = CaptureFile::open(path)?;
+    sensor.update(|status| status.link = file.link());
+    let started = Instant::now();
+    let mut first = None;
+    let mut looked = Instant::now();
+    loop {
+        let Some(burst) = file.burst()? else {
+            return Ok(());
+        };
+        let packets = burst.packets();
+        let Some(head) = packets.first() else { continue };
+        let origin = *first.get_or_insert(head.time);
+        let shift = *shift.get_or_insert_with(|| now() - head.time);
+        if fast && shift == 0 {
+            meter.process(packets, recorder);
+        } else {
+            for packet in packets {
+                if !fast {
+                    let due = Duration::from_nanos((packet.time - origin).max(0) as u64);
+                    pause(started + due, shift + origin, started, meter, recorder, stop);
+                }
+                let moved = Packet {
+                    time: packet.time.saturating_add(shift),
+                    ..*packet
+                };
+                meter.process(std::slice::from_ref(&moved), recorder);
+                if !fast {
+                    recorder.note(meter, 0);
+                    recorder.flush_due(Instant::now());
+                }
+            }
+        }
+        if looked.elapsed() >= NAP {
+            looked = Instant::now();
+            sensor.update(|status| status.link = status.link.or(file.link()));
+            recorder.note(meter, 0);
+            recorder.flush_due(looked);
+            if stop.load(Ordering::Relaxed) {
+                *end = EndReason::Shutdown;
+                return Ok(());
+            }
+        }
+    }
+}
+
+// Waits for a packet's turn; meanwhile time passes for flows and batches.
+fn pause(due: Instant, origin: i64, started: Instant, meter: &mut Meter, recorder: &mut Recorder, stop: &AtomicBool) {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() || stop.load(Ordering::Relaxed) {
+            return;
+        }
+        std::thread::sleep(left.min(NAP));
+        meter.tick(origin + started.elapsed().as_nanos() as i64, recorder);
+        recorder.note(meter, 0);
+        recorder.flush_due(Instant::now());
+    }
+}
+
+// The latest time in a file, as far as it can be read.
+fn latest(path: &Path) -> Result<Option<i64>, CaptureError> {
+    let mut file = CaptureFile::open(path)?;
+    let mut latest = None;
+    while let Ok(Some(burst)) = file.burst() {
+        latest = burst.packets().iter().map(|p| p.time).chain(latest).max();
+    }
+    Ok(latest)
+}

@@ -1,0 +1,147 @@
+//! What a sensor shows of itself while it works.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicI64, AtomicU64, Ordering},
+};
+
+use garrison_flow::LossLedger;
+use garrison_proto::TenantId;
+
+use crate::{
+    domain::{Counts, packet::LinkType},
+    ring::PacketRing,
+};
+
+/// A sensor's state, written by its worker and read by everyone.
+pub struct Sensor {
+    /// Its id.
+    pub id: String,
+    /// Whose traffic it sees.
+    pub tenant: TenantId,
+    /// Its interfaces, or its file.
+    pub source: String,
+    /// It captures live.
+    pub live: bool,
+    /// When it started, nanoseconds since the epoch.
+    pub started: i64,
+    /// Its packet ring.
+    pub ring: Option<Arc<PacketRing>>,
+    status: Mutex<Status>,
+    emitted: AtomicU64,
+    published: AtomicU64,
+    lost: AtomicU64,
+    finished: AtomicI64,
+}
+
+/// What a worker reports now and then.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// What became of packets and flows.
+    pub counts: Counts,
+    /// Packets the kernel dropped.
+    pub dropped_by_kernel: u64,
+    /// Flows in the table.
+    pub active_flows: u64,
+    /// How its frames begin.
+    pub link: Option<LinkType>,
+    /// What keeps it from capturing.
+    pub problem: Option<String>,
+}
+
+const NOT_FINISHED: i64 = i64::MIN;
+
+impl Sensor {
+    /// Makes the state of a sensor that is about to start.
+    pub fn new(
+        id: &str,
+        tenant: TenantId,
+        source: String,
+        live: bool,
+        started: i64,
+        ring: Option<Arc<PacketRing>>,
+    ) -> Self {
+        Self {
+            id: id.to_owned(),
+            tenant,
+            source,
+            live,
+            started,
+            ring,
+            status: Mutex::default(),
+            emitted: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            finished: AtomicI64::new(NOT_FINISHED),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its latest status.
+    pub fn status(&self) -> Status {
+        self.lock().clone()
+    }
+
+    /// Notes what changed.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock());
+    }
+
+    /// Records were made.
+    pub fn emitted(&self, records: u64) {
+        self.emitted.fetch_add(records, Ordering::AcqRel);
+    }
+
+    /// The broker has stored records.
+    pub fn published(&self, records: u64) {
+        self.published.fetch_add(records, Ordering::AcqRel);
+    }
+
+    /// Records were given up.
+    pub fn lost(&self, records: u64) {
+        self.lost.fetch_add(records, Ordering::AcqRel);
+    }
+
+    /// Records that are neither stored nor given up.
+    pub fn waiting(&self) -> u64 {
+        // Read in this order, a record can only be counted as waiting too long, never too short.
+        let settled = self.published.load(Ordering::Acquire) + self.lost.load(Ordering::Acquire);
+        self.emitted.load(Ordering::Acquire).saturating_sub(settled)
+    }
+
+    /// What became of every packet and record. `records_published` are those the broker has stored.
+    pub fn ledger(&self) -> LossLedger {
+        let status = self.lock();
+        LossLedger {
+            dropped_by_kernel: status.dropped_by_kernel,
+            records_published: self.published.load(Ordering::Acquire),
+            records_lost: self.lost.load(Ordering::Acquire),
+            ..status.counts.ledger()
+        }
+    }
+
+    /// The ledger that travels with a batch: the records in it count as handed over.
+    pub fn ledger_with_batch(&self, counts: &Counts, dropped_by_kernel: u64) -> LossLedger {
+        let lost = self.lost.load(Ordering::Acquire);
+        LossLedger {
+            dropped_by_kernel,
+            records_published: self.emitted.load(Ordering::Acquire).saturating_sub(lost),
+            records_lost: lost,
+            ..counts.ledger()
+        }
+    }
+
+    /// Its file was played, and each of its records is stored or given up.
+    pub fn finish(&self, now: i64) {
+        self.finished.store(now, Ordering::Release);
+    }
+
+    /// When that was, nanoseconds since the epoch.
+    pub fn finished(&self) -> Option<i64> {
+        let finished = self.finished.load(Ordering::Acquire);
+        (finished != NOT_FINISHED).then_some(finished)
+    }
+}

@@ -1,0 +1,381 @@
+//! The service's configuration.
+
+use std::path::PathBuf;
+
+use garrison_proto::TenantId;
+use garrison_service::{ConfigError, Core, ServiceConfig};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::domain::Limits;
+
+/// Configuration of flow-ingest.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What every service has.
+    pub core: Core,
+    /// Where packets come from. At least one.
+    pub sensors: Vec<SensorConfig>,
+    /// The flow table of each sensor.
+    #[serde(default)]
+    pub table: TableConfig,
+    /// Live capture.
+    #[serde(default)]
+    pub capture: CaptureConfig,
+    /// How records are gathered into messages.
+    #[serde(default)]
+    pub batch: BatchConfig,
+    /// The packet ring on disk. Without this section no packets are kept.
+    #[serde(default)]
+    pub ring: Option<RingConfig>,
+    /// Where batches wait while the broker is away.
+    #[serde(default)]
+    pub spool: SpoolConfig,
+}
+
+/// A sensor: one flow table fed by interfaces or by a capture file.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SensorConfig {
+    /// Its name in records and in `sensors/{id}`: 1 to 63 letters, digits, hyphens and underscores.
+    pub id: String,
+    /// Whose traffic it sees.
+    #[schemars(with = "String")]
+    pub tenant: TenantId,
+    /// An interface to capture on.
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// Several interfaces that feed one flow table. On a router name every interface whose traffic passes it: with
+    /// `direction = "in"` each forwarded packet is then seen once, and both directions of a flow meet.
+    #[serde(default)]
+    pub interfaces: Vec<String>,
+    /// A capture file (pcap or pcapng) to play instead.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// Which frames are captured: those that come in through the interface, or those that leave it too.
+    #[serde(default)]
+    pub direction: Direction,
+    /// Also capture frames that are not for this host.
+    #[serde(default)]
+    pub promiscuous: bool,
+    /// Octets of each frame that are captured.
+    #[serde(default = "default_snaplen")]
+    pub snaplen: u32,
+    /// How fast a file is played.
+    #[serde(default)]
+    pub pace: Pace,
+    /// Which times the packets of a file get.
+    #[serde(default)]
+    pub timestamps: Timestamps,
+}
+
+/// Which frames are captured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Those that come in.
+    #[default]
+    In,
+    /// All.
+    Both,
+}
+
+/// How fast a file is played.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Pace {
+    /// As fast as possible.
+    #[default]
+    Fast,
+    /// With the pauses it was captured with.
+    Realtime,
+}
+
+/// Which times the packets of a file get.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Timestamps {
+    /// Those in the file.
+    #[default]
+    Capture,
+    /// Shifted to the present: played in real time the first packet is now, played fast the last one is.
+    Now,
+}
+
+/// The flow table of each sensor.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TableConfig {
+    /// Most flows held at once. A new one beyond makes the least valuable one end.
+    pub max_flows: usize,
+    /// Most flows with application state at once.
+    pub max_applications: usize,
+    /// Most octets of a stream held to reassemble a head that is spread over segments, each direction.
+    pub reassembly_bytes: usize,
+    /// Milliseconds after which a TCP connection attempt without an answer is over.
+    pub tcp_attempt_ms: u64,
+    /// Idle timeout of TCP, milliseconds.
+    pub tcp_idle_ms: u64,
+    /// Idle timeout of UDP, milliseconds.
+    pub udp_idle_ms: u64,
+    /// Idle timeout of ICMP, milliseconds.
+    pub icmp_idle_ms: u64,
+    /// Idle timeout of other protocols, milliseconds.
+    pub other_idle_ms: u64,
+    /// How long a closed TCP connection waits for stragglers, milliseconds.
+    pub close_linger_ms: u64,
+    /// How long a reset TCP connection waits for stragglers, milliseconds.
+    pub reset_linger_ms: u64,
+    /// How often a flow that goes on is reported, milliseconds.
+    pub active_interval_ms: u64,
+    /// Shortest time between two reports of new facts of one flow, milliseconds.
+    pub fact_interval_ms: u64,
+}
+
+/// Live capture.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaptureConfig {
+    /// Kernel memory of each interface's capture ring, octets.
+    pub ring_bytes: usize,
+    /// How long the kernel may hold back a packet, milliseconds. Kernels before 6.18 round it up to a timer tick
+    /// (4 ms at 250 Hz).
+    pub retire_ms: u32,
+}
+
+/// How records are gathered into messages.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchConfig {
+    /// Records that close a batch.
+    pub rows: usize,
+    /// Age that closes a batch, milliseconds. The first record after a pause goes out at once.
+    pub age_ms: u64,
+    /// Largest message, octets; a larger batch is split. Keep it below the broker's `max_payload`.
+    pub max_bytes: usize,
+}
+
+/// The packet ring on disk.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RingConfig {
+    /// Folder; each sensor has its own below it.
+    pub path: PathBuf,
+    /// Most octets on disk, each sensor. The oldest packets go first.
+    #[serde(default = "default_ring_bytes")]
+    pub bytes: u64,
+    /// Octets of one segment file.
+    #[serde(default = "default_segment_bytes")]
+    pub segment_bytes: u64,
+    /// Octets of each packet that are kept.
+    #[serde(default = "default_snaplen")]
+    pub snaplen: u32,
+    /// How long packets may wait in memory, milliseconds.
+    #[serde(default = "default_flush_ms")]
+    pub flush_ms: u64,
+    /// Most octets of one packet slice that is fetched.
+    #[serde(default = "default_slice_bytes")]
+    pub max_slice_bytes: u64,
+}
+
+/// Where batches wait while the broker is away.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpoolConfig {
+    /// Folder for what memory has no room for. Without it only memory is used.
+    pub path: Option<PathBuf>,
+    /// Most octets in memory.
+    pub memory_bytes: usize,
+    /// Most octets on disk. The oldest batches are given up first, and counted.
+    pub disk_bytes: u64,
+}
+
+fn default_snaplen() -> u32 {
+    65_535
+}
+
+fn default_ring_bytes() -> u64 {
+    1 << 30
+}
+
+fn default_segment_bytes() -> u64 {
+    16 << 20
+}
+
+fn default_flush_ms() -> u64 {
+    50
+}
+
+fn default_slice_bytes() -> u64 {
+    64 << 20
+}
+
+impl Default for TableConfig {
+    fn default() -> Self {
+        let limits = Limits::default();
+        let ms = |nanoseconds: i64| nanoseconds as u64 / 1_000_000;
+        Self {
+            max_flows: limits.flows,
+            max_applications: limits.applications,
+            reassembly_bytes: limits.stream_bytes,
+            tcp_attempt_ms: ms(limits.tcp_attempt),
+            tcp_idle_ms: ms(limits.tcp_idle),
+            udp_idle_ms: ms(limits.udp_idle),
+            icmp_idle_ms: ms(limits.icmp_idle),
+            other_idle_ms: ms(limits.other_idle),
+            close_linger_ms: ms(limits.close_linger),
+            reset_linger_ms: ms(limits.reset_linger),
+            active_interval_ms: ms(limits.active_interval),
+            fact_interval_ms: ms(limits.fact_interval),
+        }
+    }
+}
+
+impl TableConfig {
+    /// The limits a table is made with.
+    pub fn limits(&self) -> Limits {
+        let ns = |ms: u64| (ms.min(86_400_000_000) * 1_000_000) as i64;
+        Limits {
+            flows: self.max_flows,
+            applications: self.max_applications,
+            stream_bytes: self.reassembly_bytes,
+            tcp_attempt: ns(self.tcp_attempt_ms),
+            tcp_idle: ns(self.tcp_idle_ms),
+            udp_idle: ns(self.udp_idle_ms),
+            icmp_idle: ns(self.icmp_idle_ms),
+            other_idle: ns(self.other_idle_ms),
+            close_linger: ns(self.close_linger_ms),
+            reset_linger: ns(self.reset_linger_ms),
+            active_interval: ns(self.active_interval_ms),
+            fact_interval: ns(self.fact_interval_ms),
+        }
+    }
+}
+
+impl Default for CaptureConfig {
+    fn default() -> Self {
+        Self {
+            ring_bytes: 8 << 20,
+            retire_ms: 1,
+        }
+    }
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self {
+            rows: 4096,
+            age_ms: 2,
+            max_bytes: 900 << 10,
+        }
+    }
+}
+
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        Self {
+            path: None,
+            memory_bytes: 64 << 20,
+            disk_bytes: 1 << 30,
+        }
+    }
+}
+
+impl SensorConfig {
+    /// Every interface, however it was written.
+    pub fn all_interfaces(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.interface.iter().chain(&self.interfaces).cloned().collect();
+        all.dedup();
+        all
+    }
+}
+
+impl ServiceConfig for Config {
+    fn core(&self) -> &Core {
+        &self.core
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let wrong = |key: String, problem: &str| Err(ConfigError::invalid(key, problem.to_owned()));
+        if self.sensors.is_empty() {
+            return wrong("sensors".into(), "is empty: name at least one sensor");
+        }
+        for (i, sensor) in self.sensors.iter().enumerate() {
+            let key = |name: &str| format!("sensors[{i}].{name}");
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+            if sensor.id.is_empty() || sensor.id.len() > 63 || !sensor.id.chars().all(plain) {
+                return wrong(key("id"), "must be 1 to 63 letters, digits, hyphens and underscores");
+            }
+            if self.sensors[..i].iter().any(|other| other.id == sensor.id) {
+                return wrong(key("id"), "is the id of another sensor too");
+            }
+            match (&sensor.file, sensor.all_interfaces().is_empty()) {
+                (None, true) => return wrong(key("interfaces"), "is missing: name interfaces, or a file"),
+                (Some(_), false) => return wrong(key("file"), "cannot go together with interfaces"),
+                _ => {}
+            }
+            if !(64..=262_144).contains(&sensor.snaplen) {
+                return wrong(key("snaplen"), "must be 64 to 262144");
+            }
+        }
+        for (key, holds, problem) in [
+            (
+                "batch.rows",
+                (1..=65_536).contains(&self.batch.rows),
+                "must be 1 to 65536",
+            ),
+            (
+                "batch.max_bytes",
+                self.batch.max_bytes >= 64 << 10,
+                "must be at least 65536",
+            ),
+            (
+                "table.max_flows",
+                (16..=1 << 30).contains(&self.table.max_flows),
+                "must be 16 to 1073741824",
+            ),
+            (
+                "table.reassembly_bytes",
+                (1024..=1 << 20).contains(&self.table.reassembly_bytes),
+                "must be 1024 to 1048576",
+            ),
+            (
+                "table.active_interval_ms",
+                self.table.active_interval_ms >= 100,
+                "must be at least 100",
+            ),
+            (
+                "capture.ring_bytes",
+                self.capture.ring_bytes >= 256 << 10,
+                "must be at least 262144",
+            ),
+            (
+                "capture.retire_ms",
+                (1..=1000).contains(&self.capture.retire_ms),
+                "must be 1 to 1000",
+            ),
+            (
+                "spool.memory_bytes",
+                self.spool.memory_bytes >= 1 << 20,
+                "must be at least 1048576",
+            ),
+        ] {
+            if !holds {
+                return wrong(key.to_owned(), problem);
+            }
+        }
+        if let Some(ring) = &self.ring {
+            if ring.segment_bytes < 64 << 10 || ring.segment_bytes > 1 << 30 {
+                return wrong("ring.segment_bytes".into(), "must be 65536 to 1073741824");
+            }
+            if ring.bytes < ring.segment_bytes * 2 {
+                return wrong("ring.bytes".into(), "must be at least twice ring.segment_bytes");
+            }
+            if !(64..=262_144).contains(&ring.snaplen) {
+                return wrong("ring.snaplen".into(), "must be 64 to 262144");
+            }
+        }
+        Ok(())
+    }
+}

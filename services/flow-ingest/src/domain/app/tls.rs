@@ -1,0 +1,466 @@
+//! TLS hellos (RFC 8446, RFC 5246): server name, ALPN, versions, cipher, and the JA4 and JA4S fingerprints as FoxIO
+//! specifies them (github.com/FoxIO-LLC/ja4, technical details of JA4 and JA4S).
+
+use sha2::{Digest as _, Sha256};
+
+use super::stream::Step;
+
+/// What is told about a flow's TLS.
+#[derive(Debug, Default)]
+pub struct TlsFacts {
+    /// Version that was agreed, or offered while none is.
+    pub version: Option<u16>,
+    /// Cipher suite that was agreed.
+    pub cipher: Option<u16>,
+    /// Server name the client asked for.
+    pub sni: Option<String>,
+    /// First protocol of the client's list, or the agreed one.
+    pub alpn: Option<String>,
+    /// Fingerprint of the client.
+    pub ja4: Option<String>,
+    /// Fingerprint of the server.
+    pub ja4s: Option<String>,
+}
+
+const HANDSHAKE: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const SERVER_HELLO: u8 = 2;
+
+const EXT_SNI: u16 = 0;
+const EXT_SIGNATURES: u16 = 13;
+const EXT_ALPN: u16 = 16;
+const EXT_VERSIONS: u16 = 43;
+
+/// Whether octets begin a TLS connection: `None` while too few have come.
+pub fn begins(data: &[u8]) -> Option<bool> {
+    let fits = |at: usize, accept: &dyn Fn(u8) -> bool| data.get(at).is_none_or(|&b| accept(b));
+    let ok = fits(0, &|b| b == HANDSHAKE)
+        && fits(1, &|b| b == 3)
+        && fits(2, &|b| b <= 4)
+        && fits(5, &|b| b == CLIENT_HELLO || b == SERVER_HELLO);
+    match (ok, data.len()) {
+        (false, _) => Some(false),
+        (true, 6..) => Some(true),
+        (true, _) => None,
+    }
+}
+
+impl TlsFacts {
+    /// Looks at the octets at the front of either side's stream. `facts` is set when a hello was read.
+    pub fn step(&mut self, data: &[u8], facts: &mut bool) -> Step {
+        if begins(data) == Some(false) {
+            return Step::Stop;
+        }
+        let Some(record) = Record::at(data) else {
+            return Step::More;
+        };
+        // The usual case first: the hello lies in one record and need not be copied.
+        let joined;
+        let message = match message(record.body) {
+            Some(whole) => whole,
+            None => match join(data) {
+                Joined::Whole(bytes) => {
+                    joined = bytes;
+                    match message(&joined) {
+                        Some(whole) => whole,
+                        None => return Step::Stop,
+                    }
+                }
+                Joined::More => return Step::More,
+                Joined::Broken => return Step::Stop,
+            },
+        };
+        let read = match message.first() {
+            Some(&CLIENT_HELLO) => self.client(&message[4..]),
+            Some(&SERVER_HELLO) => self.server(&message[4..]),
+            _ => None,
+        };
+        *facts |= read.is_some();
+        Step::Stop
+    }
+
+    fn client(&mut self, body: &[u8]) -> Option<()> {
+        let mut hello = Reader(body);
+        let legacy = hello.u16()?;
+        hello.take(32)?;
+        hello.vec8()?;
+        let ciphers = u16s(hello.vec16()?);
+        hello.vec8()?;
+        let extensions = extensions(&mut hello)?;
+        let mut version = legacy;
+        let mut sni = None;
+        let mut alpn: Option<&[u8]> = None;
+        let mut signatures = Vec::new();
+        for &(kind, content) in &extensions {
+            match kind {
+                EXT_SNI => sni = server_name(content),
+                EXT_ALPN => alpn = Reader(Reader(content).vec16().unwrap_or_default()).vec8(),
+                EXT_VERSIONS => {
+                    let offered = u16s(Reader(content).vec8().unwrap_or_default());
+                    version = offered.into_iter().filter(|v| !is_grease(*v)).max().unwrap_or(legacy);
+                }
+                EXT_SIGNATURES => signatures = u16s(Reader(content).vec16().unwrap_or_default()),
+                _ => {}
+            }
+        }
+        let kinds: Vec<u16> = extensions.iter().map(|&(kind, _)| kind).collect();
+        self.ja4 = Some(ja4(version, &ciphers, &kinds, alpn, &signatures));
+        self.version.get_or_insert(version);
+        self.sni = sni.and_then(|name| printable(name, 255));
+        if self.alpn.is_none() {
+            self.alpn = alpn.and_then(|name| printable(name, 64));
+        }
+        Some(())
+    }
+
+    fn server(&mut self, body: &[u8]) -> Option<()> {
+        let mut hello = Reader(body);
+        let legacy = hello.u16()?;
+        hello.take(32)?;
+        hello.vec8()?;
+        let cipher = hello.u16()?;
+        hello.take(1)?;
+        let extensions = extensions(&mut hello)?;
+        let mut version = legacy;
+        let mut alpn: Option<&[u8]> = None;
+        for &(kind, content) in &extensions {
+            match kind {
+                EXT_VERSIONS => version = Reader(content).u16().unwrap_or(legacy),
+                EXT_ALPN => alpn = Reader(Reader(content).vec16().unwrap_or_default()).vec8(),
+                _ => {}
+            }
+        }
+        let kinds: Vec<u16> = extensions.iter().map(|&(kind, _)| kind).collect();
+        self.ja4s = Some(ja4s(version, cipher, &kinds, alpn));
+        self.version = Some(version);
+        self.cipher = Some(cipher);
+        if let Some(agreed) = alpn.and_then(|name| printable(name, 64)) {
+            self.alpn = Some(agreed);
+        }
+        Some(())
+    }
+}
+
+struct Record<'a> {
+    body: &'a [u8],
+    whole: bool,
+}
+
+impl<'a> Record<'a> {
+    // The record at the front, as far as it has come. `None` while its header has not.
+    fn at(data: &'a [u8]) -> Option<Self> {
+        let length = usize::from(u16::from_be_bytes([*data.get(3)?, *data.get(4)?]));
+        let body = &data[5..data.len().min(5 + length)];
+        Some(Self {
+            body,
+            whole: body.len() == length,
+        })
+    }
+}
+
+// The handshake message at the front, if all of it is here.
+fn message(data: &[u8]) -> Option<&[u8]> {
+    let header = data.get(1..4)?;
+    let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+    data.get(..4 + length)
+}
+
+enum Joined {
+    Whole(Vec<u8>),
+    More,
+    Broken,
+}
+
+// A handshake message may be spread over several records (RFC 8446 §5.1).
+fn join(mut data: &[u8]) -> Joined {
+    let mut joined = Vec::new();
+    loop {
+        if data.first().is_some_and(|&kind| kind != HANDSHAKE) {
+            return Joined::Broken;
+        }
+        let Some(record) = Record::at(data) else {
+            return Joined::More;
+        };
+        joined.extend_from_slice(record.body);
+        if message(&joined).is_some() {
+            return Joined::Whole(joined);
+        }
+        if !record.whole {
+            return Joined::More;
+        }
+        if record.body.is_empty() {
+            return Joined::Broken;
+        }
+        data = &data[5 + record.body.len()..];
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2).map(|b| u16::from_be_bytes([b[0], b[1]]))
+    }
+
+    fn vec8(&mut self) -> Option<&'a [u8]> {
+        let length = self.take(1)?[0];
+        self.take(usize::from(length))
+    }
+
+    fn vec16(&mut self) -> Option<&'a [u8]> {
+        let length = self.u16()?;
+        self.take(usize::from(length))
+    }
+}
+
+fn u16s(data: &[u8]) -> Vec<u16> {
+    data.chunks_exact(2).map(|b| u16::from_be_bytes([b[0], b[1]])).collect()
+}
+
+// Extensions may be left out altogether.
+fn extensions<'a>(hello: &mut Reader<'a>) -> Option<Vec<(u16, &'a [u8])>> {
+    if hello.0.is_empty() {
+        return Some(Vec::new());
+    }
+    let mut list = Reader(hello.vec16()?);
+    let mut found = Vec::new();
+    while !list.0.is_empty() {
+        found.push((list.u16()?, list.vec16()?));
+    }
+    Some(found)
+}
+
+// RFC 6066 §3: only names of type 0 exist.
+fn server_name(content: &[u8]) -> Option<&[u8]> {
+    let mut names = Reader(Reader(content).vec16()?);
+    let kind = names.take(1)?[0];
+    let name = names.vec16()?;
+    (kind == 0).then_some(name)
+}
+
+fn printable(name: &[u8], limit: usize) -> Option<String> {
+    let name = &name[..name.len().min(limit)];
+    let text: String = name
+        .iter()
+        .map(|&b| match b {
+            0x21..=0x7e => char::from(b),
+            _ => '\u{fffd}',
+        })
+        .collect();
+    (!text.is_empty()).then_some(text)
+}
+
+/// RFC 8701: values that mean nothing and are sent to keep servers tolerant.
+fn is_grease(value: u16) -> bool {
+    value & 0x0f0f == 0x0a0a && value >> 8 == value & 0xff
+}
+
+fn version_code(version: u16) -> &'static str {
+    match version {
+        0x0304 => "13",
+        0x0303 => "12",
+        0x0302 => "11",
+        0x0301 => "10",
+        0x0300 => "s3",
+        0x0002 => "s2",
+        0xfeff => "d1",
+        0xfefd => "d2",
+        0xfefc => "d3",
+        _ => "00",
+    }
+}
+
+// First and last character of the first protocol; of its hexadecimal form where they are not alphanumeric.
+fn alpn_code(alpn: Option<&[u8]>) -> [char; 2] {
+    let (Some(&first), Some(&last)) = (alpn.and_then(<[u8]>::first), alpn.and_then(<[u8]>::last)) else {
+        return ['0', '0'];
+    };
+    if first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric() {
+        return [char::from(first), char::from(last)];
+    }
+    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble & 0x0f)]);
+    [digit(first >> 4), digit(last)]
+}
+
+fn list(values: &[u16]) -> String {
+    let texts: Vec<String> = values.iter().map(|v| format!("{v:04x}")).collect();
+    texts.join(",")
+}
+
+fn short_hash(text: &str) -> String {
+    if text.is_empty() {
+        return "0".repeat(12);
+    }
+    hex::encode(&Sha256::digest(text.as_bytes())[..6])
+}
+
+fn ja4(version: u16, ciphers: &[u16], extensions: &[u16], alpn: Option<&[u8]>, signatures: &[u16]) -> String {
+    let without_grease = |values: &[u16]| -> Vec<u16> { values.iter().copied().filter(|v| !is_grease(*v)).collect() };
+    let mut ciphers = without_grease(ciphers);
+    let mut kinds = without_grease(extensions);
+    let signatures = without_grease(signatures);
+    let named = if kinds.contains(&EXT_SNI) { 'd' } else { 'i' };
+    let [a, z] = alpn_code(alpn);
+    let head = format!(
+        "t{}{named}{:02}{:02}{a}{z}",
+        version_code(version),
+        ciphers.len().min(99),
+        kinds.len().min(99),
+    );
+    ciphers.sort_unstable();
+    kinds.retain(|kind| !matches!(*kind, EXT_SNI | EXT_ALPN));
+    kinds.sort_unstable();
+    let mut tail = list(&kinds);
+    if !tail.is_empty() && !signatures.is_empty() {
+        tail.push('_');
+        tail.push_str(&list(&signatures));
+    }
+    format!("{head}_{}_{}", short_hash(&list(&ciphers)), short_hash(&tail))
+}
+
+fn ja4s(version: u16, cipher: u16, extensions: &[u16], alpn: Option<&[u8]>) -> String {
+    let kinds: Vec<u16> = extensions.iter().copied().filter(|kind| !is_grease(*kind)).collect();
+    let [a, z] = alpn_code(alpn);
+    format!(
+        "t{}{:02}{a}{z}_{cipher:04x}_{}",
+        version_code(version),
+        kinds.len().min(99),
+        short_hash(&list(&kinds)),
+    )
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn vec16(body: &[u8]) -> Vec<u8> {
+        [&(body.len() as u16).to_be_bytes(), body].concat()
+    }
+
+    fn extension(kind: u16, content: &[u8]) -> Vec<u8> {
+        [kind.to_be_bytes().to_vec(), vec16(content)].concat()
+    }
+
+    fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut message = vec![kind, 0];
+        message.extend((body.len() as u16).to_be_bytes());
+        message.extend(body);
+        [&[HANDSHAKE, 3, 1][..], &vec16(&message)].concat()
+    }
+
+    // The example of FoxIO's JA4 specification.
+    pub(crate) fn example_client_hello() -> Vec<u8> {
+        let ciphers: [u16; 16] = [
+            0x0a0a, 0x1301, 0x1302, 0x1303, 0xc02b, 0xc02f, 0xc02c, 0xc030, 0xcca9, 0xcca8, 0xc013, 0xc014, 0x009c,
+            0x009d, 0x002f, 0x0035,
+        ];
+        let signatures: [u16; 8] = [0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601];
+        let bytes = |values: &[u16]| -> Vec<u8> { values.iter().flat_map(|v| v.to_be_bytes()).collect() };
+        let name = b"example.com";
+        let sni = vec16(&[&[0][..], &vec16(name)].concat());
+        let mut extensions = extension(0x1a1a, &[]);
+        extensions.extend(extension(0x001b, &[]));
+        extensions.extend(extension(EXT_SNI, &sni));
+        for kind in [0x0033, 0x4469, 0x0017] {
+            extensions.extend(extension(kind, &[]));
+        }
+        extensions.extend(extension(EXT_ALPN, &vec16(b"\x02h2\x08http/1.1")));
+        extensions.extend(extension(EXT_VERSIONS, &[6, 0x7a, 0x7a, 3, 4, 3, 3]));
+        extensions.extend(extension(EXT_SIGNATURES, &vec16(&bytes(&signatures))));
+        for kind in [0x0005, 0x000a, 0x002d, 0x000b, 0x0012, 0x0023, 0xff01, 0x0015, 0x3a3a] {
+            extensions.extend(extension(kind, &[]));
+        }
+        let mut body = vec![3, 3];
+        body.extend([7; 32]);
+        body.push(0);
+        body.extend(vec16(&bytes(&ciphers)));
+        body.extend([1, 0]);
+        body.extend(vec16(&extensions));
+        record(CLIENT_HELLO, &body)
+    }
+
+    fn server_hello() -> Vec<u8> {
+        let mut extensions = extension(0x0033, &[0; 4]);
+        extensions.extend(extension(EXT_VERSIONS, &[3, 4]));
+        let mut body = vec![3, 3];
+        body.extend([9; 32]);
+        body.extend([0, 0x13, 0x01, 0]);
+        body.extend(vec16(&extensions));
+        record(SERVER_HELLO, &body)
+    }
+
+    #[test]
+    fn the_specifications_example_gives_its_fingerprint() {
+        let (mut tls, mut facts) = (TlsFacts::default(), false);
+        assert_eq!(tls.step(&example_client_hello(), &mut facts), Step::Stop);
+        assert!(facts);
+        assert_eq!(tls.ja4.as_deref(), Some("t13d1516h2_8daaf6152771_e5627efa2ab1"));
+        assert_eq!(tls.sni.as_deref(), Some("example.com"));
+        assert_eq!(tls.alpn.as_deref(), Some("h2"));
+        assert_eq!(tls.version, Some(0x0304));
+    }
+
+    #[test]
+    fn a_servers_answer_is_what_was_agreed() {
+        let (mut tls, mut facts) = (TlsFacts::default(), false);
+        tls.step(&server_hello(), &mut facts);
+        assert_eq!((tls.version, tls.cipher), (Some(0x0304), Some(0x1301)));
+        // The example of FoxIO's JA4S specification has these two extensions in this order.
+        assert_eq!(tls.ja4s.as_deref(), Some("t130200_1301_234ea6891581"));
+    }
+
+    #[test]
+    fn alpn_codes_follow_the_specification() {
+        assert_eq!(alpn_code(None), ['0', '0']);
+        assert_eq!(alpn_code(Some(b"http/1.1")), ['h', '1']);
+        assert_eq!(alpn_code(Some(b"h")), ['h', 'h']);
+        assert_eq!(alpn_code(Some(&[0xab])), ['a', 'b']);
+        assert_eq!(alpn_code(Some(&[0xab, 0xcd])), ['a', 'd']);
+        assert_eq!(alpn_code(Some(&[0x30, 0xab])), ['3', 'b']);
+    }
+
+    #[test]
+    fn a_hello_over_several_records_is_joined() {
+        let whole = example_client_hello();
+        let message = &whole[5..];
+        let mut split = Vec::new();
+        for part in message.chunks(100) {
+            split.extend([HANDSHAKE, 3, 1]);
+            split.extend(vec16(part));
+        }
+        let (mut tls, mut facts) = (TlsFacts::default(), false);
+        assert_eq!(tls.step(&split[..split.len() - 1], &mut facts), Step::More);
+        assert_eq!(tls.step(&split, &mut facts), Step::Stop);
+        assert_eq!(tls.sni.as_deref(), Some("example.com"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_hello_with_any_octet_changed_or_cut_never_panics(
+            at in any::<prop::sample::Index>(), value in any::<u8>(), cut in any::<prop::sample::Index>(),
+            server in any::<bool>(),
+        ) {
+            let mut data = if server { server_hello() } else { example_client_hello() };
+            let place = at.index(data.len());
+            data[place] = value;
+            TlsFacts::default().step(&data, &mut false);
+            let kept = cut.index(data.len());
+            TlsFacts::default().step(&data[..kept], &mut false);
+        }
+
+        #[test]
+        fn garbage_never_panics(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            TlsFacts::default().step(&data, &mut false);
+            let hello = [&[HANDSHAKE, 3, 1, 1, 0, CLIENT_HELLO][..], &data].concat();
+            TlsFacts::default().step(&hello, &mut false);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Packets to flows: no input or output, no clock, no randomness, and no allocation for a packet that belongs to a
+//! flow already known.
+
+pub mod app;
+#[cfg(test)]
+pub(crate) mod craft;
+pub mod flow;
+pub mod fragment;
+pub mod index;
+pub mod key;
+pub mod meter;
+#[cfg(test)]
+mod meter_tests;
+pub mod packet;
+pub mod record;
+pub mod table;
+pub mod tcp;
+pub mod wheel;
+
+pub use meter::{Counts, Meter, Sink};
+pub use table::Limits;

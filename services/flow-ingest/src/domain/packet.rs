@@ -1,0 +1,701 @@
+//! From a captured frame to the facts a flow table needs: link layer, VLAN tags, IP, transport header.
+//!
+//! Nothing is copied: the payload stays a slice of the frame. Every length a packet claims is checked against
+//! the octets that were captured and against the length the frame had on the wire.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
+/// IP protocol number of SCTP.
+pub const SCTP: u8 = 132;
+
+const DCCP: u8 = 33;
+const UDP_LITE: u8 = 136;
+
+/// TCP flag bits (RFC 9293 §3.1).
+pub mod flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgment field is significant.
+    pub const ACK: u8 = 0x10;
+}
+
+/// How a frame begins: the `LINKTYPE_` values of the pcap registry this meter reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkType {
+    /// IEEE 802.3 Ethernet.
+    Ethernet,
+    /// IPv4 or IPv6 without a link header.
+    Raw,
+    /// Linux "cooked" capture version 1.
+    LinuxCooked,
+    /// Linux "cooked" capture version 2.
+    LinuxCooked2,
+    /// BSD loopback, address family in the byte order of the capturing host.
+    Null,
+    /// OpenBSD loopback, address family in network byte order.
+    Loop,
+}
+
+impl LinkType {
+    /// The link type of a `LINKTYPE_` number. `None` for one that this meter cannot read.
+    pub fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Null),
+            1 => Some(Self::Ethernet),
+            // 12 and 14 are DLT_RAW on some systems and appear in files written there.
+            12 | 14 | 101 | 228 | 229 => Some(Self::Raw),
+            108 => Some(Self::Loop),
+            113 => Some(Self::LinuxCooked),
+            276 => Some(Self::LinuxCooked2),
+            _ => None,
+        }
+    }
+
+    /// Its `LINKTYPE_` number.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Null => 0,
+            Self::Ethernet => 1,
+            Self::Raw => 101,
+            Self::Loop => 108,
+            Self::LinuxCooked => 113,
+            Self::LinuxCooked2 => 276,
+        }
+    }
+
+    /// Its name in the pcap registry, without the prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Null => "NULL",
+            Self::Ethernet => "ETHERNET",
+            Self::Raw => "RAW",
+            Self::Loop => "LOOP",
+            Self::LinuxCooked => "LINUX_SLL",
+            Self::LinuxCooked2 => "LINUX_SLL2",
+        }
+    }
+}
+
+/// One captured frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// When it was captured, nanoseconds since the epoch, UTC.
+    pub time: i64,
+    /// How `data` begins.
+    pub link: LinkType,
+    /// The captured octets.
+    pub data: &'a [u8],
+    /// Length on the wire; at least `data.len()`.
+    pub wire_len: u32,
+    /// VLAN tag control information that the network card took out of the frame.
+    pub vlan_tci: Option<u16>,
+}
+
+/// What a segment of a stream says in its header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpHeader {
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgment number.
+    pub ack: u32,
+    /// Flag bits, see [`flag`].
+    pub flags: u8,
+    /// Window, not scaled.
+    pub window: u16,
+}
+
+/// A packet's place in a fragmented datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragment {
+    /// A whole datagram.
+    #[default]
+    Whole,
+    /// The first part: it has the transport header.
+    First(u32),
+    /// A later part: it has none.
+    Later(u32),
+}
+
+/// The facts of one packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoded<'a> {
+    /// When it was captured, nanoseconds since the epoch, UTC.
+    pub time: i64,
+    /// Source address; IPv4 mapped into IPv6 (RFC 4291 §2.5.5.2).
+    pub src: [u8; 16],
+    /// Destination address, in the same form.
+    pub dst: [u8; 16],
+    /// Source port; for ICMP the type.
+    pub src_port: u16,
+    /// Destination port; for ICMP the type of the answer, or the code where none is expected.
+    pub dst_port: u16,
+    /// IP protocol number of the transport.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub ip_version: u8,
+    /// Length of the IP packet, header included, octets.
+    pub ip_len: u32,
+    /// Octets above the transport header as the headers claim them.
+    pub payload_len: u32,
+    /// The payload as far as it was captured.
+    pub payload: &'a [u8],
+    /// For TCP.
+    pub tcp: TcpHeader,
+    /// Whether it is part of a fragmented datagram.
+    pub fragment: Fragment,
+    /// Outermost VLAN id.
+    pub vlan: Option<u16>,
+    /// Link addresses: source, destination.
+    pub macs: Option<([u8; 6], [u8; 6])>,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict<'a> {
+    /// It belongs to a flow.
+    Flow(Decoded<'a>),
+    /// It is understood and carries none: ARP, LLDP, spanning tree, ….
+    NoFlow,
+    /// Its headers contradict themselves or end too early.
+    Malformed,
+}
+
+/// An address as the standard library has it.
+pub fn address(bytes: &[u8; 16]) -> IpAddr {
+    Ipv6Addr::from(*bytes).to_canonical()
+}
+
+// Every early end is the same verdict, so the decoders return `None` for it and stay readable.
+type Step<T> = Option<T>;
+
+fn be16(data: &[u8], at: usize) -> Step<u16> {
+    data.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]))
+}
+
+fn be32(data: &[u8], at: usize) -> Step<u32> {
+    data.get(at..at + 4)
+        .map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn array<const N: usize>(data: &[u8], at: usize) -> Step<[u8; N]> {
+    data.get(at..at + N)?.try_into().ok()
+}
+
+struct Link {
+    ethertype: u16,
+    offset: usize,
+    vlan: Option<u16>,
+    macs: Option<([u8; 6], [u8; 6])>,
+}
+
+const ETH_IPV4: u16 = 0x0800;
+const ETH_IPV6: u16 = 0x86dd;
+// No more tags than this are unwrapped; a frame with more is not a network's but an attacker's.
+const MAX_TAGS: usize = 8;
+
+/// Decodes one frame.
+pub fn decode<'a>(packet: &Packet<'a>) -> Verdict<'a> {
+    let Some(link) = link_layer(packet) else {
+        return Verdict::Malformed;
+    };
+    let data = packet.data.get(link.offset..).unwrap_or_default();
+    // What the frame had on the wire behind the link header bounds what IP may claim.
+    let wire = (packet.wire_len as usize)
+        .max(packet.data.len())
+        .saturating_sub(link.offset);
+    let decoded = match link.ethertype {
+        ETH_IPV4 => ipv4(data, wire),
+        ETH_IPV6 => ipv6(data, wire),
+        _ => return Verdict::NoFlow,
+    };
+    match decoded {
+        Some(mut decoded) => {
+            decoded.time = packet.time;
+            decoded.vlan = link.vlan;
+            decoded.macs = link.macs;
+            Verdict::Flow(decoded)
+        }
+        None => Verdict::Malformed,
+    }
+}
+
+fn link_layer(packet: &Packet<'_>) -> Step<Link> {
+    let data = packet.data;
+    let mut link = match packet.link {
+        LinkType::Ethernet => Link {
+            ethertype: be16(data, 12)?,
+            offset: 14,
+            vlan: None,
+            macs: Some((array(data, 6)?, array(data, 0)?)),
+        },
+        LinkType::Raw => bare(by_version(data)?, 0),
+        LinkType::LinuxCooked => cooked(be16(data, 14)?, 16, data, 6, be16(data, 4)?)?,
+        LinkType::LinuxCooked2 => cooked(be16(data, 0)?, 20, data, 12, u16::from(*data.get(11)?))?,
+        LinkType::Null => {
+            let family: [u8; 4] = array(data, 0)?;
+            // The host that captured may have had either byte order; families are small numbers.
+            let family = u32::from_le_bytes(family).min(u32::from_be_bytes(family));
+            bare(by_family(family), 4)
+        }
+        LinkType::Loop => bare(by_family(be32(data, 0)?), 4),
+    };
+    if let Some(tci) = packet.vlan_tci {
+        link.vlan = Some(tci & 0x0fff);
+    }
+    unwrap_tags(data, &mut link)?;
+    Some(link)
+}
+
+fn bare(ethertype: u16, offset: usize) -> Link {
+    Link {
+        ethertype,
+        offset,
+        vlan: None,
+        macs: None,
+    }
+}
+
+// LINKTYPE_LINUX_SLL and SLL2 give only the sender's address, and only its length says whether it is a MAC.
+fn cooked(ethertype: u16, offset: usize, data: &[u8], address_at: usize, address_len: u16) -> Step<Link> {
+    data.get(..offset)?;
+    let macs = (address_len == 6)
+        .then(|| array(data, address_at).map(|sender| (sender, [0; 6])))
+        .flatten();
+    Some(Link {
+        ethertype,
+        offset,
+        vlan: None,
+        macs,
+    })
+}
+
+fn by_version(data: &[u8]) -> Step<u16> {
+    match data.first()? >> 4 {
+        4 => Some(ETH_IPV4),
+        6 => Some(ETH_IPV6),
+        _ => None,
+    }
+}
+
+// AF_INET is 2 everywhere; AF_INET6 is 10 on Linux, 24 on NetBSD and OpenBSD, 28 on FreeBSD, 30 on macOS.
+fn by_family(family: u32) -> u16 {
+    match family {
+        2 => ETH_IPV4,
+        10 | 24 | 28 | 30 => ETH_IPV6,
+        _ => 0,
+    }
+}
+
+fn unwrap_tags(data: &[u8], link: &mut Link) -> Step<()> {
+    for _ in 0..MAX_TAGS {
+        match link.ethertype {
+            // IEEE 802.1Q, 802.1ad, and the two values used before 802.1ad was.
+            0x8100 | 0x88a8 | 0x9100 | 0x9200 => {
+                let tci = be16(data, link.offset)?;
+                link.vlan.get_or_insert(tci & 0x0fff);
+                link.ethertype = be16(data, link.offset + 2)?;
+                link.offset += 4;
+            }
+            // MPLS (RFC 3032): the bottom label is followed by IP, told by its version.
+            0x8847 | 0x8848 => {
+                let label = be32(data, link.offset)?;
+                link.offset += 4;
+                if label & 0x100 != 0 {
+                    link.ethertype = by_version(data.get(link.offset..).unwrap_or_default()).unwrap_or(0);
+                    return Some(());
+                }
+            }
+            // PPPoE session (RFC 2516) with PPP's protocol number behind it.
+            0x8864 => {
+                link.ethertype = match be16(data, link.offset + 6)? {
+                    0x0021 => ETH_IPV4,
+                    0x0057 => ETH_IPV6,
+                    _ => 0,
+                };
+                link.offset += 8;
+            }
+            _ => return Some(()),
+        }
+    }
+    // Deeper than any real frame: understood, but not followed.
+    link.ethertype = 0;
+    Some(())
+}
+
+fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+}
+
+fn ipv4(data: &[u8], wire: usize) -> Step<Decoded<'_>> {
+    let first = *data.first()?;
+    let header = usize::from(first & 0x0f) * 4;
+    if first >> 4 != 4 || header < 20 || data.len() < header {
+        return None;
+    }
+    // Segmentation offload leaves the length 0 for what the card will cut; then the frame tells.
+    let total = match be16(data, 2)? {
+        0 => wire,
+        claimed => usize::from(claimed),
+    };
+    if total < header || total > wire {
+        return None;
+    }
+    let place = be16(data, 6)?;
+    let identifier = u32::from(be16(data, 4)?);
+    let fragment = match (place & 0x1fff, place & 0x2000) {
+        (0, 0) => Fragment::Whole,
+        (0, _) => Fragment::First(identifier),
+        _ => Fragment::Later(identifier),
+    };
+    let body = &data[header..data.len().min(total)];
+    transport(
+        Decoded {
+            src: mapped(array(data, 12)?),
+            dst: mapped(array(data, 16)?),
+            ip_version: 4,
+            ip_len: total as u32,
+            fragment,
+            ..empty(data[9])
+        },
+        body,
+        total - header,
+    )
+}
+
+fn ipv6(data: &[u8], wire: usize) -> Step<Decoded<'_>> {
+    if data.len() < 40 || data[0] >> 4 != 6 {
+        return None;
+    }
+    let claimed = usize::from(be16(data, 4)?);
+    // 0 with a hop-by-hop header is a jumbogram (RFC 2675); the frame tells its length.
+    let total = match (claimed, data[6]) {
+        (0, 0) => wire,
+        _ => 40 + claimed,
+    };
+    if total > wire {
+        return None;
+    }
+    let end = data.len().min(total);
+    let mut next = data[6];
+    let mut at = 40;
+    let mut fragment = Fragment::Whole;
+    // RFC 8200 §4.1 lets each header occur once or twice; more than this many is an attack.
+    for _ in 0..12 {
+        let length = match next {
+            // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
+            0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*data.get(at + 1)?) + 1) * 8,
+            // Authentication header counts in words (RFC 4302 §2.2).
+            51 => (usize::from(*data.get(at + 1)?) + 2) * 4,
+            44 => {
+                let place = be16(data, at + 2)?;
+                let identifier = be32(data, at + 4)?;
+                fragment = match (place >> 3, place & 1) {
+                    (0, 0) => Fragment::Whole,
+                    (0, _) => Fragment::First(identifier),
+                    _ => Fragment::Later(identifier),
+                };
+                8
+            }
+            _ => break,
+        };
+        next = *data.get(at)?;
+        at += length;
+        if at > total {
+            return None;
+        }
+        // What follows in a later fragment is the middle of the datagram, not a header.
+        if matches!(fragment, Fragment::Later(_)) {
+            break;
+        }
+    }
+    transport(
+        Decoded {
+            src: array(data, 8)?,
+            dst: array(data, 24)?,
+            ip_version: 6,
+            ip_len: total as u32,
+            fragment,
+            ..empty(next)
+        },
+        data.get(at..end).unwrap_or_default(),
+        total - at,
+    )
+}
+
+fn empty<'a>(protocol: u8) -> Decoded<'a> {
+    Decoded {
+        time: 0,
+        src: [0; 16],
+        dst: [0; 16],
+        src_port: 0,
+        dst_port: 0,
+        protocol,
+        ip_version: 0,
+        ip_len: 0,
+        payload_len: 0,
+        payload: &[],
+        tcp: TcpHeader::default(),
+        fragment: Fragment::Whole,
+        vlan: None,
+        macs: None,
+    }
+}
+
+// `body` is what was captured behind the IP header, `claimed` how much there is by the IP header.
+fn transport<'a>(mut packet: Decoded<'a>, body: &'a [u8], claimed: usize) -> Step<Decoded<'a>> {
+    if let Fragment::Later(_) = packet.fragment {
+        packet.payload_len = claimed as u32;
+        return Some(packet);
+    }
+    let header = match packet.protocol {
+        TCP => {
+            packet.src_port = be16(body, 0)?;
+            packet.dst_port = be16(body, 2)?;
+            packet.tcp = TcpHeader {
+                seq: be32(body, 4)?,
+                ack: be32(body, 8)?,
+                flags: *body.get(13)?,
+                window: be16(body, 14)?,
+            };
+            let header = usize::from(body[12] >> 4) * 4;
+            if header < 20 || claimed < header {
+                return None;
+            }
+            header
+        }
+        UDP | UDP_LITE => {
+            packet.src_port = be16(body, 0)?;
+            packet.dst_port = be16(body, 2)?;
+            let length = usize::from(be16(body, 4)?);
+            if claimed < 8 || (packet.protocol == UDP && (1..8).contains(&length)) {
+                return None;
+            }
+            // Octets behind the datagram's own length belong to nobody.
+            if packet.protocol == UDP && packet.fragment == Fragment::Whole && length >= 8 {
+                let inside = length.min(claimed);
+                packet.payload_len = (inside - 8) as u32;
+                packet.payload = body.get(8..body.len().min(inside)).unwrap_or_default();
+                return Some(packet);
+            }
+            8
+        }
+        SCTP | DCCP => {
+            packet.src_port = be16(body, 0)?;
+            packet.dst_port = be16(body, 2)?;
+            let header = 12;
+            if claimed < header {
+                return None;
+            }
+            header
+        }
+        ICMP | ICMPV6 => {
+            let (kind, code) = (*body.first()?, *body.get(1)?);
+            let answer = icmp_answer(packet.protocol, kind);
+            packet.src_port = u16::from(kind);
+            packet.dst_port = u16::from(answer.unwrap_or(code));
+            8.min(claimed)
+        }
+        _ => 0,
+    };
+    packet.payload_len = (claimed - header) as u32;
+    packet.payload = body.get(header..).unwrap_or_default();
+    Some(packet)
+}
+
+/// The ICMP type that answers a type and the other way round, so that both make one flow (Community ID
+/// specification, "ICMP"). `None` where no answer is expected.
+pub fn icmp_answer(protocol: u8, kind: u8) -> Option<u8> {
+    let pairs: &[(u8, u8)] = match protocol {
+        ICMP => &[(8, 0), (13, 14), (15, 16), (17, 18), (10, 9)],
+        _ => &[(128, 129), (133, 134), (135, 136), (130, 131), (139, 140), (144, 145)],
+    };
+    pairs.iter().find_map(|&(ask, answer)| match kind {
+        _ if kind == ask => Some(answer),
+        _ if kind == answer => Some(ask),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::craft;
+
+    fn frame(data: &[u8]) -> Packet<'_> {
+        Packet {
+            time: 7,
+            link: LinkType::Ethernet,
+            data,
+            wire_len: data.len() as u32,
+            vlan_tci: None,
+        }
+    }
+
+    fn flow<'a>(packet: &Packet<'a>) -> Decoded<'a> {
+        match decode(packet) {
+            Verdict::Flow(decoded) => decoded,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_tcp_segment_in_ipv4_is_read_whole() {
+        let data = craft::tcp4("10.0.0.1:1234", "10.0.0.2:80", flag::SYN, 5, 0, b"abc");
+        let decoded = flow(&frame(&data));
+        assert_eq!(address(&decoded.src).to_string(), "10.0.0.1");
+        assert_eq!((decoded.src_port, decoded.dst_port), (1234, 80));
+        assert_eq!(decoded.tcp.seq, 5);
+        assert_eq!(decoded.tcp.flags, flag::SYN);
+        assert_eq!(decoded.payload, b"abc");
+        assert_eq!((decoded.payload_len, decoded.ip_len), (3, 43));
+    }
+
+    #[test]
+    fn ethernet_padding_is_not_payload() {
+        let mut data = craft::tcp4("10.0.0.1:1", "10.0.0.2:2", flag::ACK, 0, 0, b"");
+        data.resize(60, 0xee);
+        let decoded = flow(&frame(&data));
+        assert_eq!(decoded.payload_len, 0);
+        assert!(decoded.payload.is_empty());
+    }
+
+    #[test]
+    fn tags_are_unwrapped_and_the_outermost_is_kept() {
+        let plain = craft::udp4("10.0.0.1:1", "10.0.0.2:2", b"x");
+        let mut tagged = plain[..12].to_vec();
+        tagged.extend([0x88, 0xa8, 0x20, 0x64, 0x81, 0x00, 0x00, 0x05]);
+        tagged.extend(&plain[12..]);
+        assert_eq!(flow(&frame(&tagged)).vlan, Some(100));
+        let stripped = Packet {
+            vlan_tci: Some(0x600a),
+            ..frame(&plain)
+        };
+        assert_eq!(flow(&stripped).vlan, Some(10));
+    }
+
+    #[test]
+    fn every_link_type_leads_to_the_same_flow() {
+        let ethernet = craft::udp4("10.0.0.1:1", "10.0.0.2:2", b"x");
+        let ip = &ethernet[14..];
+        let with = |link, head: &[u8]| {
+            let data = [head, ip].concat();
+            let packet = Packet { link, ..frame(&data) };
+            let decoded = flow(&packet);
+            assert_eq!(decoded.payload, b"x", "{link:?}");
+            assert_eq!(decoded.dst_port, 2);
+        };
+        with(LinkType::Raw, &[]);
+        with(LinkType::Null, &[2, 0, 0, 0]);
+        with(LinkType::Null, &[0, 0, 0, 2]);
+        with(LinkType::Loop, &[0, 0, 0, 2]);
+        with(LinkType::LinuxCooked, &[0, 0, 0, 1, 0, 6, 1, 2, 3, 4, 5, 6, 0, 0, 8, 0]);
+        with(
+            LinkType::LinuxCooked2,
+            &[8, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 6, 1, 2, 3, 4, 5, 6, 0, 0],
+        );
+    }
+
+    #[test]
+    fn extension_headers_are_walked_and_fragments_kept_apart() {
+        let plain = craft::udp6("[2001:db8::1]:1", "[2001:db8::2]:2", b"xyz");
+        let mut walked = plain.clone();
+        walked[20] = 0;
+        let options = [17, 0, 1, 4, 0, 0, 0, 0];
+        walked.splice(54..54, options);
+        let length = (plain.len() - 54 + 8) as u16;
+        walked[18..20].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(flow(&frame(&walked)).payload, b"xyz");
+
+        let mut later = plain.clone();
+        later[20] = 44;
+        later.splice(54..54, [17, 0, 0, 8, 0, 0, 0, 9]);
+        later[18..20].copy_from_slice(&length.to_be_bytes());
+        let decoded = flow(&frame(&later));
+        assert_eq!(decoded.fragment, Fragment::Later(9));
+        assert_eq!(decoded.protocol, UDP);
+        assert_eq!(decoded.src_port, 0);
+    }
+
+    #[test]
+    fn contradictions_are_malformed() {
+        let good = craft::tcp4("10.0.0.1:1", "10.0.0.2:2", flag::ACK, 0, 0, b"abcd");
+        let broken = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut data = good.clone();
+            change(&mut data);
+            assert!(matches!(decode(&frame(&data)), Verdict::Malformed), "{data:x?}");
+        };
+        broken(&|d| d.truncate(10));
+        broken(&|d| d.truncate(30));
+        broken(&|d| d[14] = 0x44);
+        broken(&|d| d[14] = 0x65);
+        broken(&|d| d[16..18].copy_from_slice(&2000_u16.to_be_bytes()));
+        broken(&|d| d[16..18].copy_from_slice(&19_u16.to_be_bytes()));
+        broken(&|d| d[46] = 0x40);
+        broken(&|d| d[46] = 0xf0);
+    }
+
+    #[test]
+    fn echo_and_its_answer_name_each_other() {
+        assert_eq!(icmp_answer(ICMP, 8), Some(0));
+        assert_eq!(icmp_answer(ICMP, 0), Some(8));
+        assert_eq!(icmp_answer(ICMP, 3), None);
+        assert_eq!(icmp_answer(ICMPV6, 129), Some(128));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn no_frame_panics_and_claims_stay_bounded(
+            mut data in prop::collection::vec(any::<u8>(), 0..200),
+            link in 0_u32..300,
+            beyond in 0_u32..2000,
+            ethertype in prop::sample::select(vec![0x0800_u16, 0x86dd, 0x8100, 0x8847, 0x8864]),
+            steer in any::<bool>(),
+        ) {
+            let link = LinkType::from_number(link).unwrap_or(LinkType::Ethernet);
+            if steer && data.len() > 24 && link == LinkType::Ethernet {
+                data[12..14].copy_from_slice(&ethertype.to_be_bytes());
+                data[14] = if ethertype == 0x86dd { 0x60 } else { 0x45 };
+            }
+            let wire_len = data.len() as u32 + beyond;
+            let packet = Packet { time: 0, link, data: &data, wire_len, vlan_tci: None };
+            if let Verdict::Flow(decoded) = decode(&packet) {
+                prop_assert!(decoded.ip_len <= wire_len);
+                prop_assert!(decoded.payload_len <= decoded.ip_len);
+                prop_assert!(decoded.payload.len() <= decoded.payload_len as usize);
+            }
+        }
+
+        #[test]
+        fn a_changed_octet_in_a_real_frame_never_panics(
+            at in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+            kept in any::<prop::sample::Index>(),
+            six in any::<bool>(),
+        ) {
+            let mut data = match six {
+                true => craft::udp6("[2001:db8::1]:5", "[2001:db8::2]:53", b"0123456789"),
+                false => craft::tcp4("10.0.0.1:1", "10.0.0.2:2", flag::ACK, 1, 2, b"0123456789"),
+            };
+            let place = at.index(data.len());
+            data[place] = value;
+            decode(&frame(&data));
+            decode(&frame(&data[..kept.index(data.len())]));
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The flow table: a bounded slab of flows, an index over it, a timer wheel through it.
+
+use super::{
+    app::Applications,
+    flow::{Endpoint, Extra, Flow, HISTORY, NONE, Side, mark},
+    index::Index,
+    key::{FlowKey, HashSeed},
+    packet::{ICMP, ICMPV6, TCP, UDP},
+    record::worth,
+    wheel::Wheel,
+};
+
+/// Bounds and times of a flow table. Times are nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most flows held at once.
+    pub flows: usize,
+    /// Most flows with application state at once.
+    pub applications: usize,
+    /// Most octets of a stream held for reassembly, each direction.
+    pub stream_bytes: usize,
+    /// Time after which a TCP connection attempt without an answer is over.
+    pub tcp_attempt: i64,
+    /// Idle timeout of TCP.
+    pub tcp_idle: i64,
+    /// Idle timeout of UDP.
+    pub udp_idle: i64,
+    /// Idle timeout of ICMP.
+    pub icmp_idle: i64,
+    /// Idle timeout of everything else.
+    pub other_idle: i64,
+    /// How long a closed connection waits for stragglers.
+    pub close_linger: i64,
+    /// How long a reset connection waits for stragglers.
+    pub reset_linger: i64,
+    /// How often a flow that goes on is reported.
+    pub active_interval: i64,
+    /// Shortest time between two reports of new facts of one flow.
+    pub fact_interval: i64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const SECOND: i64 = 1_000_000_000;
+        Self {
+            flows: 1 << 20,
+            applications: 1 << 18,
+            stream_bytes: 16 << 10,
+            tcp_attempt: 5 * SECOND,
+            tcp_idle: 300 * SECOND,
+            udp_idle: 60 * SECOND,
+            icmp_idle: 60 * SECOND,
+            other_idle: 60 * SECOND,
+            close_linger: 5 * SECOND,
+            reset_linger: SECOND / 2,
+            active_interval: 10 * SECOND,
+            fact_interval: SECOND / 100,
+        }
+    }
+}
+
+/// The table.
+pub struct Table {
+    /// Flows by slot; only those with [`mark::LIVE`] are there.
+    pub flows: Vec<Flow>,
+    /// Application states.
+    pub applications: Applications,
+    extras: Vec<Extra>,
+    free_extras: Vec<u32>,
+    index: Index,
+    wheel: Wheel,
+    free: u32,
+    live: usize,
+    hand: usize,
+    limits: Limits,
+    seed: HashSeed,
+    serial: u16,
+}
+
+/// A flow with nothing in it.
+pub fn blank() -> Flow {
+    Flow {
+        key: FlowKey {
+            src: [0; 16],
+            dst: [0; 16],
+            src_port: 0,
+            dst_port: 0,
+            protocol: 0,
+        },
+        ip_version: 0,
+        service: 0,
+        vlan: u16::MAX,
+        marks: 0,
+        serial: 0,
+        bucket: OUT,
+        first_seen: 0,
+        sides: [Side::default(); 2],
+        answer_delay: 0.0,
+        rtt: -1.0,
+        records: 0,
+        reported: 0,
+        timer_next: NONE,
+        timer_previous: NONE,
+        extra: NONE,
+        app: NONE,
+        history_bits: 0,
+        history: [0; HISTORY],
+        history_len: 0,
+    }
+}
+
+// The bucket of a flow that is in none.
+const OUT: u16 = u16::MAX;
+
+// How many flows an eviction looks at.
+const SAMPLE: usize = 16;
+// A flow that both sides use and that was heard so recently is not given up for a newcomer.
+const IN_USE: i64 = 1_000_000_000;
+
+impl Table {
+    /// Makes an empty table.
+    pub fn new(limits: Limits, seed: HashSeed) -> Self {
+        let flows = limits.flows.clamp(1, NONE as usize - 1);
+        Self {
+            flows: Vec::with_capacity(flows),
+            applications: Applications::new(limits.applications, limits.stream_bytes),
+            extras: Vec::new(),
+            free_extras: Vec::new(),
+            index: Index::new(flows),
+            wheel: Wheel::default(),
+            free: NONE,
+            live: 0,
+            hand: 0,
+            limits: Limits { flows, ..limits },
+            seed,
+            serial: 0,
+        }
+    }
+
+    /// Flows in the table.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    /// There is no flow.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Reads early what a search for this hash will read, so that several searches wait for memory together.
+    pub fn warm(&self, hash: u64) -> u16 {
+        let slot = self.index.first(hash) as u32;
+        match self.flows.get(slot.wrapping_sub(1) as usize) {
+            Some(flow) => flow.marks,
+            None => 0,
+        }
+    }
+
+    /// The flow of a packet with this key, and which side sent it.
+    pub fn find(&self, hash: u64, key: &FlowKey) -> Option<(u32, usize)> {
+        let mut side = 0;
+        let found = self.index.find(hash, |slot| {
+            let flow = &self.flows[slot as usize].key;
+            if flow == key {
+                side = 0;
+                true
+            } else if flow.src_port == key.dst_port && *flow == key.reversed() {
+                side = 1;
+                true
+            } else {
+                false
+            }
+        });
+        found.map(|slot| (slot, side))
+    }
+
+    /// Room for one more flow, or the slot of the flow that has to go first. `Err` when every flow that was looked at
+    /// is worth more than a newcomer.
+    pub fn room(&mut self, now: i64) -> Result<Option<u32>, Full> {
+        if self.live < self.limits.flows {
+            return Ok(None);
+        }
+        let mut least: Option<(u8, i64, u32)> = None;
+        for _ in 0..SAMPLE.min(self.flows.len()) {
+            self.hand = (self.hand + 1) % self.flows.len();
+            let flow = &self.flows[self.hand];
+            if flow.is(mark::LIVE) {
+                let candidate = (worth(flow), flow.last_seen(), self.hand as u32);
+                least = Some(least.map_or(candidate, |l| l.min(candidate)));
+            }
+        }
+        match least {
+            Some((3.., seen, _)) if now.saturating_sub(seen) < IN_USE => Err(Full),
+            Some((_, _, slot)) => Ok(Some(slot)),
+            None => Err(Full),
+        }
+    }
+
+    /// Puts a flow in. There must be [`room`](Self::room).
+    pub fn open(&mut self, mut flow: Flow, hash: u64) -> u32 {
+        self.serial = self.serial.wrapping_add(1);
+        flow.serial = self.serial;
+        flow.marks |= mark::LIVE;
+        let slot = match self.free {
+            NONE => {
+                self.flows.push(flow);
+                self.flows.len() as u32 - 1
+            }
+            slot => {
+                self.free = self.flows[slot as usize].timer_next;
+                self.flows[slot as usize] = flow;
+                slot
+            }
+        };
+        self.live += 1;
+        self.index.insert(hash, slot);
+        self.wheel.start(flow.first_seen);
+        slot
+    }
+
+    /// Takes a flow out.
+    pub fn close(&mut self, slot: u32) {
+        self.unschedule(slot);
+        let flow = &mut self.flows[slot as usize];
+        self.applications.release(flow);
+        if flow.extra != NONE {
+            self.free_extras.push(flow.extra);
+        }
+        let hash = self.seed.hash(&flow.key);
+        let (flows, seed) = (&self.flows, &self.seed);
+        self.index
+            .remove(hash, slot, |other| seed.hash(&flows[other as usize].key));
+        let flow = &mut self.flows[slot as usize];
+        flow.marks = 0;
+        flow.timer_next = self.free;
+        self.free = slot;
+        self.live -= 1;
+    }
+
+    /// The rarer facts of a flow, made if need be.
+    pub fn extra(&mut self, slot: u32) -> &mut Extra {
+        let flow = &mut self.flows[slot as usize];
+        if flow.extra == NONE {
+            let fresh = Extra {
+                entropy: [u16::MAX; 2],
+                ..Extra::default()
+            };
+            flow.extra = match self.free_extras.pop() {
+                Some(place) => {
+                    self.extras[place as usize] = fresh;
+                    place
+                }
+                None => {
+                    self.extras.push(fresh);
+                    self.extras.len() as u32 - 1
+                }
+            };
+        }
+        &mut self.extras[flow.extra as usize]
+    }
+
+    /// A flow with its rarer facts and the application states, to be changed together.
+    pub fn parts(&mut self, slot: u32) -> (&mut Flow, Option<&mut Extra>, &mut Applications) {
+        let flow = &mut self.flows[slot as usize];
+        let extra = match flow.extra {
+            NONE => None,
+            place => self.extras.get_mut(place as usize),
+        };
+        (flow, extra, &mut self.applications)
+    }
+
+    /// The rarer facts of a flow.
+    pub fn extra_of(&self, flow: &Flow) -> Option<&Extra> {
+        self.extras.get(flow.extra as usize)
+    }
+
+    /// When a flow ends unless another packet comes.
+    pub fn ends(&self, flow: &Flow) -> i64 {
+        let limits = &self.limits;
+        let after = if flow.is(mark::LINGER) {
+            match flow.sides.iter().any(|side| side.state == Endpoint::Reset) {
+                true => limits.reset_linger,
+                false => limits.close_linger,
+            }
+        } else {
+            match flow.key.protocol {
+                TCP if matches!(flow.sides[0].state, Endpoint::SynSent | Endpoint::SynAckSent)
+                    && flow.sides[1].state == Endpoint::Inactive =>
+                {
+                    limits.tcp_attempt
+                }
+                TCP => limits.tcp_idle,
+                UDP => limits.udp_idle,
+                ICMP | ICMPV6 => limits.icmp_idle,
+                _ => limits.other_idle,
+            }
+        };
+        flow.last_seen().saturating_add(after)
+    }
+
+    /// When a flow is to be reported next.
+    pub fn reports(&self, flow: &Flow) -> i64 {
+        if flow.is(mark::LINGER) && !flow.is(mark::PENDING) {
+            return i64::MAX;
+        }
+        let after = match flow.is(mark::PENDING) {
+            true => self.limits.fact_interval,
+            false => self.limits.active_interval,
+        };
+        (flow.first_seen + i64::from(flow.reported) * 1_000_000).saturating_add(after)
+    }
+
+    /// Shortest time between two reports of new facts of one flow, nanoseconds.
+    pub fn fact_interval(&self) -> i64 {
+        self.limits.fact_interval
+    }
+
+    /// How long a closed connection waits for stragglers, nanoseconds.
+    pub fn close_linger(&self) -> i64 {
+        self.limits.close_linger
+    }
+
+    /// Sets a flow's timer anew.
+    pub fn schedule(&mut self, slot: u32) {
+        self.unschedule(slot);
+        let flow = &self.flows[slot as usize];
+        let deadline = self.ends(flow).min(self.reports(flow));
+        self.wheel.insert(&mut self.flows, slot, deadline);
+    }
+
+    fn unschedule(&mut self, slot: u32) {
+        if self.flows[slot as usize].bucket != OUT {
+            self.wheel.remove(&mut self.flows, slot);
+            self.flows[slot as usize].bucket = OUT;
+        }
+    }
+
+    /// The time by which a timer that comes up now is due.
+    pub fn timer_time(&self) -> i64 {
+        self.wheel.now()
+    }
+
+    /// The first flow of a chain whose timers come up on the way to `time`; see [`Wheel::advance`]. After the call each
+    /// flow of the chain has no timer.
+    pub fn advance(&mut self, time: i64) -> Option<u32> {
+        if self.wheel.is_far(time) {
+            self.wheel.jump(time);
+            let mut chain = NONE;
+            for slot in 0..self.flows.len() as u32 {
+                let flow = &mut self.flows[slot as usize];
+                if flow.is(mark::LIVE) {
+                    flow.timer_next = chain;
+                    chain = slot;
+                }
+            }
+            return (chain != NONE).then_some(chain);
+        }
+        self.wheel.advance(time)
+    }
+
+    /// Takes the first flow off a chain: its slot and the next one's.
+    pub fn unchain(&mut self, slot: u32) -> u32 {
+        let flow = &mut self.flows[slot as usize];
+        flow.bucket = OUT;
+        flow.timer_next
+    }
+}
+
+/// The table is full of flows that are worth more than a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;

@@ -1,0 +1,246 @@
+//! `garrison.flow.v1.FlowService`: what the sensors see, for people and integrations.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use chrono::DateTime;
+use garrison_auth::caller;
+use garrison_flow::{Filter, FilterError};
+use garrison_proto::{
+    Timestamp,
+    flow::v1::{
+        FetchPacketSliceRequest, FetchPacketSliceResponse, ListSensorsRequest, ListSensorsResponse,
+        Sensor as SensorMessage, StreamFlowsRequest, StreamFlowsResponse, flow_service_server::FlowService,
+    },
+    to_timestamp,
+};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    app::sensor::Sensor,
+    bus::hub::Hub,
+    ring::{Slice, SliceError, SliceFilter},
+};
+
+/// Flows in one response of a stream.
+const FLOWS: usize = 512;
+/// Responses and chunks that may wait for a client.
+const AHEAD: usize = 4;
+
+/// The service.
+pub(crate) struct FlowGrpc {
+    sensors: Vec<Arc<Sensor>>,
+    hub: Arc<Hub>,
+    max_slice: u64,
+    stop: CancellationToken,
+}
+
+impl FlowGrpc {
+    /// Serves these sensors until `stop`.
+    pub(crate) fn new(sensors: Vec<Arc<Sensor>>, hub: Arc<Hub>, max_slice: u64, stop: CancellationToken) -> Self {
+        Self {
+            sensors,
+            hub,
+            max_slice,
+            stop,
+        }
+    }
+}
+
+fn wrong(field: &str, message: &str) -> Status {
+    let mut details = ErrorDetails::with_bad_request_violation(field, message);
+    details.set_error_info("GAR-FLOW-0040", "garrison.dev", HashMap::<String, String>::new());
+    Status::with_error_details(
+        Code::InvalidArgument,
+        format!("GAR-FLOW-0040: {field}: {message}"),
+        details,
+    )
+}
+
+fn filter_error(error: &FilterError) -> Status {
+    wrong(&format!("filter.{}", error.field), &error.message)
+}
+
+fn time(nanoseconds: i64) -> Timestamp {
+    to_timestamp(DateTime::from_timestamp_nanos(nanoseconds))
+}
+
+fn describe(sensor: &Sensor) -> SensorMessage {
+    let status = sensor.status();
+    let ring = sensor.ring.as_ref();
+    let range = ring.and_then(|ring| ring.range());
+    let problem = status.problem.or_else(|| ring.and_then(|ring| ring.problem()));
+    SensorMessage {
+        name: format!("sensors/{}", sensor.id),
+        source: sensor.source.clone(),
+        link_type: status.link.map(|link| link.name().to_owned()).unwrap_or_default(),
+        live: sensor.live,
+        started: Some(time(sensor.started)),
+        ledger: Some(sensor.ledger().to_proto()),
+        active_flows: status.active_flows,
+        ring_oldest: range.map(|(oldest, _)| time(oldest)),
+        ring_newest: range.map(|(_, newest)| time(newest)),
+        ring_bytes: ring.map_or(0, |ring| ring.bytes()),
+        finished: sensor.finished().is_some(),
+        problem: problem.unwrap_or_default(),
+        ring_dropped: ring.map_or(0, |ring| ring.dropped()),
+    }
+}
+
+#[tonic::async_trait]
+impl FlowService for FlowGrpc {
+    async fn list_sensors(
+        &self,
+        request: Request<ListSensorsRequest>,
+    ) -> Result<Response<ListSensorsResponse>, Status> {
+        let caller = caller(&request)?;
+        let sensors = self
+            .sensors
+            .iter()
+            .filter(|sensor| sensor.tenant == caller.tenant)
+            .map(|sensor| describe(sensor))
+            .collect();
+        Ok(Response::new(ListSensorsResponse { sensors }))
+    }
+
+    type StreamFlowsStream = ReceiverStream<Result<StreamFlowsResponse, Status>>;
+
+    async fn stream_flows(
+        &self,
+        request: Request<StreamFlowsRequest>,
+    ) -> Result<Response<Self::StreamFlowsStream>, Status> {
+        let caller = caller(&request)?;
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let filter = Filter::compile(&filter).map_err(|error| filter_error(&error))?;
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        // A tenant without a sensor here sees an open stream without flows, as it would with an idle one.
+        if let Some((mut batches, mut seen)) = self.hub.watch(&caller.tenant) {
+            let stop = self.stop.clone();
+            tokio::spawn(async move {
+                let mut skipped = 0;
+                loop {
+                    let next = tokio::select! {
+                        next = batches.recv() => next,
+                        () = stop.cancelled() => return,
+                        () = sender.closed() => return,
+                    };
+                    let watched = match next {
+                        Ok(watched) => watched,
+                        // How many records that was shows in the next batch.
+                        Err(RecvError::Lagged(_)) => continue,
+                        Err(RecvError::Closed) => return,
+                    };
+                    skipped += watched.before.saturating_sub(seen);
+                    seen = watched.before + watched.batch.len() as u64;
+                    let mut flows = Vec::new();
+                    for row in watched.batch.rows().filter(|row| filter.matches(row)) {
+                        flows.push(row.to_proto());
+                        if flows.len() == FLOWS {
+                            let flows = std::mem::take(&mut flows);
+                            let skipped = std::mem::take(&mut skipped);
+                            if sender.send(Ok(StreamFlowsResponse { flows, skipped })).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                    if !flows.is_empty() || skipped > 0 {
+                        let skipped = std::mem::take(&mut skipped);
+                        if sender.send(Ok(StreamFlowsResponse { flows, skipped })).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        } else {
+            let stop = self.stop.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = sender.closed() => {}
+                }
+            });
+        }
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type FetchPacketSliceStream = ReceiverStream<Result<FetchPacketSliceResponse, Status>>;
+
+    async fn fetch_packet_slice(
+        &self,
+        request: Request<FetchPacketSliceRequest>,
+    ) -> Result<Response<Self::FetchPacketSliceStream>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let filter = request.filter.unwrap_or_default();
+        let filter = SliceFilter::compile(&filter).map_err(|error| filter_error(&error))?;
+        let limit = match request.max_bytes {
+            0 => self.max_slice,
+            asked if asked < 1024 => return Err(wrong("max_bytes", "must be 0 or at least 1024")),
+            asked => asked.min(self.max_slice),
+        };
+        let rings: Vec<_> = self
+            .sensors
+            .iter()
+            .filter(|sensor| sensor.tenant == caller.tenant)
+            .filter_map(|sensor| sensor.ring.clone())
+            .collect();
+        if rings.is_empty() {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("GAR-FLOW-0041", "garrison.dev", HashMap::<String, String>::new());
+            return Err(Status::with_error_details(
+                Code::NotFound,
+                "GAR-FLOW-0041: no sensor of this tenant keeps packets here",
+                details,
+            ));
+        }
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        tokio::task::spawn_blocking(move || {
+            let mut total = Slice::default();
+            let mut left = limit;
+            for (number, ring) in rings.iter().enumerate() {
+                // Each ring's part begins with a section of its own, which pcapng allows anywhere.
+                let taken = ring.slice(&filter, left, |chunk| {
+                    left = left.saturating_sub(chunk.len() as u64);
+                    let response = FetchPacketSliceResponse {
+                        chunk: chunk.into(),
+                        ..FetchPacketSliceResponse::default()
+                    };
+                    sender.blocking_send(Ok(response)).is_ok()
+                });
+                match taken {
+                    Ok(slice) => {
+                        total.packets += slice.packets;
+                        total.truncated |= slice.truncated;
+                        if slice.truncated || left < 1024 {
+                            total.truncated |= number + 1 < rings.len();
+                            break;
+                        }
+                    }
+                    Err(SliceError::Gone) => return,
+                    Err(error) => {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        tracing::error!(%error, cause, "a packet slice could not be read");
+                        let mut details = ErrorDetails::new();
+                        details.set_error_info("GAR-FLOW-0023", "garrison.dev", HashMap::<String, String>::new());
+                        let status = Status::with_error_details(Code::Internal, error.to_string(), details);
+                        // The client may be gone by now.
+                        let _ = sender.blocking_send(Err(status));
+                        return;
+                    }
+                }
+            }
+            let last = FetchPacketSliceResponse {
+                chunk: Bytes::new(),
+                packets: total.packets,
+                truncated: total.truncated,
+            };
+            // The client may be gone by now.
+            let _ = sender.blocking_send(Ok(last));
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}

@@ -1,0 +1,147 @@
+//! What the service measures of itself.
+
+use std::sync::Arc;
+
+use opentelemetry::{KeyValue, metrics::Histogram};
+
+use crate::{app::sensor::Sensor, bus::queue::Queue};
+
+/// The instruments that are written to; the others are read from state when they are asked for.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    latency: Histogram<f64>,
+}
+
+impl Metrics {
+    /// Registers every instrument.
+    pub(crate) fn new(sensors: &[Arc<Sensor>], queue: &Arc<Queue>) -> Self {
+        let meter = opentelemetry::global::meter("garrison.flow-ingest");
+        type Read = fn(&Sensor) -> u64;
+        let counters: [(&'static str, &'static str, Read); 13] = [
+            (
+                "garrison_flow_ingest_packets",
+                "Packets that reached the sensor.",
+                |s| s.status().counts.received,
+            ),
+            (
+                "garrison_flow_ingest_packets_parsed",
+                "Packets counted in a flow or carrying none.",
+                |s| s.status().counts.parsed,
+            ),
+            (
+                "garrison_flow_ingest_packets_malformed",
+                "Packets whose headers contradict themselves.",
+                |s| s.status().counts.malformed,
+            ),
+            (
+                "garrison_flow_ingest_packets_shed",
+                "Packets only counted because the table was full.",
+                |s| s.status().counts.shed,
+            ),
+            (
+                "garrison_flow_ingest_packets_dropped_by_kernel",
+                "Packets the kernel dropped.",
+                |s| s.status().dropped_by_kernel,
+            ),
+            ("garrison_flow_ingest_flows_opened", "Flows begun.", |s| {
+                s.status().counts.opened
+            }),
+            ("garrison_flow_ingest_flows_ended", "Flows ended.", |s| {
+                s.status().counts.ended
+            }),
+            ("garrison_flow_ingest_flows_evicted", "Flows ended to make room.", |s| {
+                s.status().counts.evicted
+            }),
+            ("garrison_flow_ingest_records", "Records made.", |s| {
+                s.status().counts.records
+            }),
+            (
+                "garrison_flow_ingest_records_published",
+                "Records the broker has stored.",
+                |s| s.ledger().records_published,
+            ),
+            ("garrison_flow_ingest_records_lost", "Records given up.", |s| {
+                s.ledger().records_lost
+            }),
+            (
+                "garrison_flow_ingest_ring_packets_dropped",
+                "Packets the ring on disk did not keep.",
+                |s| s.ring.as_ref().map_or(0, |ring| ring.dropped()),
+            ),
+            (
+                "garrison_flow_ingest_packets_without_flow",
+                "Packets that carry no flow.",
+                |s| s.status().counts.no_flow,
+            ),
+        ];
+        for (name, description, read) in counters {
+            let sensors = sensors.to_vec();
+            meter
+                .u64_observable_counter(name)
+                .with_description(description)
+                .with_callback(move |observer| {
+                    for sensor in &sensors {
+                        observer.observe(read(sensor), &attributes(sensor));
+                    }
+                })
+                .build();
+        }
+        let gauges: [(&'static str, &'static str, Read); 3] = [
+            ("garrison_flow_ingest_active_flows", "Flows in the table.", |s| {
+                s.status().active_flows
+            }),
+            (
+                "garrison_flow_ingest_records_waiting",
+                "Records on their way to the broker.",
+                Sensor::waiting,
+            ),
+            ("garrison_flow_ingest_ring_bytes", "Octets of packets on disk.", |s| {
+                s.ring.as_ref().map_or(0, |ring| ring.bytes())
+            }),
+        ];
+        for (name, description, read) in gauges {
+            let sensors = sensors.to_vec();
+            meter
+                .u64_observable_gauge(name)
+                .with_description(description)
+                .with_callback(move |observer| {
+                    for sensor in &sensors {
+                        observer.observe(read(sensor), &attributes(sensor));
+                    }
+                })
+                .build();
+        }
+        let queue = Arc::clone(queue);
+        meter
+            .u64_observable_gauge("garrison_flow_ingest_spool_bytes")
+            .with_description("Octets of batches that wait for the broker.")
+            .with_callback(move |observer| {
+                let (memory, disk) = queue.waiting();
+                observer.observe(memory, &[KeyValue::new("where", "memory")]);
+                observer.observe(disk, &[KeyValue::new("where", "disk")]);
+            })
+            .build();
+        Self {
+            latency: meter
+                .f64_histogram("garrison_flow_ingest_packet_to_broker_seconds")
+                .with_description("From the oldest packet of a batch to the broker's acknowledgement.")
+                .with_unit("s")
+                .with_boundaries(vec![
+                    0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
+                ])
+                .build(),
+        }
+    }
+
+    /// A batch reached the broker this many seconds after its oldest packet was captured.
+    pub(crate) fn latency(&self, seconds: f64) {
+        self.latency.record(seconds, &[]);
+    }
+}
+
+fn attributes(sensor: &Sensor) -> [KeyValue; 2] {
+    [
+        KeyValue::new("sensor", sensor.id.clone()),
+        KeyValue::new("tenant", sensor.tenant.to_string()),
+    ]
+}

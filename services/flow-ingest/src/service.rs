@@ -1,0 +1,256 @@
+//! The wiring: configuration to sensors, threads, queue and gRPC.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use garrison_proto::flow::v1::flow_service_server::FlowServiceServer;
+use garrison_service::{BoxError, ConfigError, ReadinessFlag, Service, ServiceInfo};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{
+    app::{
+        play::{Playing, play},
+        recorder::Recorder,
+        sensor::Sensor,
+        watch::{now, watch},
+    },
+    bus::{hub::Hub, outbound, publish::publish, queue::Queue, spool::Spool},
+    capture::afpacket::RingOptions,
+    config::{Config, Direction, SensorConfig},
+    domain::Meter,
+    grpc::FlowGrpc,
+    metrics::Metrics,
+    ring::{PacketRing, RingFeed},
+};
+
+/// What this service is.
+pub const INFO: ServiceInfo = ServiceInfo {
+    name: "flow-ingest",
+    version: env!("CARGO_PKG_VERSION"),
+    migrator: None,
+};
+
+/// How often sensors are looked at for readiness and for the end of their file.
+const LOOK: Duration = Duration::from_millis(20);
+
+struct Prepared {
+    config: SensorConfig,
+    sensor: Arc<Sensor>,
+    feed: Option<RingFeed>,
+}
+
+/// Runs the service until it is asked to stop.
+///
+/// # Errors
+/// When the configuration cannot be used or a part of the service fails.
+pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
+    let (prepared, mut threads) = prepare(&config)?;
+    let sensors: Vec<Arc<Sensor>> = prepared.iter().map(|p| Arc::clone(&p.sensor)).collect();
+    let spool = match &config.spool.path {
+        Some(path) => {
+            let spool = Spool::open(path, config.spool.disk_bytes)
+                .map_err(|error| unusable("spool.path", path, "GAR-FLOW-0030", &error))?;
+            Some(spool)
+        }
+        None => None,
+    };
+    let queue = Arc::new(Queue::new(config.spool.memory_bytes, spool));
+    let hub = Arc::new(Hub::new(sensors.iter().map(|sensor| sensor.tenant.clone())));
+    let metrics = Metrics::new(&sensors, &queue);
+    let (outlet, outbound) = outbound::start(
+        Arc::clone(&queue),
+        Arc::clone(&hub),
+        sensors.clone(),
+        config.batch.max_bytes,
+    )?;
+    threads.push(outbound);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut workers = Vec::new();
+    for Prepared {
+        config: sensor_config,
+        sensor,
+        feed,
+    } in prepared
+    {
+        let recorder = Recorder::new(Arc::clone(&sensor), outlet.clone(), feed, &config.batch);
+        let meter = Meter::new(&sensor.id, config.table.limits(), uuid::Uuid::new_v4().as_u128());
+        workers.push(start_worker(
+            &config,
+            sensor_config,
+            sensor,
+            meter,
+            recorder,
+            Arc::clone(&stop),
+        )?);
+    }
+    // The outbound thread ends when the last worker's outlet is gone.
+    drop(outlet);
+
+    let drain = Duration::from_millis(config.core.lifecycle.drain_timeout_ms);
+    let hurry = CancellationToken::new();
+    service.spawn("sensors", {
+        let (shutdown, hurry) = (service.shutdown(), hurry.clone());
+        async move {
+            shutdown.cancelled().await;
+            stop.store(true, Ordering::Relaxed);
+            // Most of the drain time belongs to the broker, the rest to the spool.
+            tokio::spawn(async move {
+                tokio::time::sleep(drain.mul_f32(0.6)).await;
+                hurry.cancel();
+            });
+            tokio::task::spawn_blocking(move || join(workers.into_iter().chain(threads))).await?
+        }
+    });
+    service.spawn(
+        "flow publisher",
+        publish(service.publisher.clone(), queue, metrics, hurry),
+    );
+    let flag = service.readiness("capture");
+    let ring_flag = config.ring.is_some().then(|| service.readiness("packet-ring"));
+    service.spawn("sensor states", {
+        let (sensors, shutdown) = (sensors.clone(), service.shutdown());
+        async move {
+            shutdown
+                .run_until_cancelled(look_after(&sensors, &flag, ring_flag.as_ref()))
+                .await;
+            Ok::<(), std::convert::Infallible>(())
+        }
+    });
+
+    let max_slice = config.ring.as_ref().map_or(0, |ring| ring.max_slice_bytes);
+    let grpc = FlowGrpc::new(sensors, hub, max_slice, service.shutdown());
+    service.serve(Routes::new(FlowServiceServer::new(grpc))).await
+}
+
+fn unusable(key: &str, path: &std::path::Path, code: &str, error: &std::io::Error) -> ConfigError {
+    ConfigError::invalid(key, format!("{code}: {} cannot be used: {error}", path.display()))
+}
+
+type Started = (Vec<Prepared>, Vec<JoinHandle<()>>);
+
+fn prepare(config: &Config) -> Result<Started, ConfigError> {
+    let mut prepared = Vec::new();
+    let mut threads = Vec::new();
+    for sensor in &config.sensors {
+        let mut ring = None;
+        let mut feed = None;
+        if let Some(options) = &config.ring {
+            // Tenants do not share a folder, so that one's packets can be removed or moved without the others'.
+            let folder: PathBuf = options.path.join(sensor.tenant.to_string()).join(&sensor.id);
+            let (opened, fed, thread) = PacketRing::open(&folder, options)
+                .map_err(|error| unusable("ring.path", &folder, "GAR-FLOW-0021", &error))?;
+            ring = Some(opened);
+            feed = Some(fed);
+            threads.push(thread);
+        }
+        let source = match &sensor.file {
+            Some(file) => file.display().to_string(),
+            None => sensor.all_interfaces().join(", "),
+        };
+        prepared.push(Prepared {
+            sensor: Arc::new(Sensor::new(
+                &sensor.id,
+                sensor.tenant.clone(),
+                source,
+                sensor.file.is_none(),
+                now(),
+                ring,
+            )),
+            config: sensor.clone(),
+            feed,
+        });
+    }
+    Ok((prepared, threads))
+}
+
+fn start_worker(
+    config: &Config,
+    sensor_config: SensorConfig,
+    sensor: Arc<Sensor>,
+    meter: Meter,
+    recorder: Recorder,
+    stop: Arc<AtomicBool>,
+) -> std::io::Result<JoinHandle<()>> {
+    let options = RingOptions {
+        promiscuous: sensor_config.promiscuous,
+        ingress_only: sensor_config.direction == Direction::In,
+        snaplen: sensor_config.snaplen,
+        bytes: config.capture.ring_bytes,
+        retire_ms: config.capture.retire_ms,
+    };
+    std::thread::Builder::new()
+        .name(format!("sensor-{}", sensor.id))
+        .spawn(move || match &sensor_config.file {
+            Some(file) => {
+                let playing = Playing {
+                    pace: sensor_config.pace,
+                    timestamps: sensor_config.timestamps,
+                };
+                play(&sensor, file, playing, meter, recorder, &stop);
+                settle(&sensor, &stop);
+            }
+            None => watch(&sensor, sensor_config.all_interfaces(), options, meter, recorder, &stop),
+        })
+}
+
+// Waits until each record of a played file is with the broker or given up, and says so.
+fn settle(sensor: &Sensor, stop: &AtomicBool) {
+    while sensor.waiting() > 0 {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sensor.finish(now());
+    let ledger = sensor.ledger();
+    tracing::info!(
+        sensor = sensor.id,
+        published = ledger.records_published,
+        lost = ledger.records_lost,
+        "capture file finished"
+    );
+}
+
+fn join(threads: impl Iterator<Item = JoinHandle<()>>) -> Result<(), BoxError> {
+    let mut failed = false;
+    for thread in threads {
+        failed |= thread.join().is_err();
+    }
+    match failed {
+        true => Err("a capture, ring or outbound thread panicked".into()),
+        false => Ok(()),
+    }
+}
+
+async fn look_after(sensors: &[Arc<Sensor>], capture: &ReadinessFlag, ring: Option<&ReadinessFlag>) {
+    loop {
+        let problem = sensors.iter().find_map(|sensor| {
+            let problem = sensor.status().problem?;
+            Some(format!("sensor {}: {problem}", sensor.id))
+        });
+        match problem {
+            None => capture.ready(),
+            Some(problem) => capture.not_ready(problem),
+        }
+        if let Some(flag) = ring {
+            let problem = sensors.iter().find_map(|sensor| {
+                let problem = sensor.ring.as_ref()?.problem()?;
+                Some(format!("degraded: sensor {}: {problem}", sensor.id))
+            });
+            match problem {
+                None => flag.ready(),
+                Some(problem) => flag.not_ready(problem),
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
