@@ -1,0 +1,6 @@
+//! Use cases.
+
+pub mod bundle;
+pub mod gather;
+pub mod packets;
+pub mod search;
