@@ -77,9 +77,9 @@ pub enum Actor {
         /// The address to come from, where the host has several
         #[arg(long)]
         source: Option<Ipv4Addr>,
-        #[arg(long, default_value_t = 200)]
+        #[arg(long, default_value_t = 60)]
         attempts: u32,
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 150)]
         pause_ms: u64,
     },
     /// Says whether a TCP port can be reached.

@@ -121,17 +121,19 @@ impl Policy {
         match self {
             Self::Check { file } => check(&file, printer)?,
             Self::Apply { file, expected_version } => {
-                let request = ApplyPolicyRequest {
-                    document: read_text(&file)?,
-                    expected_version,
-                };
-                let answer = client.apply_policy(request).await?.into_inner();
-                warn(&answer.diagnostics);
-                let policy = answer.policy.clone().ok_or(CliError::Answer("policy", "the policy"))?;
-                if answer.unchanged {
-                    eprintln!("{} is unchanged", policy.name);
+                for document in documents(&file, expected_version)? {
+                    let request = ApplyPolicyRequest {
+                        document,
+                        expected_version,
+                    };
+                    let answer = client.apply_policy(request).await?.into_inner();
+                    warn(&answer.diagnostics);
+                    let policy = answer.policy.clone().ok_or(CliError::Answer("policy", "the policy"))?;
+                    if answer.unchanged {
+                        eprintln!("{} is unchanged", policy.name);
+                    }
+                    printer.record(&answer, &fields(&policy));
                 }
-                printer.record(&answer, &fields(&policy));
             }
             Self::List { limit } => {
                 let policies = pages!(limit, |page_size, page_token| {
@@ -239,6 +241,27 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+// A file may hold several policies, and none is stored while one is wrong.
+fn documents(file: &Path, expected_version: Option<u64>) -> Result<Vec<String>, CliError> {
+    let checked = garrison_ztp::check(&read_text(file)?);
+    for diagnostic in &checked.diagnostics {
+        eprintln!("{}: {diagnostic}", file.display());
+    }
+    if !checked.is_valid() {
+        let errors = checked.errors().count();
+        return Err(CliError::Invalid(format!(
+            "{} has {errors} errors; nothing was stored",
+            file.display()
+        )));
+    }
+    if expected_version.is_some() && checked.documents.len() > 1 {
+        return Err(CliError::Argument(
+            "--expected-version goes with a file of one policy".to_owned(),
+        ));
+    }
+    Ok(checked.documents.into_iter().map(|document| document.text).collect())
 }
 
 fn warn(diagnostics: &[Diagnostic]) {

@@ -77,7 +77,7 @@ pub fn fleet_options(binaries: PathBuf, dir: PathBuf, source: Option<Source>, ob
         sensors: sensors.collect(),
         enforcer: Some(Enforcer {
             node: NODE.to_owned(),
-            tenants: cast().into_iter().map(|tenant| tenant.id).collect(),
+            tenants: vec![TENANT.to_owned()],
             observe_only,
             management_networks: vec!["10.77.0.0/24".to_owned()],
         }),
