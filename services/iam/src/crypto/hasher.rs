@@ -1,14 +1,14 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use argon2::{
-    Algorithm, Argon2, Params, PasswordHasher as _, PasswordVerifier as _, Version,
-    password_hash::{PasswordHash, SaltString},
+    Algorithm, Argon2, Block, Params, Version,
+    password_hash::{Output, ParamsString, PasswordHash, SaltString},
 };
 use tokio::sync::Semaphore;
 
@@ -31,15 +31,21 @@ pub struct HasherSettings {
 }
 
 /// Hashes and checks passwords with Argon2id (RFC 9106) on a bounded number of threads.
+///
+/// The memory is allocated once for each of them and kept: freed to the allocator, blocks of this size stay with the
+/// arena of whichever thread had them, and a storm of logins would end up with many times the configured amount.
 #[derive(Clone)]
 pub struct PasswordHasher {
-    argon2: Argon2<'static>,
+    params: Params,
     permits: Arc<Semaphore>,
+    buffers: Arc<Mutex<Vec<Memory>>>,
     waiting: Arc<AtomicUsize>,
     limit: usize,
     /// Hash of a random password, checked where there is no account, so that both take as long.
     dummy: Arc<str>,
 }
+
+type Memory = Vec<Block>;
 
 /// A hash could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +72,12 @@ impl PasswordHasher {
     pub fn new(settings: HasherSettings) -> Result<Self, HashError> {
         let params = Params::new(settings.memory_kib, settings.iterations, settings.parallelism, None)
             .map_err(HashError::Parameters)?;
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let dummy = hash_now(&argon2, &hex::encode(random::<32>()).into())?;
+        let mut memory = Memory::new();
+        let dummy = hash_now(&params, &hex::encode(random::<32>()).into(), &mut memory)?;
         Ok(Self {
-            argon2,
+            params,
             permits: Arc::new(Semaphore::new(settings.concurrent)),
+            buffers: Arc::new(Mutex::new(vec![memory])),
             waiting: Arc::default(),
             limit: settings.concurrent + settings.queue,
             dummy: dummy.into(),
@@ -82,8 +89,8 @@ impl PasswordHasher {
     /// # Errors
     /// [`HashError::Busy`] when too many wait.
     pub async fn hash(&self, password: SecretText) -> Result<String, HashError> {
-        let argon2 = self.argon2.clone();
-        self.run(move || hash_now(&argon2, &password)).await
+        let params = self.params.clone();
+        self.run(move |memory| hash_now(&params, &password, memory)).await
     }
 
     /// Checks a password. Without a stored hash it does the same work and answers no.
@@ -91,11 +98,10 @@ impl PasswordHasher {
     /// # Errors
     /// [`HashError::Busy`] when too many wait, [`HashError::Stored`] when the stored hash is not a PHC string.
     pub async fn verify(&self, password: SecretText, stored: Option<String>) -> Result<bool, HashError> {
-        let (argon2, dummy) = (self.argon2.clone(), Arc::clone(&self.dummy));
-        self.run(move || {
+        let dummy = Arc::clone(&self.dummy);
+        self.run(move |memory| {
             let known = stored.is_some();
-            let hash = PasswordHash::new(stored.as_deref().unwrap_or(&dummy)).map_err(HashError::Stored)?;
-            let right = argon2.verify_password(password.expose().as_bytes(), &hash).is_ok();
+            let right = verify_now(stored.as_deref().unwrap_or(&dummy), &password, memory)?;
             Ok(right && known)
         })
         .await
@@ -106,7 +112,7 @@ impl PasswordHasher {
         let Ok(hash) = PasswordHash::new(stored) else {
             return true;
         };
-        let today = self.argon2.params();
+        let today = &self.params;
         hash.algorithm != Algorithm::Argon2id.ident()
             || Params::try_from(&hash).map_or(true, |params| {
                 (params.m_cost(), params.t_cost(), params.p_cost()) != (today.m_cost(), today.t_cost(), today.p_cost())
@@ -115,16 +121,26 @@ impl PasswordHasher {
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, HashError> + Send + 'static,
+        work: impl FnOnce(&mut Memory) -> Result<T, HashError> + Send + 'static,
     ) -> Result<T, HashError> {
         let _place = Place::take(&self.waiting, self.limit).ok_or(HashError::Busy)?;
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
             .map_err(|_| HashError::Busy)?;
+        let buffers = Arc::clone(&self.buffers);
+        let usual = self.params.block_count();
         // The permit goes with the work: a caller that gives up must not free memory that is still in use.
         tokio::task::spawn_blocking(move || {
-            let result = work();
+            // There are never more buffers than permits.
+            let mut memory = take(&buffers);
+            let result = work(&mut memory);
+            if memory.len() > usual {
+                // A hash of stronger parameters than today's was checked.
+                memory.truncate(usual);
+                memory.shrink_to_fit();
+            }
+            buffers.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
             drop(permit);
             result
         })
@@ -132,10 +148,15 @@ impl PasswordHasher {
     }
 }
 
+fn take(buffers: &Mutex<Vec<Memory>>) -> Memory {
+    let mut buffers = buffers.lock().unwrap_or_else(PoisonError::into_inner);
+    buffers.pop().unwrap_or_default()
+}
+
 impl fmt::Debug for PasswordHasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PasswordHasher")
-            .field("params", self.argon2.params())
+            .field("params", &self.params)
             .finish_non_exhaustive()
     }
 }
@@ -160,12 +181,57 @@ impl Drop for Place<'_> {
     }
 }
 
-fn hash_now(argon2: &Argon2<'_>, password: &SecretText) -> Result<String, HashError> {
+fn hash_now(params: &Params, password: &SecretText, memory: &mut Memory) -> Result<String, HashError> {
     let salt = SaltString::encode_b64(&random::<16>()).map_err(HashError::Stored)?;
-    let hash = argon2
-        .hash_password(password.expose().as_bytes(), &salt)
-        .map_err(HashError::Stored)?;
+    let mut raw_salt = [0; 64];
+    let raw_salt = salt.decode_b64(&mut raw_salt).map_err(HashError::Stored)?;
+    let output = argon2id(params, password, raw_salt, Params::DEFAULT_OUTPUT_LEN, memory)?;
+    let hash = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(params).map_err(HashError::Stored)?,
+        salt: Some(salt.as_salt()),
+        hash: Some(output),
+    };
     Ok(hash.to_string())
+}
+
+fn verify_now(stored: &str, password: &SecretText, memory: &mut Memory) -> Result<bool, HashError> {
+    let hash = PasswordHash::new(stored).map_err(HashError::Stored)?;
+    let unreadable = || HashError::Stored(argon2::password_hash::Error::PhcStringField);
+    if hash.algorithm != Algorithm::Argon2id.ident() || hash.version != Some(Version::V0x13.into()) {
+        return Err(HashError::Stored(argon2::password_hash::Error::Algorithm));
+    }
+    let params = Params::try_from(&hash).map_err(HashError::Stored)?;
+    let expected = hash.hash.ok_or_else(unreadable)?;
+    let mut raw = [0; 64];
+    let salt = hash.salt.ok_or_else(unreadable)?;
+    let salt = salt.decode_b64(&mut raw).map_err(HashError::Stored)?;
+    let output = argon2id(&params, password, salt, expected.len(), memory)?;
+    // `Output` compares in constant time.
+    Ok(output == expected)
+}
+
+fn argon2id(
+    params: &Params,
+    password: &SecretText,
+    salt: &[u8],
+    length: usize,
+    memory: &mut Memory,
+) -> Result<Output, HashError> {
+    let blocks = params.block_count();
+    if memory.len() < blocks {
+        // A buffer of the wrong size is dropped before the right one is made, not copied.
+        *memory = Memory::new();
+        memory.resize(blocks, Block::new());
+    }
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone());
+    Output::init_with(length, |out| {
+        argon2
+            .hash_password_into_with_memory(password.expose().as_bytes(), salt, out, &mut memory[..blocks])
+            .map_err(Into::into)
+    })
+    .map_err(HashError::Stored)
 }
 
 #[cfg(test)]
@@ -194,6 +260,61 @@ mod tests {
         assert!(verify("correct horse", Some(&first)).await);
         assert!(!verify("correct  horse", Some(&first)).await);
         assert!(!verify("correct horse", None).await);
+    }
+
+    #[tokio::test]
+    async fn hashes_as_others_do() {
+        use argon2::{PasswordHasher as _, PasswordVerifier as _};
+        let ours = PasswordHasher::new(SMALL).unwrap();
+        let other = Argon2::new(Algorithm::Argon2id, Version::V0x13, ours.params.clone());
+        let made = ours.hash(SecretText::new("correct horse")).await.unwrap();
+        let made = PasswordHash::new(&made).unwrap();
+        assert!(other.verify_password(b"correct horse", &made).is_ok());
+        assert!(other.verify_password(b"correct house", &made).is_err());
+        let salt = SaltString::encode_b64(b"sixteen salt byt").unwrap();
+        let theirs = other.hash_password(b"correct horse", &salt).unwrap().to_string();
+        assert!(
+            ours.verify(SecretText::new("correct horse"), Some(theirs.clone()))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !ours
+                .verify(SecretText::new("correct house"), Some(theirs))
+                .await
+                .unwrap()
+        );
+        for broken in [
+            "",
+            "$argon2id$v=19$m=64,t=1,p=1",
+            "$argon2i$v=19$m=64,t=1,p=1$c2l4dGVlbiBzYWx0$AAAAAAAAAAAAAAAA",
+        ] {
+            let result = ours.verify(SecretText::new("x"), Some(broken.to_owned())).await;
+            assert!(matches!(result, Err(HashError::Stored(_))), "{broken:?}: {result:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn there_are_never_more_buffers_than_hashes_at_a_time() {
+        let hasher = PasswordHasher::new(HasherSettings {
+            concurrent: 2,
+            queue: 100,
+            ..SMALL
+        })
+        .unwrap();
+        let stronger = PasswordHasher::new(HasherSettings {
+            memory_kib: 256,
+            ..SMALL
+        })
+        .unwrap();
+        let strong = stronger.hash(SecretText::new("correct horse")).await.unwrap();
+        let work =
+            (0..60).map(|n| hasher.verify(SecretText::new("correct horse"), (n % 3 == 0).then(|| strong.clone())));
+        let results = futures::future::join_all(work).await;
+        assert_eq!(results.iter().filter(|r| matches!(r, Ok(true))).count(), 20);
+        let buffers = hasher.buffers.lock().unwrap();
+        assert!((1..=2).contains(&buffers.len()), "{}", buffers.len());
+        assert!(buffers.iter().all(|memory| memory.capacity() <= 64));
     }
 
     #[tokio::test]

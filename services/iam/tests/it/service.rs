@@ -8,7 +8,7 @@ use garrison_proto::{
     iam::v1::{
         CreateTenantRequest, CreateUserRequest, GetCallerRequest, GetKeySetRequest, GetUserRequest,
         ListRevocationsRequest, ListRolesRequest, ListSessionsRequest, ListTenantsRequest, ListUsersRequest,
-        LogoutRequest, RefreshTokenRequest, ResetPasswordRequest, RevokeSessionRequest, RotateKeyRequest,
+        LoginRequest, LogoutRequest, RefreshTokenRequest, ResetPasswordRequest, RevokeSessionRequest, RotateKeyRequest,
         UpdateUserRequest, authentication_service_client::AuthenticationServiceClient,
     },
 };
@@ -376,4 +376,41 @@ async fn bad_requests_name_the_field_and_strangers_get_nothing() {
         .get_caller(GetCallerRequest {})
         .await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+}
+
+/// Memory of a process that is its own and not a file's, KiB.
+fn own_memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_logins_takes_no_more_memory_than_the_configuration_says() {
+    let program = Program::start().await;
+    let before = own_memory(program.process.id());
+    // One connection, so that what grows is hashing and not TLS; and as many as an address may make in a minute.
+    let client = program.anonymous();
+    let storm = (0..60).map(|number| {
+        let mut client = client.clone();
+        async move {
+            let request = LoginRequest {
+                tenant: "acme".into(),
+                login: format!("nobody{number}"),
+                password: "some long password".into(),
+            };
+            client.login(request).await
+        }
+    });
+    let results = futures::future::join_all(storm).await;
+    let judged = results
+        .into_iter()
+        .filter(|result| matches!(result, Err(status) if status.code() == Code::Unauthenticated))
+        .count();
+    assert_eq!(judged, 60);
+    let after = own_memory(program.process.id());
+    println!("memory: {before} KiB before, {after} KiB after 60 logins at once");
+    // Two hashes of 19 MiB at a time by default, and something for sixty requests.
+    let allowed = 2 * 19 * 1024 + 16 * 1024;
+    assert!(after < before + allowed, "{before} KiB before, {after} KiB after");
 }
