@@ -1,5 +1,17 @@
-//! Integration tests of the flow meter.
+//! Integration tests of the flow meter: real packets, a real broker, real disks.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
+
+mod allocations;
+mod captures;
 mod corpora;
+#[path = "../../src/domain/craft.rs"]
+mod craft;
+mod disk;
+mod live;
+mod outage;
+mod service;
+mod world;
