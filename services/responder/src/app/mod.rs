@@ -21,6 +21,7 @@ use garrison_db::{Db, Tx};
 use garrison_proto::TenantId;
 use garrison_service::ServiceInfo;
 use ipnet::IpNet;
+use tracing::Instrument as _;
 
 pub use incidents::TimelineEntry;
 pub use intake::Taken;
@@ -134,14 +135,18 @@ impl App {
     /// Commits, and sends orders to enforcers without waiting for the outbox relay's turn. The relay sends them
     /// again, with the same ids, which the broker drops; so nothing hangs on this but milliseconds.
     async fn commit(&self, tx: Tx<'static>, orders: Vec<Message>, operation: &'static str) -> Result<(), AppError> {
-        tx.commit().await.during(operation)?;
+        tx.commit()
+            .instrument(tracing::info_span!("commit"))
+            .await
+            .during(operation)?;
         for order in orders {
             let publisher = self.inner.publisher.clone();
-            tokio::spawn(async move {
+            let publish = async move {
                 if let Err(error) = publisher.publish(&order).await {
                     tracing::debug!(%error, "an order is left to the outbox relay");
                 }
-            });
+            };
+            tokio::spawn(publish.instrument(tracing::info_span!("publish order")));
         }
         Ok(())
     }

@@ -202,7 +202,7 @@ impl Kernel {
             self.change(&changes, OPERATION)?;
         }
         let kernel = Utc::now();
-        let found = self.read(&name, address)?;
+        let found = tracing::info_span!("kernel read back").in_scope(|| self.read(&name, address))?;
         let read_back = Utc::now();
         match found {
             Some(found) if found.key == address && agrees(&found, ends, read_back) => {

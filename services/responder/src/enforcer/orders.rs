@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::Utc;
 use garrison_bus::{Delivery, Disposition, Handler, PublishError, Publisher};
 use garrison_proto::response::v1::EnforcementOrder;
+use tracing::Instrument as _;
 
 use super::{
     agent::{Agent, Answer},
@@ -72,7 +73,10 @@ impl Handler for Orders {
                 Err(error) => disposition(&error),
             };
         };
-        let (answer, stored) = match agent.order(order.clone()).await {
+        let carried_out = agent
+            .order(order.clone())
+            .instrument(tracing::info_span!("carry out order", response = %order.id));
+        let (answer, stored) = match carried_out.await {
             Ok(done) => done,
             Err(error) => {
                 return Disposition::Retry {

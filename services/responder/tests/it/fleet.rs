@@ -11,7 +11,7 @@ use garrison_proto::{
     TenantId,
     alert::v1::Alert,
     from_timestamp,
-    response::v1::{Action, Response, ResponseState},
+    response::v1::{Action, EnforcementOrder, Response, ResponseState},
 };
 use garrison_testkit::Stack;
 use responder::{
@@ -35,7 +35,7 @@ struct Fleet {
     config: PathBuf,
     tenant: TenantId,
     _folder: tempfile::TempDir,
-    _stack: Stack,
+    stack: Stack,
 }
 
 /// Runs the responder inside this process, so that the test can act as a person on its use cases.
@@ -72,7 +72,7 @@ impl Fleet {
             config,
             tenant: "acme".parse().unwrap(),
             _folder: folder,
-            _stack: stack,
+            stack,
         };
         // A first order proves that the node is heard of.
         let warm = eventually("a first response", SOON, || async {
@@ -308,6 +308,59 @@ fn an_order_that_nobody_carries_out_fails_and_one_that_is_late_is_known() {
             });
         },
     );
+}
+
+#[test]
+fn orders_that_are_broken_or_not_ours_change_nothing() {
+    in_lab("fleet::orders_that_are_broken_or_not_ours_change_nothing", || {
+        block_on(async {
+            let fleet = Fleet::new("").await;
+            let bus = fleet.stack.bus_config("svc/responder");
+            let publisher = Bus::connect(&bus, "responder").await.unwrap().publisher();
+            let globex: TenantId = "globex".parse().unwrap();
+            let order = EnforcementOrder {
+                response_id: uuid::Uuid::now_v7().to_string(),
+                action: Action::Block as i32,
+                target: "10.79.1.1".into(),
+                tenant: "acme".into(),
+                ..EnforcementOrder::default()
+            };
+            let send = async |tenant: &TenantId, order: &EnforcementOrder, payload: Option<Vec<u8>>| {
+                let subject = subject::responses(tenant, Action::Block, "dispatched");
+                let mut message = Message::proto(subject, "responder", order);
+                if let Some(payload) = payload {
+                    message.payload = payload.into();
+                }
+                publisher.publish(&message).await.unwrap();
+            };
+            // Another tenant's subject; another tenant inside; another node; garbage; no target; everybody.
+            send(&globex, &order, None).await;
+            let inside = EnforcementOrder {
+                tenant: "globex".into(),
+                ..order.clone()
+            };
+            send(&fleet.tenant, &inside, None).await;
+            let elsewhere = EnforcementOrder {
+                nodes: vec!["edge".into()],
+                ..order.clone()
+            };
+            send(&fleet.tenant, &elsewhere, None).await;
+            send(&fleet.tenant, &order, Some(vec![0xff; 30])).await;
+            for target in ["", "0.0.0.0/0", "127.0.0.1"] {
+                let wrong = EnforcementOrder {
+                    target: target.into(),
+                    ..order.clone()
+                };
+                send(&fleet.tenant, &wrong, None).await;
+            }
+            // What is right is carried out nevertheless, and nothing else was.
+            let good = fleet.create("10.79.1.2", 600).await;
+            fleet.becomes(&good, ResponseState::Applied).await;
+            let rules = rules();
+            assert!(rules.contains("10.79.1.2") && !rules.contains("10.79.1.1"), "{rules}");
+            assert!(!rules.contains("0.0.0.0") && !rules.contains("127.0.0.1"));
+        });
+    });
 }
 
 #[test]

@@ -485,8 +485,9 @@ fn reconciling_brings_the_node_in_step_and_says_so() {
 
 #[test]
 fn without_the_right_it_says_so_and_does_not_start() {
-    // In the host's own network namespace this user may or may not be root; without capabilities nobody is.
-    let output = std::process::Command::new("setpriv")
+    // A network namespace of its own, so that nothing is touched should it start after all.
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--", "setpriv"])
         .args([
             "--bounding-set=-all",
             "--inh-caps=-all",
@@ -497,7 +498,7 @@ fn without_the_right_it_says_so_and_does_not_start() {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "kernel::helper_starts_an_agent", "--ignored", "--nocapture"])
         .output()
-        .expect("setpriv of util-linux is needed");
+        .expect("unshare of util-linux is needed");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
         said.contains("GAR-ENF-0002"),
