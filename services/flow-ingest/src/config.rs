@@ -15,7 +15,8 @@ use crate::domain::Limits;
 pub struct Config {
     /// What every service has.
     pub core: Core,
-    /// Where packets come from. At least one.
+    /// Where packets come from. Without one the service only waits.
+    #[serde(default)]
     pub sensors: Vec<SensorConfig>,
     /// The flow table of each sensor.
     #[serde(default)]
@@ -298,9 +299,6 @@ impl ServiceConfig for Config {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let wrong = |key: String, problem: &str| Err(ConfigError::invalid(key, problem.to_owned()));
-        if self.sensors.is_empty() {
-            return wrong("sensors".into(), "is empty: name at least one sensor");
-        }
         for (i, sensor) in self.sensors.iter().enumerate() {
             let key = |name: &str| format!("sensors[{i}].{name}");
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');

@@ -52,6 +52,9 @@ struct Prepared {
 /// # Errors
 /// When the configuration cannot be used or a part of the service fails.
 pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
+    if config.sensors.is_empty() {
+        tracing::warn!("no sensor is configured; add a [[sensors]] section");
+    }
     let (prepared, mut threads) = prepare(&config)?;
     let sensors: Vec<Arc<Sensor>> = prepared.iter().map(|p| Arc::clone(&p.sensor)).collect();
     let spool = match &config.spool.path {

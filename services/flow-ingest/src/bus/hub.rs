@@ -73,3 +73,42 @@ impl Hub {
         Some((receiver, channel.rows.load(Ordering::Acquire)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use garrison_flow::{FlowBatchBuilder, FlowRow};
+
+    use super::*;
+
+    fn batch(rows: usize) -> FlowBatch {
+        let mut builder = FlowBatchBuilder::new(rows);
+        (0..rows).for_each(|_| builder.push(&FlowRow::default()));
+        builder.finish()
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_learns_how_many_records_it_missed() {
+        let tenant: TenantId = "acme".parse().unwrap();
+        let hub = Hub::new([tenant.clone()]);
+        hub.show(&tenant, &batch(5));
+        let (mut watching, mut seen) = hub.watch(&tenant).unwrap();
+        assert_eq!(seen, 5, "what was before is not missed");
+        for _ in 0..BEHIND + 10 {
+            hub.show(&tenant, &batch(3));
+        }
+        let (mut skipped, mut got) = (0, 0);
+        for _ in 0..=BEHIND {
+            match watching.recv().await {
+                Ok(watched) => {
+                    skipped += watched.before - seen;
+                    seen = watched.before + watched.batch.len() as u64;
+                    got += watched.batch.len() as u64;
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!((skipped, got), (30, 3 * BEHIND as u64));
+        assert!(hub.watch(&"other".parse().unwrap()).is_none());
+    }
+}

@@ -230,3 +230,147 @@ fn give_up(items: Vec<Item>, reason: &str) {
     tracing::error!(records = rows, reason, "GAR-FLOW-0031: records are lost");
     items.into_iter().for_each(Item::lost);
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use garrison_bus::Message;
+
+    use super::*;
+
+    pub(crate) fn sensor() -> Arc<Sensor> {
+        let tenant = "acme".parse().unwrap();
+        Arc::new(Sensor::new("edge", tenant, "eth0".into(), true, 0, None))
+    }
+
+    pub(crate) fn item(sensor: &Arc<Sensor>, number: u8, bytes: usize, run: Uuid) -> Item {
+        sensor.emitted(10);
+        Item {
+            message: Message::flows(
+                format!("flows.v1.acme.{number}"),
+                "flow-ingest",
+                vec![number; bytes].into(),
+            ),
+            rows: 10,
+            sensor: Some(Arc::clone(sensor)),
+            oldest: None,
+            span: tracing::Span::none(),
+            run,
+            guard: None,
+            order: 0,
+        }
+    }
+
+    async fn numbers(queue: &Queue, sensors: &[Arc<Sensor>]) -> Vec<u8> {
+        let mut numbers = Vec::new();
+        loop {
+            queue.refill(sensors);
+            let next = tokio::time::timeout(std::time::Duration::from_millis(20), queue.next());
+            let Ok(Some(item)) = next.await else { return numbers };
+            numbers.push(item.message.payload[0]);
+            item.stored();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_memory_has_no_room_for_waits_on_disk_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+        let queue = Queue::new(10_000, Some(spool));
+        let sensor = sensor();
+        for number in 0..50 {
+            queue.push(item(&sensor, number, 1000, queue.run()));
+        }
+        assert!(queue.waiting().0 <= 10_000 && queue.waiting().1 > 0);
+        let sensors = [Arc::clone(&sensor)];
+        assert_eq!(numbers(&queue, &sensors).await, (0..50).collect::<Vec<u8>>());
+        assert_eq!((sensor.waiting(), sensor.ledger().records_published), (0, 500));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn without_a_disk_the_bound_costs_records_that_are_counted() {
+        let queue = Queue::new(10_000, None);
+        let sensor = sensor();
+        for number in 0..50 {
+            queue.push(item(&sensor, number, 1000, queue.run()));
+        }
+        let kept = numbers(&queue, &[]).await;
+        assert_eq!(kept, [0, 1, 2, 3, 4, 5], "the oldest stay");
+        let ledger = sensor.ledger();
+        assert_eq!(
+            (ledger.records_published, ledger.records_lost, sensor.waiting()),
+            (60, 440, 0)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_gives_up_the_oldest_and_counts_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path(), 10 << 20).unwrap();
+        let queue = Queue::new(1 << 20, Some(spool));
+        let sensor = sensor();
+        for number in 0..40 {
+            queue.push(item(&sensor, number, 1 << 19, queue.run()));
+        }
+        assert!(queue.waiting().1 <= 10 << 20);
+        let lost = sensor.ledger().records_lost;
+        assert!(lost > 0);
+        let sensors = [Arc::clone(&sensor)];
+        let kept = numbers(&queue, &sensors).await;
+        assert_eq!(kept.last(), Some(&39), "the newest stay");
+        assert!(kept.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(kept.len() as u64 * 10 + lost, 400);
+        assert_eq!(sensor.waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn messages_put_back_come_first_and_in_order() {
+        let queue = Queue::new(1 << 20, None);
+        let sensor = sensor();
+        for number in 0..5 {
+            queue.push(item(&sensor, number, 10, queue.run()));
+        }
+        let mut failed = Vec::new();
+        for _ in 0..3 {
+            failed.push(queue.next().await.unwrap());
+        }
+        failed.reverse();
+        queue.put_back(failed);
+        assert_eq!(numbers(&queue, &[]).await, [0, 1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn the_next_run_finds_what_was_left_and_skips_what_a_crash_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue::new(1 << 20, Some(Spool::open(folder.path(), 1 << 20).unwrap()));
+        let first = sensor();
+        for number in 0..5 {
+            queue.push(item(&first, number, 100, queue.run()));
+        }
+        let id = queue.next().await.unwrap().message.id;
+        queue.abandon();
+        let file = std::fs::read_dir(folder.path())
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
+
+        let queue = Queue::new(1 << 20, Some(Spool::open(folder.path(), 1 << 20).unwrap()));
+        let second = sensor();
+        let sensors = [Arc::clone(&second)];
+        queue.refill(&sensors);
+        let next = queue.next().await.unwrap();
+        assert_ne!(next.message.id, id);
+        assert_eq!(
+            (next.message.payload[0], next.message.subject.as_str()),
+            (1, "flows.v1.acme.1")
+        );
+        next.stored();
+        assert_eq!(numbers(&queue, &sensors).await, [2, 3]);
+        // They were the first run's records, not this one's.
+        assert_eq!(second.ledger().records_published, 0);
+    }
+}

@@ -350,7 +350,7 @@ impl Block<'_> {
             self.offset + libc::TPACKET_ALIGNMENT * size_of::<libc::tpacket3_hdr>().div_ceil(libc::TPACKET_ALIGNMENT);
         let kind = address + offset_of!(libc::sockaddr_ll, sll_pkttype);
         // SAFETY: as above; the sender's address follows the header within the block.
-        let outgoing = kind < BLOCK && unsafe { self.base.add(kind).read() } == libc::PACKET_OUTGOING as u8;
+        let outgoing = kind < BLOCK && unsafe { self.base.add(kind).read() } == libc::PACKET_OUTGOING;
         let tagged = header.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
         let packet = Packet {
             time: i64::from(header.tp_sec) * 1_000_000_000 + i64::from(header.tp_nsec),

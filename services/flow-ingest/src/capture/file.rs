@@ -305,7 +305,9 @@ mod tests {
 
     use super::*;
 
-    fn read(data: &[u8]) -> (Vec<(i64, Vec<u8>, u32)>, Option<CaptureError>) {
+    type Record = (i64, Vec<u8>, u32);
+
+    fn read(data: &[u8]) -> (Vec<Record>, Option<CaptureError>) {
         let mut packets = Vec::new();
         let mut file = match CaptureFile::new(data, Path::new("test")) {
             Ok(file) => file,

@@ -67,7 +67,7 @@ impl Format {
             self.interfaces.clear();
         }
         let length = self.order.u32([e, f, g, h]) as usize;
-        if length < 12 || length % 4 != 0 || length > MAX_BLOCK {
+        if length < 12 || !length.is_multiple_of(4) || length > MAX_BLOCK {
             return Err(Fault::Damaged("a block's length is impossible"));
         }
         let Some(block) = data.get(..length) else {

@@ -94,7 +94,7 @@ mod tests {
             // Few distinct hashes, so that places collide and wrap round.
             operations in prop::collection::vec((any::<bool>(), 0_u32..64), 0..400),
         ) {
-            let hash = |slot: u32| u64::from(slot % 5) * 29 | u64::from(slot % 3) << 32;
+            let hash = |slot: u32| (u64::from(slot % 5) * 29) | (u64::from(slot % 3) << 32);
             let mut index = Index::new(64);
             let mut model = HashMap::new();
             for (insert, slot) in operations {

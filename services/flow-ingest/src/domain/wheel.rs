@@ -156,8 +156,8 @@ mod tests {
                 wheel.insert(&mut flows, i as u32, due(i));
             }
             let mut kept = Vec::new();
-            for i in 0..deadlines.len() {
-                if removed[i] {
+            for (i, removed) in removed.iter().enumerate().take(deadlines.len()) {
+                if *removed {
                     wheel.remove(&mut flows, i as u32);
                 } else {
                     kept.push(i);

@@ -188,7 +188,7 @@ impl Index {
         };
         while let (Some(kind), Some(length)) = (word(at), word(at + 4)) {
             let size = length as usize;
-            if size < 12 || size % 4 != 0 || word(at + size - 4) != Some(length) {
+            if size < 12 || !size.is_multiple_of(4) || word(at + size - 4) != Some(length) {
                 break;
             }
             let body = &data[at + 8..at + size - 4];

@@ -58,7 +58,14 @@ fn the_steady_packet_path_allocates_nothing() {
         let server = "192.168.0.1:80";
         frames.push(craft::tcp4(&client, server, 2, 99, 0, b""));
         frames.push(craft::tcp4(server, &client, 0x12, 499, 100, b""));
-        frames.push(craft::tcp4(&client, server, 0x10, 100, 500, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
+        frames.push(craft::tcp4(
+            &client,
+            server,
+            0x10,
+            100,
+            500,
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ));
         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
         frames.push(craft::tcp4(server, &client, 0x10, 500, 126, head));
         frames.push(craft::udp4(&client, "192.168.0.2:9999", &[0x80; 100]));

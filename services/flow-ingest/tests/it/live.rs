@@ -18,16 +18,14 @@ use flow_ingest::{
         sensor::Sensor,
         watch::{now, watch},
     },
-    bus::{
-        hub::Hub,
-        outbound,
-        queue::Queue,
-    },
+    bus::{hub::Hub, outbound, queue::Queue},
     capture::afpacket::RingOptions,
     config::BatchConfig,
     domain::{Limits, Meter},
 };
 use garrison_flow::{FlowBatch, decode};
+
+use crate::craft;
 
 fn in_a_namespace(test: &str) {
     let output = Command::new("unshare")
@@ -72,7 +70,14 @@ struct Watching {
 impl Watching {
     fn start(interfaces: &[&str]) -> Self {
         let tenant: garrison_proto::TenantId = "acme".parse().unwrap();
-        let sensor = Arc::new(Sensor::new("live", tenant.clone(), interfaces.join(","), true, now(), None));
+        let sensor = Arc::new(Sensor::new(
+            "live",
+            tenant.clone(),
+            interfaces.join(","),
+            true,
+            now(),
+            None,
+        ));
         let queue = Arc::new(Queue::new(64 << 20, None));
         let hub = Arc::new(Hub::new([tenant]));
         let sensors = vec![Arc::clone(&sensor)];
@@ -112,7 +117,9 @@ impl Watching {
     }
 
     fn capturing(&self) {
-        self.until("capturing", |s| s.status().link.is_some() && s.status().problem.is_none());
+        self.until("capturing", |s| {
+            s.status().link.is_some() && s.status().problem.is_none()
+        });
     }
 
     fn finish(self) -> (Arc<Sensor>, Vec<FlowBatch>) {
@@ -121,6 +128,7 @@ impl Watching {
         self.outbound.join().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut batches = Vec::new();
+        let before = self.sensor.ledger().records_published;
         while let Some(item) = runtime.block_on(self.queue.next()) {
             let (batch, meta) = decode(&item.message.payload).unwrap();
             assert!(meta.ledger.balances());
@@ -131,7 +139,7 @@ impl Watching {
         let ledger = self.sensor.ledger();
         assert!(ledger.balances(), "{ledger:?}");
         let rows: usize = batches.iter().map(FlowBatch::len).sum();
-        assert_eq!(ledger.records_published, rows as u64);
+        assert_eq!(ledger.records_published, before + rows as u64);
         (self.sensor, batches)
     }
 }
@@ -168,14 +176,23 @@ fn inside_counting() {
     client.read_to_string(&mut answer).unwrap();
     server.join().unwrap();
     drop(client);
-    watching.until("all seen", |s| s.status().counts.opened >= 2 && s.status().counts.received >= 3009);
+    watching.until("all seen", |s| {
+        s.status().counts.opened >= 2 && s.status().counts.received >= 3009
+    });
 
     let (sensor, batches) = watching.finish();
     let ledger = sensor.ledger();
-    assert_eq!(ledger.malformed + ledger.shed + ledger.dropped_by_kernel, 0, "{ledger:?}");
+    assert_eq!(
+        ledger.malformed + ledger.shed + ledger.dropped_by_kernel,
+        0,
+        "{ledger:?}"
+    );
     let rows: Vec<_> = batches.iter().flat_map(FlowBatch::rows).collect();
     let ended = |port| {
-        let found: Vec<_> = rows.iter().filter(|r| r.dst_port == port && r.end_reason.is_some()).collect();
+        let found: Vec<_> = rows
+            .iter()
+            .filter(|r| r.dst_port == port && r.end_reason.is_some())
+            .collect();
         assert_eq!(found.len(), 1, "port {port}");
         found[0]
     };
@@ -185,7 +202,10 @@ fn inside_counting() {
     let octets: u64 = (0..3000).map(|i| 100 + i % 500).sum();
     assert_eq!(udp.src_bytes, Some(octets));
     let http = ended(8080);
-    assert_eq!((http.http_uri, http.http_status, http.http_auth_failures), (Some("/secret"), Some(403), Some(1)));
+    assert_eq!(
+        (http.http_uri, http.http_status, http.http_auth_failures),
+        (Some("/secret"), Some(403), Some(1))
+    );
     assert_eq!(http.conn_state, Some("SF"));
     let packets = http.src_packets.unwrap() + http.dst_packets.unwrap();
     assert_eq!(ledger.received, 3000 + packets);
@@ -200,7 +220,9 @@ fn inside_counting() {
 fn inside_coming_and_going() {
     let watching = Watching::start(&["late0"]);
     watching.until("missed", |s| {
-        s.status().problem.is_some_and(|problem| problem.starts_with("GAR-FLOW-0010"))
+        s.status()
+            .problem
+            .is_some_and(|problem| problem.starts_with("GAR-FLOW-0010"))
     });
     let make = || {
         ip("link add late0 type veth peer name far0");
@@ -226,15 +248,12 @@ fn inside_tagged() {
     ip("link add near type veth peer name far");
     ip("link set near up");
     ip("link set far up");
-    ip("link add link far name far.42 type vlan id 42");
-    ip("address add 10.8.0.2/24 dev far.42");
-    ip("link set far.42 up");
-    ip("neighbour add 10.8.0.1 lladdr 02:00:00:00:00:01 dev far.42");
     let watching = Watching::start(&["near"]);
     watching.capturing();
-    let sender = UdpSocket::bind("10.8.0.2:7000").unwrap();
+    let mut frame = craft::udp4("10.8.0.2:7000", "10.8.0.1:7001", b"tagged");
+    frame.splice(12..12, [0x81, 0x00, 0x20, 42]);
     for _ in 0..20 {
-        sender.send_to(b"tagged", "10.8.0.1:7001").unwrap();
+        send("far", &frame);
     }
     watching.until("seen", |s| s.status().counts.received >= 20);
     let (_, batches) = watching.finish();
@@ -244,4 +263,72 @@ fn inside_tagged() {
         .find(|row| row.dst_port == 7001 && row.end_reason.is_some())
         .unwrap();
     assert_eq!((tagged.vlan, tagged.src_packets), (Some(42), Some(20)));
+}
+
+// Puts a frame on an interface as it is.
+#[allow(unsafe_code)]
+fn send(interface: &str, frame: &[u8]) {
+    let index = flow_ingest::capture::afpacket::interface_index(interface).unwrap();
+    // SAFETY: system calls; the address is a whole `sockaddr_ll` whose length is given, the frame a slice, and both
+    // live through the calls.
+    unsafe {
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+        assert!(socket >= 0);
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_ifindex = index as i32;
+        let sent = libc::sendto(
+            socket,
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as u32,
+        );
+        assert_eq!(sent, frame.len() as isize);
+        libc::close(socket);
+    }
+}
+
+#[test]
+fn a_lone_packet_is_told_soon() {
+    in_a_namespace("live::inside_latency");
+}
+
+#[test]
+#[ignore = "run by a_lone_packet_is_told_soon in a namespace of its own"]
+fn inside_latency() {
+    ip("link set lo up");
+    let watching = Watching::start(&["lo"]);
+    watching.capturing();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let mut latencies = Vec::new();
+    for i in 0..200_u16 {
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        std::thread::sleep(Duration::from_millis(3));
+        let sent = Instant::now();
+        sender.send_to(b"hello", ("127.0.0.1", 10_000 + i)).unwrap();
+        // The kernel's answer that nobody listens is a flow of its own.
+        loop {
+            let next = async { tokio::time::timeout(Duration::from_secs(5), watching.queue.next()).await };
+            let item = runtime.block_on(next).expect("a record").expect("the queue is open");
+            let (batch, _) = decode(&item.message.payload).unwrap();
+            let found = batch.rows().any(|row| row.dst_port == 10_000 + i);
+            item.stored();
+            if found {
+                break;
+            }
+        }
+        latencies.push(sent.elapsed());
+    }
+    latencies.sort();
+    // For information: how long it takes depends on the machine.
+    println!(
+        "packet to encoded batch: median {:?}, 99 % {:?}",
+        latencies[100], latencies[197]
+    );
+    watching.finish();
 }

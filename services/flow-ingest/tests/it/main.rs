@@ -1,6 +1,6 @@
 //! Integration tests of the flow meter: real packets, a real broker, real disks.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;

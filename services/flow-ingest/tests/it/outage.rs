@@ -18,13 +18,20 @@ async fn records_of_a_file_wait_for_the_broker_and_all_arrive() {
     let sections = "[[sensors]]\nid = 'edge'\ntenant = 'outage'\nfile = '{dir}/a.pcap'\npace = 'realtime'\n";
     let mut world = World::start(&stack, dir, sections);
     world
-        .sensor_when("outage", "under way", |s| s.ledger.is_some_and(|l| l.records_published > 50))
+        .sensor_when("outage", "under way", |s| {
+            s.ledger.is_some_and(|l| l.records_published > 50)
+        })
         .await;
     stack.nats().kill();
     world
-        .sensor_when("outage", "read to its end", |s| s.ledger.is_some_and(|l| l.received == 4500))
+        .sensor_when("outage", "read to its end", |s| {
+            s.ledger.is_some_and(|l| l.received == 4500)
+        })
         .await;
-    assert!(!world.sensors("outage").await[0].finished, "records still wait for the broker");
+    assert!(
+        !world.sensors("outage").await[0].finished,
+        "records still wait for the broker"
+    );
     tokio::time::sleep(Duration::from_millis(300)).await;
     stack.nats().resume().unwrap();
     let ledger = world.finished("outage").await.ledger.unwrap();
@@ -69,7 +76,11 @@ async fn what_waited_on_disk_survives_the_service() {
     let second = world.finished("spooled").await.ledger.unwrap();
     assert_eq!(second.records_lost, 0);
     // Both runs' records are there: the first run's came from disk.
-    let rows: usize = stored(&stack, "spooled").await.iter().map(|(batch, _)| batch.len()).sum();
+    let rows: usize = stored(&stack, "spooled")
+        .await
+        .iter()
+        .map(|(batch, _)| batch.len())
+        .sum();
     assert_eq!(rows as u64, second.records_published * 2);
     let files = std::fs::read_dir(world.dir.path().join("spool")).unwrap().count();
     assert_eq!(files, 0, "what the broker has is gone from disk");

@@ -36,7 +36,10 @@ async fn a_file_reaches_the_broker_record_by_record() {
     assert_eq!((ledger.received, ledger.parsed), (6300, 6300));
     assert_eq!((ledger.flows_opened, ledger.flows_ended), (700, 700));
     assert_eq!(ledger.records_lost, 0);
-    assert_eq!((sensor.name.as_str(), sensor.link_type.as_str(), sensor.live), ("sensors/edge", "ETHERNET", false));
+    assert_eq!(
+        (sensor.name.as_str(), sensor.link_type.as_str(), sensor.live),
+        ("sensors/edge", "ETHERNET", false)
+    );
     assert_eq!(sensor.problem, "");
 
     let batches = stored(stack, "whole").await;
@@ -47,7 +50,10 @@ async fn a_file_reaches_the_broker_record_by_record() {
     assert_eq!(records(batches.iter().map(|(batch, _)| batch)), records([&expected]));
     let mut sequences: Vec<u64> = batches.iter().map(|(_, meta)| meta.batch_seq).collect();
     sequences.sort_unstable();
-    assert!(sequences.windows(2).all(|pair| pair[0] + 1 == pair[1]), "no batch is missing");
+    assert!(
+        sequences.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+        "no batch is missing"
+    );
     world.end();
 }
 
@@ -58,7 +64,9 @@ async fn tenants_see_only_their_own() {
     write(dir.path(), "one.pcap", &pcap(&conversations(11, 40, 3_000_000)));
     write(dir.path(), "two.pcap", &pcap(&conversations(12, 40, 3_000_000)));
     let sensor = |id, tenant, file| {
-        format!("[[sensors]]\nid = '{id}'\ntenant = '{tenant}'\nfile = '{{dir}}/{file}'\npace = 'realtime'\ntimestamps = 'now'\n")
+        format!(
+            "[[sensors]]\nid = '{id}'\ntenant = '{tenant}'\nfile = '{{dir}}/{file}'\npace = 'realtime'\ntimestamps = 'now'\n"
+        )
     };
     let sections = sensor("a", "left", "one.pcap")
         + &sensor("b", "right", "two.pcap")
@@ -91,7 +99,11 @@ async fn tenants_see_only_their_own() {
         }
         seen += response.flows.len();
     }
-    assert!(tokio::time::timeout(Duration::from_millis(200), nobody.message()).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), nobody.message())
+            .await
+            .is_err()
+    );
 
     for (tenant, id, net) in [("left", "a", "10.11."), ("right", "b", "10.12.")] {
         world.finished(tenant).await;
@@ -99,7 +111,12 @@ async fn tenants_see_only_their_own() {
         assert_eq!(sensors.len(), 1);
         assert_eq!(sensors[0].name, format!("sensors/{id}"));
         let batches = stored(stack, tenant).await;
-        assert!(batches.iter().flat_map(|(b, _)| b.rows()).all(|row| row.src_ip.to_string().starts_with(net)));
+        assert!(
+            batches
+                .iter()
+                .flat_map(|(b, _)| b.rows())
+                .all(|row| row.src_ip.to_string().starts_with(net))
+        );
         let packets = slice(&world, tenant, FlowFilter::default()).await.unwrap();
         assert_eq!(packets.len(), 360);
         assert!(packets.iter().all(|packet| packet.1.starts_with(net)));
@@ -111,12 +128,19 @@ async fn tenants_see_only_their_own() {
     };
     assert!(slice(&world, "left", foreign).await.unwrap().is_empty());
     assert!(world.sensors("third").await.is_empty());
-    assert_eq!(slice(&world, "third", FlowFilter::default()).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        slice(&world, "third", FlowFilter::default()).await.unwrap_err().code(),
+        Code::NotFound
+    );
     world.end();
 }
 
 /// Packets of a slice: time, source address, octets.
-async fn slice(world: &World<'_>, tenant: &str, filter: FlowFilter) -> Result<Vec<(i64, String, Vec<u8>)>, tonic::Status> {
+async fn slice(
+    world: &World<'_>,
+    tenant: &str,
+    filter: FlowFilter,
+) -> Result<Vec<(i64, String, Vec<u8>)>, tonic::Status> {
     let request = FetchPacketSliceRequest {
         filter: Some(filter),
         max_bytes: 0,
@@ -131,7 +155,9 @@ async fn slice(world: &World<'_>, tenant: &str, filter: FlowFilter) -> Result<Ve
     let mut packets = Vec::new();
     while let Some(burst) = capture.burst().unwrap() {
         for packet in burst.packets() {
-            let Verdict::Flow(decoded) = decode(packet) else { panic!() };
+            let Verdict::Flow(decoded) = decode(packet) else {
+                panic!()
+            };
             packets.push((packet.time, address(&decoded.src).to_string(), packet.data.to_vec()));
         }
     }
@@ -197,7 +223,11 @@ async fn a_slice_holds_exactly_the_packets_of_a_flow_and_a_time() {
     .await
     .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert!(status.message().contains("GAR-FLOW-0040: filter.services"), "{}", status.message());
+    assert!(
+        status.message().contains("GAR-FLOW-0040: filter.services"),
+        "{}",
+        status.message()
+    );
 
     // The ring survives the process, however it ends.
     world.kill_and_restart();
@@ -233,7 +263,9 @@ async fn what_is_wrong_with_a_file_is_said_and_harms_no_other_sensor() {
     ];
     let sections: String = cases
         .iter()
-        .map(|(name, ..)| format!("[[sensors]]\nid = '{name}'\ntenant = 'files-{name}'\nfile = '{{dir}}/{name}.pcap'\n"))
+        .map(|(name, ..)| {
+            format!("[[sensors]]\nid = '{name}'\ntenant = 'files-{name}'\nfile = '{{dir}}/{name}.pcap'\n")
+        })
         .collect();
     let mut world = World::start(stack, dir, &sections);
     for (name, code, packets) in cases {
@@ -250,11 +282,19 @@ async fn what_is_wrong_with_a_file_is_said_and_harms_no_other_sensor() {
 async fn a_wrong_configuration_names_its_key_and_ends_with_64() {
     let dir = folder();
     for (sections, key) in [
-        ("sensors = []\n", "sensors"),
-        ("[[sensors]]\nid = 'a b'\ntenant = 'acme'\nfile = 'x'\n", "sensors[0].id"),
+        (
+            "[[sensors]]\nid = 'a b'\ntenant = 'acme'\nfile = 'x'\n",
+            "sensors[0].id",
+        ),
         ("[[sensors]]\nid = 'a'\ntenant = 'acme'\n", "sensors[0].interfaces"),
-        ("[[sensors]]\nid = 'a'\ntenant = 'acme'\nfile = 'x'\nfiles = 'y'\n", "files"),
-        ("[[sensors]]\nid = 'a'\ntenant = 'acme'\nfile = 'x'\n[batch]\nrows = 0\n", "batch.rows"),
+        (
+            "[[sensors]]\nid = 'a'\ntenant = 'acme'\nfile = 'x'\nfiles = 'y'\n",
+            "files",
+        ),
+        (
+            "[[sensors]]\nid = 'a'\ntenant = 'acme'\nfile = 'x'\n[batch]\nrows = 0\n",
+            "batch.rows",
+        ),
     ] {
         let head = "core.identity = { trust_domain = 't', cert_file = 'c', key_file = 'k', ca_file = 'a' }\n\
                     core.bus = { urls = ['tls://n:4222'], ca_file = 'a', cert_file = 'c', key_file = 'k' }\n";

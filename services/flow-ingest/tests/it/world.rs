@@ -73,7 +73,9 @@ impl<'a> World<'a> {
     fn await_grpc(&mut self) {
         let port = self.grpc;
         self.process
-            .wait_until(Duration::from_secs(30), || TcpStream::connect(("127.0.0.1", port)).is_ok())
+            .wait_until(Duration::from_secs(30), || {
+                TcpStream::connect(("127.0.0.1", port)).is_ok()
+            })
             .unwrap();
     }
 
@@ -84,7 +86,11 @@ impl<'a> World<'a> {
     }
 
     pub fn end(&mut self) {
-        assert!(self.process.end(Signal::TERM, Duration::from_secs(15)), "did not end by itself: {}", self.log());
+        assert!(
+            self.process.end(Signal::TERM, Duration::from_secs(15)),
+            "did not end by itself: {}",
+            self.log()
+        );
     }
 
     pub fn log(&self) -> String {
@@ -108,7 +114,12 @@ impl<'a> World<'a> {
 
     pub async fn sensors(&self, tenant: &str) -> Vec<Sensor> {
         let request = ListSensorsRequest {};
-        self.client(tenant).list_sensors(request).await.unwrap().into_inner().sensors
+        self.client(tenant)
+            .list_sensors(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .sensors
     }
 
     /// Waits until the tenant's only sensor fulfils a condition.
@@ -153,7 +164,11 @@ pub async fn stored(stack: &Stack, tenant: &str) -> Vec<(FlowBatch, BatchMeta)> 
         let (batch, meta) = decode(&delivery.payload).unwrap();
         assert_eq!(meta.tenant, delivery.tenant);
         let shard: u16 = delivery.subject.rsplit('.').next().unwrap().parse().unwrap();
-        assert!(batch.rows().all(|row| garrison_bus::subject::shard_of(row.src_ip) == shard));
+        assert!(
+            batch
+                .rows()
+                .all(|row| garrison_bus::subject::shard_of(row.src_ip) == shard)
+        );
         assert!(meta.ledger.balances(), "{:?}", meta.ledger);
         batches.push((batch, meta));
     }
