@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -96,7 +96,8 @@ impl Compactor {
     fn look_at_space(&self) {
         let Ok(free) = free_bytes(self.lake.root()) else { return };
         self.metrics.free(free);
-        if free > self.lake.config.reserve_bytes {
+        let wanted = self.lake.wanted.load(Ordering::Relaxed);
+        if free >= self.lake.config.reserve_bytes.saturating_add(wanted) {
             self.lake.trouble.send_if_modified(|trouble| trouble.take().is_some());
         }
     }

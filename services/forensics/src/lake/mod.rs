@@ -13,7 +13,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
 };
 
 use bytes::Bytes;
@@ -125,6 +125,7 @@ pub struct Lake {
     recent: Arc<Mutex<Recent>>,
     requests: mpsc::Sender<Request>,
     trouble: watch::Sender<Option<String>>,
+    wanted: Arc<AtomicU64>,
     /// Held for the life of the process, so that no second one writes here.
     _lock: Arc<File>,
 }
@@ -154,6 +155,7 @@ impl Lake {
         let recent = Arc::new(Mutex::new(recent));
         let (requests, receiver) = mpsc::channel(QUEUE);
         let trouble = watch::Sender::new(None);
+        let wanted = Arc::new(AtomicU64::new(0));
         let writer = Writer {
             root: root.clone(),
             view: Arc::clone(&view),
@@ -162,6 +164,7 @@ impl Lake {
             roll_bytes: config.roll_bytes,
             reserve: config.reserve_bytes,
             trouble: trouble.clone(),
+            wanted: Arc::clone(&wanted),
             active: HashMap::new(),
         };
         std::thread::Builder::new()
@@ -175,6 +178,7 @@ impl Lake {
             recent,
             requests,
             trouble,
+            wanted,
             _lock: Arc::new(lock),
         })
     }

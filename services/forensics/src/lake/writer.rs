@@ -5,7 +5,10 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -45,6 +48,8 @@ pub(crate) struct Writer {
     pub(crate) reserve: u64,
     /// Why nothing can be stored at present.
     pub(crate) trouble: watch::Sender<Option<String>>,
+    /// Bytes of the batch that was refused last for lack of room.
+    pub(crate) wanted: Arc<AtomicU64>,
     pub(crate) active: HashMap<TenantId, Active>,
 }
 
@@ -95,45 +100,71 @@ impl Writer {
                 }
             }
         }
-        let outcome = if fresh.is_empty() {
+        let (fitting, error) = self.fitting(&fresh);
+        let outcome = if fitting == 0 {
             Ok(())
         } else {
-            self.write(tenant, &fresh)
+            self.write(tenant, &fresh[..fitting])
         };
-        match outcome {
-            Ok(()) => {
-                self.trouble.send_if_modified(|trouble| trouble.take().is_some());
-                for append in fresh {
-                    let _ = append.done.send(Ok(Appended::New));
-                }
-                for append in repeats {
-                    let _ = append.done.send(Ok(Appended::Repeat));
-                }
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                self.trouble.send_if_modified(|trouble| {
-                    let changed = trouble.as_deref() != Some(reason.as_str());
-                    *trouble = Some(reason.clone());
-                    changed
-                });
-                // A repeat within the group may be of a batch that was just refused.
-                for append in fresh.into_iter().chain(repeats) {
-                    let _ = append.done.send(Err(error.clone()));
-                }
-            }
+        let (stored, error) = match outcome {
+            Ok(()) => (fitting, error),
+            Err(error) => (0, Some(error)),
+        };
+        self.trouble.send_if_modified(|trouble| {
+            let now = error.as_ref().map(ToString::to_string);
+            let changed = *trouble != now;
+            *trouble = now;
+            changed
+        });
+        let refusal = error.unwrap_or(LakeError::Stopped);
+        for (number, append) in fresh.into_iter().enumerate() {
+            let answer = if number < stored {
+                Ok(Appended::New)
+            } else {
+                Err(refusal.clone())
+            };
+            let _ = append.done.send(answer);
+        }
+        for append in repeats {
+            // It may repeat one of this group that was just refused.
+            let known = self
+                .recent
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(&append.id);
+            let _ = append.done.send(if known {
+                Ok(Appended::Repeat)
+            } else {
+                Err(refusal.clone())
+            });
         }
     }
 
-    fn write(&mut self, tenant: &TenantId, appends: &[Append]) -> Result<(), LakeError> {
-        let bytes: u64 = appends.iter().map(|a| (a.payload.len() + wal::HEADER) as u64).sum();
-        let free = free_bytes(&self.root).map_err(LakeError::storage("asking for free space"))?;
-        if free < self.reserve.saturating_add(bytes) {
-            return Err(LakeError::Full {
-                free,
-                reserve: self.reserve,
-            });
+    /// How many of the first appends there is room for, and why not for all.
+    fn fitting(&self, appends: &[Append]) -> (usize, Option<LakeError>) {
+        let free = match free_bytes(&self.root) {
+            Ok(free) => free,
+            Err(error) => return (0, Some(LakeError::storage("asking for free space")(error))),
+        };
+        let mut needed = self.reserve;
+        for (number, append) in appends.iter().enumerate() {
+            let before = needed;
+            needed = needed.saturating_add((append.payload.len() + wal::HEADER) as u64);
+            if needed > free {
+                self.wanted.store(needed - before, Ordering::Relaxed);
+                return (
+                    number,
+                    Some(LakeError::Full {
+                        free,
+                        reserve: self.reserve,
+                    }),
+                );
+            }
         }
+        (appends.len(), None)
+    }
+
+    fn write(&mut self, tenant: &TenantId, appends: &[Append]) -> Result<(), LakeError> {
         if !self.active.contains_key(tenant) {
             let active = self
                 .begin(tenant)
@@ -143,7 +174,8 @@ impl Writer {
         let Some(active) = self.active.get_mut(tenant) else {
             return Err(LakeError::Stopped);
         };
-        let mut buffer = Vec::with_capacity(bytes as usize);
+        let bytes: usize = appends.iter().map(|append| append.payload.len() + wal::HEADER).sum();
+        let mut buffer = Vec::with_capacity(bytes);
         let mut records = Vec::with_capacity(appends.len());
         for append in appends {
             let offset = active.length + (buffer.len() + wal::HEADER) as u64;
