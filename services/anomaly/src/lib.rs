@@ -1,5 +1,68 @@
-//! Detects what does not belong: learns what is normal, scores flows, and watches for known behaviours.
+//! Detects what does not belong: learns what is normal, scores flows, watches for known behaviours, and publishes what
+//! it finds as alerts.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod app;
+pub mod bus;
+pub mod config;
 pub mod domain;
+pub mod error;
+pub mod grpc;
+pub mod metrics;
+pub mod store;
+
+use std::{convert::Infallible, sync::Arc};
+
+use chrono::Utc;
+use garrison_bus::{Dispatch, run_consumer, topology::FLOWS_ANOMALY};
+use garrison_service::{BoxError, Service, ServiceInfo};
+
+use crate::{app::Engine, config::Config};
+
+/// The database migrations.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// What this binary is.
+pub const INFO: ServiceInfo = ServiceInfo {
+    name: "anomaly",
+    version: env!("CARGO_PKG_VERSION"),
+    migrator: Some(&MIGRATOR),
+};
+
+/// Runs the service until it is asked to stop.
+///
+/// # Errors
+/// Configuration that cannot be used, or a failure of a task.
+pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
+    let clock = Arc::new(|| Utc::now().timestamp_nanos_opt().unwrap_or(i64::MAX));
+    let engine = Arc::new(Engine::new(service.db().clone(), service.bus.clone(), &config, clock));
+    let ready = service.readiness("state");
+    ready.not_ready("the state of before was not recovered yet");
+
+    let (flows, bus, shutdown) = (Arc::clone(&engine), service.bus.clone(), service.shutdown());
+    service.spawn("flows", async move {
+        if !flows.recover(&shutdown).await {
+            return Ok(());
+        }
+        ready.ready();
+        let handler = Arc::new(bus::Flows(Arc::clone(&flows)));
+        let consumed = run_consumer(&bus, &FLOWS_ANOMALY, Dispatch::Ordered, handler, shutdown).await;
+        // A clean stop leaves nothing to be read back.
+        if let Err(error) = flows.checkpoint().await {
+            tracing::warn!(%error, "the last state was not saved; it will be read back from the stream");
+        }
+        consumed
+    });
+    let (upkeep, shutdown) = (Arc::clone(&engine), service.shutdown());
+    service.spawn("checkpoints", async move {
+        upkeep.keep_up(shutdown).await;
+        Ok::<_, Infallible>(())
+    });
+    let (learning, shutdown) = (Arc::clone(&engine), service.shutdown());
+    service.spawn("learning", async move {
+        learning.follow_learning(shutdown).await;
+        Ok::<_, Infallible>(())
+    });
+    service.serve(grpc::routes(engine)).await
+}

@@ -1,6 +1,9 @@
 //! The neural model: an autoencoder that learns to reproduce normal flows through a narrow middle. What it
 //! reproduces badly is unusual, and the features it misses by most say why (Hawkins et al. 2002).
 //!
+//! While scoring, the middle is held within the range it had in the learnt period: otherwise the network would carry
+//! a value far outside that range straight through, and reproduce best what is most extreme.
+//!
 //! Flows are columns of the input matrix, so a batch is scored by four matrix products.
 
 use std::collections::HashMap;
@@ -20,6 +23,9 @@ use super::{
 
 /// Widths of the layers between input and output.
 pub const HIDDEN: [usize; 3] = [24, 8, 24];
+
+// Which of the layers is the middle.
+const MIDDLE: usize = 1;
 
 /// Version of the manifest's form.
 pub const MANIFEST_VERSION: u32 = 1;
@@ -128,6 +134,8 @@ pub struct StoredModel {
 pub struct Autoencoder {
     manifest: Manifest,
     layers: Vec<(Tensor, Tensor)>,
+    // Least and greatest value of each unit of the middle.
+    range: (Tensor, Tensor),
 }
 
 /// Scores of a batch.
@@ -136,15 +144,21 @@ pub struct Scores {
     rows: usize,
     /// `ln(1 + mean squared error)` of each row, in squared spreads.
     pub values: Vec<f64>,
-    // Squared errors, feature by feature.
+    // Squared errors and scaled values, feature by feature.
     errors: Vec<f32>,
+    scaled: Vec<f32>,
 }
 
 impl Scores {
-    /// The share of each feature in a row's error, largest first.
+    /// The share of each feature in a row's error, largest first. An unusual value also spoils the reproduction of
+    /// features that are as usual; so an error counts by how far the value itself is from its median.
     pub fn shares(&self, row: usize) -> Vec<(usize, f64)> {
         let errors: Vec<f64> = (0..WIDTH)
-            .map(|j| f64::from(self.errors[j * self.rows + row]))
+            .map(|j| {
+                let at = j * self.rows + row;
+                let away = f64::from(self.scaled[at]).powi(2);
+                f64::from(self.errors[at]) * away / (1.0 + away)
+            })
             .collect();
         let total = errors.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         let mut shares: Vec<(usize, f64)> = errors.iter().map(|e| e / total).enumerate().collect();
@@ -162,10 +176,7 @@ impl Autoencoder {
     ///
     /// # Errors
     /// Every [`ModelError`] but `Unusable`.
-    pub fn train(
-        sample: &Matrix,
-        training: &Training,
-    ) -> Result<(Self, StoredModel, Vec<f64>), ModelError> {
+    pub fn train(sample: &Matrix, training: &Training) -> Result<(Self, StoredModel, Vec<f64>), ModelError> {
         if sample.rows() < training.least_rows.max(10) {
             return Err(ModelError::TooLittle {
                 learnt: sample.rows(),
@@ -192,10 +203,7 @@ impl Autoencoder {
         let held_input = input(&held)?;
 
         let variables = initial_weights(&mut rng)?;
-        let flat: Vec<Var> = variables
-            .iter()
-            .flat_map(|(w, b)| [w.clone(), b.clone()])
-            .collect();
+        let flat: Vec<Var> = variables.iter().flat_map(|(w, b)| [w.clone(), b.clone()]).collect();
         let mut optimiser = AdamW::new(
             flat,
             ParamsAdamW {
@@ -213,10 +221,7 @@ impl Autoencoder {
         let steps_an_epoch = train.rows().div_ceil(BATCH);
         let most_epochs = (MOST_STEPS / steps_an_epoch).clamp(12, 200);
         let mut order: Vec<usize> = (0..train.rows()).collect();
-        let mut best = (
-            f32::INFINITY,
-            freeze(&live).map_err(tensor("copying the weights"))?,
-        );
+        let mut best = (f32::INFINITY, freeze(&live).map_err(tensor("copying the weights"))?);
         let (mut stale, mut epochs, mut training_loss, mut last) = (0, 0, 0.0, 0.0);
         while epochs < most_epochs && stale < PATIENCE {
             for i in (1..order.len()).rev() {
@@ -226,13 +231,8 @@ impl Autoencoder {
             for rows in order.chunks(BATCH) {
                 let x = input(&train.select(rows))?;
                 let loss = mean_squared_error(&live, &x).map_err(tensor("a training step"))?;
-                sum += loss
-                    .to_scalar::<f32>()
-                    .map_err(tensor("reading the training loss"))?
-                    * rows.len() as f32;
-                optimiser
-                    .backward_step(&loss)
-                    .map_err(tensor("a training step"))?;
+                sum += loss.to_scalar::<f32>().map_err(tensor("reading the training loss"))? * rows.len() as f32;
+                optimiser.backward_step(&loss).map_err(tensor("a training step"))?;
             }
             epochs += 1;
             training_loss = sum / train.rows() as f32;
@@ -250,7 +250,8 @@ impl Autoencoder {
         if !validation_loss.is_finite() {
             return Err(ModelError::Diverged { loss: last });
         }
-        let weights = serialise(&layers)?;
+        let range = middle_range(&layers, &input(&train)?)?;
+        let weights = serialise(&layers, &range)?;
         let manifest = Manifest {
             format: MANIFEST_VERSION,
             version: training.version,
@@ -267,7 +268,11 @@ impl Autoencoder {
             validation_loss,
             weights_sha256: hex::encode(Sha256::digest(&weights)),
         };
-        let model = Self { manifest, layers };
+        let model = Self {
+            manifest,
+            layers,
+            range,
+        };
         // A threshold from a handful of values would be a guess, and what training on them takes off the
         // score is small beside that.
         let calibration = if held_rows.len() >= 1_000 {
@@ -304,9 +309,7 @@ impl Autoencoder {
         }
         let known = FEATURES.iter().map(|f| f.name);
         if !manifest.features.iter().map(String::as_str).eq(known) {
-            return Err(unusable(
-                "it was trained on other features; learn again".to_owned(),
-            ));
+            return Err(unusable("it was trained on other features; learn again".to_owned()));
         }
         let scales = [&manifest.scaler.medians, &manifest.scaler.spreads];
         if scales.iter().any(|s| s.len() != WIDTH) || manifest.hidden != HIDDEN {
@@ -338,9 +341,14 @@ impl Autoencoder {
                 ))
             })
             .collect::<Result<_, ModelError>>()?;
+        let bounds = [HIDDEN[MIDDLE], 1];
         Ok(Self {
             manifest: manifest.clone(),
             layers,
+            range: (
+                read("middle.least".to_owned(), &bounds)?,
+                read("middle.greatest".to_owned(), &bounds)?,
+            ),
         })
     }
 
@@ -357,10 +365,11 @@ impl Autoencoder {
                 rows: 0,
                 values: Vec::new(),
                 errors: Vec::new(),
+                scaled: Vec::new(),
             });
         }
         let x = input(&scaled)?;
-        let output = forward(&self.layers, &x)
+        let output = forward(&self.layers, &x, Some(&self.range))
             .and_then(|y| y.flatten_all())
             .and_then(|y| y.to_vec1::<f32>())
             .map_err(tensor("scoring"))?;
@@ -378,11 +387,9 @@ impl Autoencoder {
         }
         Ok(Scores {
             rows: n,
-            values: sums
-                .iter()
-                .map(|s| (f64::from(*s) / WIDTH as f64).ln_1p())
-                .collect(),
+            values: sums.iter().map(|s| (f64::from(*s) / WIDTH as f64).ln_1p()).collect(),
             errors,
+            scaled: scaled.into_values(),
         })
     }
 
@@ -406,8 +413,7 @@ fn shapes() -> Vec<(usize, usize)> {
 }
 
 fn input(matrix: &Matrix) -> Result<Tensor, ModelError> {
-    Tensor::from_slice(matrix.values(), (WIDTH, matrix.rows()), &Device::Cpu)
-        .map_err(tensor("laying out the input"))
+    Tensor::from_slice(matrix.values(), (WIDTH, matrix.rows()), &Device::Cpu).map_err(tensor("laying out the input"))
 }
 
 // Scaled uniform weights (He et al. 2015), no bias.
@@ -429,26 +435,42 @@ fn initial_weights(rng: &mut SplitMix64) -> Result<Vec<(Var, Var)>, ModelError> 
         .collect()
 }
 
-fn forward(layers: &[(Tensor, Tensor)], x: &Tensor) -> candle_core::Result<Tensor> {
+// The output and the middle are linear; the other layers rectify.
+fn forward(layers: &[(Tensor, Tensor)], x: &Tensor, range: Option<&(Tensor, Tensor)>) -> candle_core::Result<Tensor> {
     let mut h = x.clone();
-    let last = layers.len() - 1;
-    let middle = layers.len() / 2 - 1;
     for (i, (weight, bias)) in layers.iter().enumerate() {
         h = weight.matmul(&h)?.broadcast_add(bias)?;
-        // The middle and the output are linear.
-        if i != last && i != middle {
-            h = h.relu()?;
-        }
+        h = match (i, range) {
+            (MIDDLE, Some((least, greatest))) => h.broadcast_maximum(least)?.broadcast_minimum(greatest)?,
+            (MIDDLE, None) => h,
+            _ if i + 1 == layers.len() => h,
+            _ => h.relu()?,
+        };
     }
     Ok(h)
 }
 
+// The range of each unit of the middle over the sample, its rarest thousandth on either side left out.
+fn middle_range(layers: &[(Tensor, Tensor)], x: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
+    let units = forward(&layers[..=MIDDLE], x, None)
+        .and_then(|h| h.to_vec2::<f32>())
+        .map_err(tensor("measuring the middle"))?;
+    let (mut least, mut greatest) = (Vec::new(), Vec::new());
+    for mut unit in units {
+        unit.sort_by(f32::total_cmp);
+        let rare = unit.len() / 1_000;
+        least.push(unit.get(rare).copied().unwrap_or(0.0));
+        greatest.push(unit.get(unit.len().saturating_sub(rare + 1)).copied().unwrap_or(0.0));
+    }
+    let column = |values: Vec<f32>| {
+        let n = values.len();
+        Tensor::from_vec(values, (n, 1), &Device::Cpu).map_err(tensor("measuring the middle"))
+    };
+    Ok((column(least)?, column(greatest)?))
+}
+
 fn mean_squared_error(layers: &[(Tensor, Tensor)], x: &Tensor) -> candle_core::Result<Tensor> {
-    forward(layers, x)?
-        .sub(x)?
-        .sqr()?
-        .mean(D::Minus1)?
-        .mean_all()
+    forward(layers, x, None)?.sub(x)?.sqr()?.mean(D::Minus1)?.mean_all()
 }
 
 // A copy that further training does not change.
@@ -459,17 +481,22 @@ fn freeze(layers: &[(Tensor, Tensor)]) -> candle_core::Result<Vec<(Tensor, Tenso
         .collect()
 }
 
-fn serialise(layers: &[(Tensor, Tensor)]) -> Result<Vec<u8>, ModelError> {
-    let mut buffers: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+fn serialise(layers: &[(Tensor, Tensor)], range: &(Tensor, Tensor)) -> Result<Vec<u8>, ModelError> {
+    let mut named: Vec<(String, &Tensor)> = Vec::new();
     for (i, (weight, bias)) in layers.iter().enumerate() {
-        for (kind, t) in [("weight", weight), ("bias", bias)] {
-            let values = t
-                .flatten_all()
-                .and_then(|t| t.to_vec1::<f32>())
-                .map_err(tensor("reading the weights"))?;
-            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            buffers.push((format!("layers.{i}.{kind}"), t.dims().to_vec(), bytes));
-        }
+        named.push((format!("layers.{i}.weight"), weight));
+        named.push((format!("layers.{i}.bias"), bias));
+    }
+    named.push(("middle.least".to_owned(), &range.0));
+    named.push(("middle.greatest".to_owned(), &range.1));
+    let mut buffers: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, t) in named {
+        let values = t
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(tensor("reading the weights"))?;
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        buffers.push((name, t.dims().to_vec(), bytes));
     }
     let unusable = |e: safetensors::SafeTensorError| ModelError::Unusable(e.to_string());
     let views = buffers
@@ -515,17 +542,18 @@ mod tests {
 
     #[test]
     fn learns_what_is_normal_and_names_the_feature_that_is_not() {
-        let (model, stored, calibration) =
-            Autoencoder::train(&plane(1_500, 1), &training(1)).unwrap();
-        assert!(stored.manifest.validation_loss < 0.1, "{:?}", stored.manifest.validation_loss);
+        let (model, stored, calibration) = Autoencoder::train(&plane(1_500, 1), &training(1)).unwrap();
+        assert!(
+            stored.manifest.validation_loss < 0.1,
+            "{:?}",
+            stored.manifest.validation_loss
+        );
         assert_eq!(calibration.len(), 1_500);
         let fresh = plane(200, 2);
         let normal = model.score(&fresh).unwrap();
         let mut rows: Vec<Vec<f32>> = (0..200).map(|i| fresh.row(i).collect()).collect();
         rows[7][4] += 12.0;
-        let scores = model
-            .score(&Matrix::from_rows(rows.iter().map(Vec::as_slice)))
-            .unwrap();
+        let scores = model.score(&Matrix::from_rows(rows.iter().map(Vec::as_slice))).unwrap();
         let highest = normal.values.iter().copied().fold(0.0, f64::max);
         assert!(scores.values[7] > 3.0 * highest, "{} vs {highest}", scores.values[7]);
         let shares = scores.shares(7);
@@ -578,7 +606,13 @@ mod tests {
     #[test]
     fn too_little_is_refused_and_constant_rows_are_learnt() {
         let error = Autoencoder::train(&plane(99, 1), &training(1)).unwrap_err();
-        assert!(matches!(error, ModelError::TooLittle { learnt: 99, needed: 100 }));
+        assert!(matches!(
+            error,
+            ModelError::TooLittle {
+                learnt: 99,
+                needed: 100
+            }
+        ));
         let rows = vec![vec![1.0; WIDTH]; 150];
         let sample = Matrix::from_rows(rows.iter().map(Vec::as_slice));
         let (model, ..) = Autoencoder::train(&sample, &training(1)).unwrap();

@@ -19,26 +19,12 @@ pub enum Detector {
     ModelAutoencoder,
 }
 
-const NETWORK_SERVICE_DISCOVERY: (&str, &str, &str) =
-    ("T1046", "Network Service Discovery", "Discovery");
-const REMOTE_SYSTEM_DISCOVERY: (&str, &str, &str) =
-    ("T1018", "Remote System Discovery", "Discovery");
-const PASSWORD_GUESSING: (&str, &str, &str) = (
-    "T1110.001",
-    "Brute Force: Password Guessing",
-    "Credential Access",
-);
+const NETWORK_SERVICE_DISCOVERY: (&str, &str, &str) = ("T1046", "Network Service Discovery", "Discovery");
+const REMOTE_SYSTEM_DISCOVERY: (&str, &str, &str) = ("T1018", "Remote System Discovery", "Discovery");
+const PASSWORD_GUESSING: (&str, &str, &str) = ("T1110.001", "Brute Force: Password Guessing", "Credential Access");
 const REMOTE_SERVICES: (&str, &str, &str) = ("T1021", "Remote Services", "Lateral Movement");
-const EXFILTRATION: (&str, &str, &str) = (
-    "T1048",
-    "Exfiltration Over Alternative Protocol",
-    "Exfiltration",
-);
-const DNS_TUNNEL: (&str, &str, &str) = (
-    "T1071.004",
-    "Application Layer Protocol: DNS",
-    "Command and Control",
-);
+const EXFILTRATION: (&str, &str, &str) = ("T1048", "Exfiltration Over Alternative Protocol", "Exfiltration");
+const DNS_TUNNEL: (&str, &str, &str) = ("T1071.004", "Application Layer Protocol: DNS", "Command and Control");
 
 impl Detector {
     /// Every detector.
@@ -77,27 +63,21 @@ impl Detector {
             Self::ScanHorizontal => {
                 "One source tries one port on many different hosts, and they refuse or do not answer."
             }
-            Self::BruteforceHttp => {
-                "One source collects many failed logins (401 or 403) at one HTTP service."
-            }
+            Self::BruteforceHttp => "One source collects many failed logins (401 or 403) at one HTTP service.",
             Self::BruteforceConnection => {
                 "One source opens many short sessions, one after the other, with a login service such as SSH or FTP."
             }
             Self::ContactNewInternal => {
                 "An internal host reaches an internal service that it never reached while normal was learnt."
             }
-            Self::ModelAutoencoder => {
-                "The autoencoder reproduces a flow worse than the adaptive threshold allows."
-            }
+            Self::ModelAutoencoder => "The autoencoder reproduces a flow worse than the adaptive threshold allows.",
         }
     }
 
     /// How grave its alerts are, unless an alert says more.
     pub fn severity(self) -> Severity {
         match self {
-            Self::ScanVertical | Self::ScanHorizontal | Self::ContactNewInternal => {
-                Severity::Medium
-            }
+            Self::ScanVertical | Self::ScanHorizontal | Self::ContactNewInternal => Severity::Medium,
             Self::BruteforceHttp | Self::BruteforceConnection => Severity::High,
             Self::ModelAutoencoder => Severity::Low,
         }

@@ -123,11 +123,7 @@ where
     T: arrow_array::types::ArrowPrimitiveType,
     T::Native: Into<u64>,
 {
-    if array.is_valid(i) {
-        array.value(i).into()
-    } else {
-        0
-    }
+    if array.is_valid(i) { array.value(i).into() } else { 0 }
 }
 
 // `answered` is `None` where the source of the record cannot see the other direction.

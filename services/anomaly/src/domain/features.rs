@@ -224,6 +224,11 @@ impl Matrix {
         &self.values
     }
 
+    /// All values, feature by feature, taken.
+    pub(super) fn into_values(self) -> Vec<f32> {
+        self.values
+    }
+
     /// All values, to be changed in place.
     pub(super) fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
@@ -300,12 +305,8 @@ fn floats(array: &arrow_array::Float32Array, out: &mut [f32]) {
     }
 }
 
-fn pairwise<A, B>(
-    a: &PrimitiveArray<A>,
-    b: &PrimitiveArray<B>,
-    out: &mut [f32],
-    f: impl Fn(f32, f32) -> f32,
-) where
+fn pairwise<A, B>(a: &PrimitiveArray<A>, b: &PrimitiveArray<B>, out: &mut [f32], f: impl Fn(f32, f32) -> f32)
+where
     A: ArrowPrimitiveType,
     A::Native: Number,
     B: ArrowPrimitiveType,
@@ -438,10 +439,7 @@ mod tests {
     fn names_are_unique_and_the_page_in_the_book_is_this_table() {
         let names: std::collections::BTreeSet<_> = FEATURES.iter().map(|f| f.name).collect();
         assert_eq!(names.len(), WIDTH);
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../docs/concepts/features.md"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/concepts/features.md");
         if std::env::var_os("GARRISON_WRITE_DOCS").is_some() {
             std::fs::write(path, documentation()).unwrap();
         }

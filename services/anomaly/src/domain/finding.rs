@@ -172,13 +172,7 @@ fn alert_id(fingerprint: &Fingerprint, fold: Fold, trigger: Nanos) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
-fn alert(
-    finding: &Finding,
-    fingerprint: Fingerprint,
-    fold: Fold,
-    settings: &Settings,
-    detected: Nanos,
-) -> Alert {
+fn alert(finding: &Finding, fingerprint: Fingerprint, fold: Fold, settings: &Settings, detected: Nanos) -> Alert {
     let skip = finding.flows.len().saturating_sub(settings.flows_an_alert);
     let last_flow = finding.flows.iter().map(|f| f.last_seen).max();
     Alert {

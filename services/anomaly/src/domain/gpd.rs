@@ -74,11 +74,7 @@ impl GeneralisedPareto {
             return (-y / self.scale).exp();
         }
         let base = 1.0 + self.shape * y / self.scale;
-        if base <= 0.0 {
-            0.0
-        } else {
-            base.powf(-1.0 / self.shape)
-        }
+        if base <= 0.0 { 0.0 } else { base.powf(-1.0 / self.shape) }
     }
 
     /// The excess that is exceeded with probability `p`, above 0 and at most 1.
@@ -193,9 +189,7 @@ mod tests {
 
     fn sample(truth: GeneralisedPareto, n: usize, seed: u64) -> Vec<f64> {
         let mut rng = SplitMix64::new(seed);
-        (0..n)
-            .map(|_| truth.quantile_above(1.0 - rng.unit()))
-            .collect()
+        (0..n).map(|_| truth.quantile_above(1.0 - rng.unit())).collect()
     }
 
     #[test]

@@ -25,13 +25,7 @@ impl Reservoir {
     }
 
     /// Puts a reservoir together again; rows beyond whole ones or beyond the capacity are left out.
-    pub fn restore(
-        width: usize,
-        capacity: usize,
-        mut rows: Vec<f32>,
-        offered: u64,
-        rng: u64,
-    ) -> Self {
+    pub fn restore(width: usize, capacity: usize, mut rows: Vec<f32>, offered: u64, rng: u64) -> Self {
         let width = width.max(1);
         let whole = rows.len() / width * width;
         rows.truncate(whole.min(capacity.max(1) * width));

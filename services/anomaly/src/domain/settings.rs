@@ -80,9 +80,7 @@ impl Network {
         } else {
             u32::from(prefix)
         };
-        let mask = u128::MAX
-            .checked_shl(128_u32.saturating_sub(prefix))
-            .unwrap_or(0);
+        let mask = u128::MAX.checked_shl(128_u32.saturating_sub(prefix)).unwrap_or(0);
         Self {
             address: Host(Host::from(address).0 & mask),
             mask,

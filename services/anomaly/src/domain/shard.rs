@@ -183,13 +183,7 @@ impl Shard {
 
     // What the record adds to what is known of its flow. `None` for a repeat: counters are cumulative, so a
     // record that was overtaken adds nothing either.
-    fn news(
-        &mut self,
-        columns: &Columns<'_>,
-        facts: &Facts,
-        i: usize,
-        contacts_observed: bool,
-    ) -> Option<News> {
+    fn news(&mut self, columns: &Columns<'_>, facts: &Facts, i: usize, contacts_observed: bool) -> Option<News> {
         let mut id = [0; 16];
         id.copy_from_slice(columns.flow_id.value(i));
         let memory = self.flows.get_or_insert_with(id, FlowMemory::default);
@@ -198,8 +192,7 @@ impl Shard {
             return None;
         }
         let src_bytes = number(columns.src_bytes, i);
-        let auth_failures =
-            u32::try_from(number(columns.http_auth_failures, i)).unwrap_or(u32::MAX);
+        let auth_failures = u32::try_from(number(columns.http_auth_failures, i)).unwrap_or(u32::MAX);
         let failed = facts.reach[i] == super::window::Reach::Failed;
         let news = News {
             first_record: memory.record_seq.is_none(),
@@ -213,22 +206,13 @@ impl Shard {
             src_bytes: src_bytes.max(memory.src_bytes),
             auth_failures: auth_failures.max(memory.auth_failures),
             failed: failed || memory.failed,
-            contact: memory.contact
-                || (contacts_observed && behaviour::contact::is_contact(columns, facts, i)),
+            contact: memory.contact || (contacts_observed && behaviour::contact::is_contact(columns, facts, i)),
         };
         Some(news)
     }
 
-    fn note_activity(
-        &mut self,
-        columns: &Columns<'_>,
-        facts: &mut Facts,
-        i: usize,
-        news: &News,
-    ) -> bool {
-        let source = self
-            .sources
-            .get_or_insert_with(facts.src[i], SourceActivity::default);
+    fn note_activity(&mut self, columns: &Columns<'_>, facts: &mut Facts, i: usize, news: &News) -> bool {
+        let source = self.sources.get_or_insert_with(facts.src[i], SourceActivity::default);
         let bucket = source.bucket(facts.time[i]);
         let in_time = bucket.is_some();
         if let Some(bucket) = bucket {

@@ -240,9 +240,7 @@ impl Spot {
             settings,
             base: state.base,
             threshold: state.threshold,
-            tail: state
-                .tail
-                .map(|(shape, scale)| GeneralisedPareto { shape, scale }),
+            tail: state.tail.map(|(shape, scale)| GeneralisedPareto { shape, scale }),
             alarms_kept: state.peaks.iter().filter(|p| p.alarm).count(),
             peaks: state.peaks.into(),
             represented: state.represented,
@@ -305,9 +303,7 @@ impl Spot {
         let highest = peaks.iter().copied().fold(0.0, f64::max);
         let share = peaks.len() as f64 / self.represented.max(1.0);
         let excess = match self.tail {
-            Some(tail) if share > self.settings.rate => {
-                tail.quantile_above(self.settings.rate / share)
-            }
+            Some(tail) if share > self.settings.rate => tail.quantile_above(self.settings.rate / share),
             // Fewer values lie in the tail than may exceed: begin it where it begins.
             Some(_) => 0.0,
             // All peaks alike: what was never seen starts just above them.

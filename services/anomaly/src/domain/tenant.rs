@@ -32,7 +32,7 @@ const RECENT_MESSAGES: usize = 4_096;
 const TOP_FEATURES: (usize, f64) = (5, 0.9);
 
 /// What the tenant's model is doing.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub enum Phase {
     /// No model, and not learning.
     #[default]
@@ -71,7 +71,7 @@ pub struct Learning {
 }
 
 /// A model at work with its threshold.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Live {
     /// The model.
     pub model: Arc<Autoencoder>,
@@ -188,12 +188,20 @@ pub struct TrainingJob {
 }
 
 /// What training gave.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Trained {
     /// As it is to be stored.
     pub stored: StoredModel,
-    model: Autoencoder,
+    model: Arc<Autoencoder>,
     spot: Spot,
+}
+
+/// What a change of phase may have to take back.
+#[derive(Debug)]
+pub struct Memento {
+    phase: Phase,
+    live: Option<Live>,
+    version: u64,
 }
 
 /// A change of phase is not possible now.
@@ -360,10 +368,7 @@ impl Tenant {
             Phase::Learning(learning) => {
                 let learnt = learning.sample.len() as u64;
                 self.phase = Phase::Learning(learning);
-                Err(PhaseError::TooLittle {
-                    learnt,
-                    needed: least,
-                })
+                Err(PhaseError::TooLittle { learnt, needed: least })
             }
             other => {
                 let error = match other {
@@ -398,7 +403,7 @@ impl Tenant {
     pub fn install(&mut self, trained: Trained, now: Nanos) {
         self.version = trained.stored.manifest.version;
         self.live = Some(Live {
-            model: Arc::new(trained.model),
+            model: trained.model,
             spot: trained.spot,
             trained: now,
         });
@@ -414,6 +419,30 @@ impl Tenant {
                 Phase::Idle
             };
         }
+    }
+
+    /// Goes on without the model, which cannot be used.
+    pub fn without_model(&mut self) {
+        self.live = None;
+        if matches!(self.phase, Phase::Scoring) {
+            self.phase = Phase::Idle;
+        }
+    }
+
+    /// What phase and model are now.
+    pub fn memento(&self) -> Memento {
+        Memento {
+            phase: self.phase.clone(),
+            live: self.live.clone(),
+            version: self.version,
+        }
+    }
+
+    /// Puts phase and model back to what they were.
+    pub fn restore(&mut self, memento: Memento) {
+        self.phase = memento.phase;
+        self.live = memento.live;
+        self.version = memento.version;
     }
 
     /// The model as the API shows it.
@@ -454,7 +483,7 @@ impl TrainingJob {
         })?;
         Ok(Trained {
             stored,
-            model,
+            model: Arc::new(model),
             spot,
         })
     }
@@ -468,13 +497,7 @@ struct Scored<'a> {
     judgement: Judgement,
 }
 
-fn unusual(
-    columns: &Columns<'_>,
-    facts: &Facts,
-    i: usize,
-    scored: &Scored<'_>,
-    rate: f64,
-) -> Finding {
+fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>, rate: f64) -> Finding {
     let values: Vec<f32> = scored.rows.row(scored.row).collect();
     let mut features = Vec::new();
     let mut techniques: Vec<garrison_proto::alert::v1::Technique> = Vec::new();

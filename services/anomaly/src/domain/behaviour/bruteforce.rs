@@ -18,9 +18,7 @@ pub fn logins(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &mut
         return;
     }
     let key = (row.src(), row.dst(), row.dst_port());
-    let window = shard
-        .logins
-        .get_or_insert_with(key, CountWindow::default);
+    let window = shard.logins.get_or_insert_with(key, CountWindow::default);
     let threshold = &context.settings.logins;
     let failures = window.observe(
         row.news.auth_failures,
@@ -45,7 +43,10 @@ pub fn logins(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &mut
         feature("refused_share", "1", refused, 0.0, 0.0),
     ];
     out.push(Finding {
-        title: format!("Password guessing at {service} by {}: {failures} failed logins", row.src()),
+        title: format!(
+            "Password guessing at {service} by {}: {failures} failed logins",
+            row.src()
+        ),
         confidence: 0.75 + 0.24 * refused,
         score: failures as f64,
         threshold: threshold.count as f64,
@@ -72,9 +73,7 @@ pub fn sessions(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &m
         return;
     }
     let key = (row.src(), row.dst(), row.dst_port());
-    let window = shard
-        .sessions
-        .get_or_insert_with(key, CountWindow::default);
+    let window = shard.sessions.get_or_insert_with(key, CountWindow::default);
     let threshold = &context.settings.sessions;
     let count = window.observe(1, row.facts.time[row.i], threshold.span, row.flow_ref());
     if count < threshold.count as u64 {
@@ -83,7 +82,10 @@ pub fn sessions(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &m
     let service = service_name(row.dst(), row.dst_port(), TCP);
     let features = vec![feature("short_sessions", "flows", count as f64, 0.0, 1.0)];
     out.push(Finding {
-        title: format!("Password guessing at {service} by {}: {count} short sessions", row.src()),
+        title: format!(
+            "Password guessing at {service} by {}: {count} short sessions",
+            row.src()
+        ),
         confidence: 0.75,
         score: count as f64,
         threshold: threshold.count as f64,

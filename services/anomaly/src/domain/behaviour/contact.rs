@@ -25,19 +25,13 @@ pub fn is_contact(columns: &Columns<'_>, facts: &Facts, i: usize) -> bool {
     };
     // Without its beginning, a connection does not tell who opened it.
     let midstream = text(columns.conn_state, i) == Some("OTH");
-    answered
-        && !midstream
-        && facts.reach[i] == Reach::Answered
-        && matches!(columns.protocol.value(i), TCP | UDP)
+    answered && !midstream && facts.reach[i] == Reach::Answered && matches!(columns.protocol.value(i), TCP | UDP)
 }
 
 /// `contact.new_internal`: the first answered flow of an internal host to an internal service.
 pub fn new_internal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &mut Vec<Finding>) {
     let judged = context.learnt && context.settings.runs(Detector::ContactNewInternal);
-    if row.news.contact_seen
-        || !(judged || context.learning)
-        || !is_contact(row.columns, row.facts, row.i)
-    {
+    if row.news.contact_seen || !(judged || context.learning) || !is_contact(row.columns, row.facts, row.i) {
         return;
     }
     let (src, dst) = (row.src(), row.dst());
@@ -50,9 +44,7 @@ pub fn new_internal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out
         FIRST_DYNAMIC_PORT.. => 0,
         port => port,
     };
-    let contacts = shard
-        .contacts
-        .get_or_insert_with(src, Contacts::default);
+    let contacts = shard.contacts.get_or_insert_with(src, Contacts::default);
     let known = contacts.known.len() as f64;
     let most = context.settings.bounds.contacts_a_source;
     let new = contacts.insert((dst, port, protocol), most);

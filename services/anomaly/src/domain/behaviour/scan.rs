@@ -43,7 +43,13 @@ pub fn vertical(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &m
         techniques: Detector::ScanVertical.techniques(),
         features: vec![
             feature("failed_ports", "ports", count, (context.usual)("source_ports"), 1.0),
-            feature("source_failed_share", "1", share, (context.usual)("source_failed_share"), 0.0),
+            feature(
+                "source_failed_share",
+                "1",
+                share,
+                (context.usual)("source_failed_share"),
+                0.0,
+            ),
         ],
         flows: tried.into_iter().map(|a| a.flow).collect(),
         trigger: row.facts.time[row.i],
@@ -95,7 +101,13 @@ pub fn horizontal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: 
         techniques: Detector::ScanHorizontal.techniques(),
         features: vec![
             feature("failed_hosts", "hosts", count, (context.usual)("source_hosts"), 1.0),
-            feature("source_failed_share", "1", share, (context.usual)("source_failed_share"), 0.0),
+            feature(
+                "source_failed_share",
+                "1",
+                share,
+                (context.usual)("source_failed_share"),
+                0.0,
+            ),
         ],
         flows: tried.into_iter().map(|a| a.flow).collect(),
         trigger: row.facts.time[row.i],
@@ -105,12 +117,12 @@ pub fn horizontal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: 
 }
 
 // An answer needs a window only where there is one already.
-fn window<'a, K, T>(
-    map: &'a mut crate::domain::bounded::BoundedMap<K, DistinctWindow<T>>,
+fn window<K, T>(
+    map: &mut crate::domain::bounded::BoundedMap<K, DistinctWindow<T>>,
     key: K,
     reach: Reach,
     eligible: impl FnOnce() -> bool,
-) -> Option<&'a mut DistinctWindow<T>>
+) -> Option<&mut DistinctWindow<T>>
 where
     K: std::hash::Hash + Eq + Clone,
     T: PartialEq + Copy,

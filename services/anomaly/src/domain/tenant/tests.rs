@@ -296,9 +296,21 @@ fn a_new_internal_contact_is_told_once_and_a_learnt_one_never() {
     assert_eq!(alerts.len(), 1);
     assert_eq!(alerts[0].targets[0].value, "10.0.0.2:5432/tcp");
     assert_eq!(alerts[0].techniques[0].id, "T1021");
-    let again = Made { id: 9_002, ..new.clone() };
-    let outside = Made { id: 9_003, dst: [8, 8, 8, 8], ..new.clone() };
-    let unanswered = Made { id: 9_004, port: 5_433, ..new }.refused();
+    let again = Made {
+        id: 9_002,
+        ..new.clone()
+    };
+    let outside = Made {
+        id: 9_003,
+        dst: [8, 8, 8, 8],
+        ..new.clone()
+    };
+    let unanswered = Made {
+        id: 9_004,
+        port: 5_433,
+        ..new
+    }
+    .refused();
     let judged = feed.flows(&[again, outside, unanswered]);
     assert!(by_detector(&judged.alerts, "contact.new_internal").is_empty());
 }
@@ -315,7 +327,10 @@ fn the_model_finds_what_a_boxplot_on_rate_does_not_and_leaves_normal_traffic_alo
         false_alarms += feed.flows(part).findings[Detector::ModelAutoencoder.index()];
     }
     let rate = feed.tenant.model().realised_rate;
-    assert!(false_alarms <= 16, "{false_alarms} of 4,000 normal flows ({rate}), promised 4");
+    assert!(
+        false_alarms <= 16,
+        "{false_alarms} of 4,000 normal flows ({rate}), promised 4"
+    );
 
     // Ten flows that send far more than they receive, at the usual rate; and ten that never end.
     let at = START + 2_000 * SECOND;
@@ -337,7 +352,12 @@ fn the_model_finds_what_a_boxplot_on_rate_does_not_and_leaves_normal_traffic_alo
     let alert = by_detector(&alerts, "model.autoencoder")[0];
     let sizes = |name: &str| name.contains("byte") || name.contains("payload");
     assert!(alert.features.iter().any(|f| sizes(&f.name)), "{:#?}", alert);
-    assert!(alert.features.iter().all(|f| f.value.is_finite() && f.usual.is_finite()));
+    assert!(
+        alert
+            .features
+            .iter()
+            .all(|f| f.value.is_finite() && f.usual.is_finite())
+    );
     assert!(alert.score > alert.threshold);
 
     // The baseline sees only how many flows a source opens a minute: upper quartile + 1.5 ranges.
@@ -352,7 +372,10 @@ fn the_model_finds_what_a_boxplot_on_rate_does_not_and_leaves_normal_traffic_alo
     usual.sort_by(f64::total_cmp);
     let quartile = |q: f64| usual[(q * (usual.len() - 1) as f64) as usize];
     let fence = quartile(0.75) + 1.5 * (quartile(0.75) - quartile(0.25));
-    assert!(rates(&exfiltration).iter().all(|r| *r <= fence), "the baseline is not blind here");
+    assert!(
+        rates(&exfiltration).iter().all(|r| *r <= fence),
+        "the baseline is not blind here"
+    );
 }
 
 #[test]

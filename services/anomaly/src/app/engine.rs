@@ -1,0 +1,387 @@
+//! The tenants in memory, each behind its own lock, and their checkpoints.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex as Flat, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use garrison_bus::{Bus, Message, subject::SHARDS};
+use garrison_db::Db;
+use garrison_proto::{TenantId, alert::v1::Alert};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    domain::{autoencoder::Autoencoder, settings::Settings, tenant::Tenant, window::Nanos},
+    error::Error,
+    metrics::Metrics,
+    store::{self, snapshot},
+};
+
+/// Tells the time, nanoseconds since the epoch.
+pub type Clock = Arc<dyn Fn() -> Nanos + Send + Sync>;
+
+/// What the use cases need of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Fewest records a model is trained on.
+    pub min_flows: u64,
+    /// How long a new tenant is learnt by itself; zero for never.
+    pub auto_learning: Duration,
+    /// Days for which alerts are kept.
+    pub retention_days: u32,
+    /// Most tenants in memory.
+    pub tenants: usize,
+    /// Between two checkpoints.
+    pub checkpoint: Duration,
+}
+
+impl Options {
+    /// From the configuration.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            min_flows: config.learning.min_flows,
+            auto_learning: Duration::from_secs(config.learning.auto_seconds),
+            retention_days: config.alerts.retention_days,
+            tenants: config.limits.tenants,
+            checkpoint: Duration::from_millis(config.checkpoint.interval_ms),
+        }
+    }
+}
+
+/// The service's memory and what it works with. Shared by the consumer, gRPC and the upkeep.
+pub struct Engine {
+    pub(super) db: Db,
+    pub(super) bus: Bus,
+    pub(super) settings: Arc<Settings>,
+    pub(super) options: Options,
+    pub(super) metrics: Metrics,
+    pub(super) clock: Clock,
+    tenants: Flat<BTreeMap<TenantId, Arc<Cell>>>,
+}
+
+/// A tenant's place. `saving` is taken before `slot`, and never while `slot` is held.
+#[derive(Default)]
+pub(super) struct Cell {
+    pub(super) slot: Arc<Mutex<Slot>>,
+    /// Held from the making of a checkpoint to its commit, so that an older never replaces a newer one.
+    pub(super) saving: Mutex<()>,
+    /// A training of this tenant runs in this process.
+    pub(super) training: AtomicBool,
+}
+
+/// What a tenant's lock guards.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) tenant: Option<Tenant>,
+    /// Something was ever saved of it.
+    pub(super) saved: bool,
+    /// It differs from its checkpoint.
+    pub(super) changed: bool,
+    /// Alerts of a batch that the state includes already, and that are not committed yet.
+    pub(super) pending: Vec<Alert>,
+}
+
+/// A loaded tenant, locked.
+pub(super) struct Held {
+    guard: OwnedMutexGuard<Slot>,
+}
+
+impl std::ops::Deref for Held {
+    type Target = Slot;
+    fn deref(&self) -> &Slot {
+        &self.guard
+    }
+}
+
+impl std::ops::DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut Slot {
+        &mut self.guard
+    }
+}
+
+/// A checkpoint on its way to the database.
+struct Checkpoint {
+    applied: u64,
+    tenant: Vec<u8>,
+    shards: Vec<(u16, Vec<u8>)>,
+}
+
+impl Engine {
+    /// Makes an engine without tenants.
+    pub fn new(db: Db, bus: Bus, config: &Config, clock: Clock) -> Self {
+        Self {
+            db,
+            bus,
+            settings: Arc::new(config.settings()),
+            options: Options::new(config),
+            metrics: Metrics::default(),
+            clock,
+            tenants: Flat::default(),
+        }
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn cell(&self, id: &TenantId) -> Result<Arc<Cell>, Error> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cell) = tenants.get(id) {
+            return Ok(Arc::clone(cell));
+        }
+        if tenants.len() >= self.options.tenants {
+            return Err(Error::TooManyTenants { held: tenants.len() });
+        }
+        let cell = Arc::new(Cell::default());
+        tenants.insert(id.clone(), Arc::clone(&cell));
+        Ok(cell)
+    }
+
+    pub(super) fn cells(&self) -> Vec<(TenantId, Arc<Cell>)> {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants
+            .iter()
+            .map(|(id, cell)| (id.clone(), Arc::clone(cell)))
+            .collect()
+    }
+
+    /// Locks a tenant, and loads it first when it is not in memory.
+    pub(super) async fn hold(&self, id: &TenantId, cell: &Cell) -> Result<Held, Error> {
+        let mut guard = Arc::clone(&cell.slot).lock_owned().await;
+        if guard.tenant.is_none() {
+            let (tenant, saved) = self.load(id).await?;
+            guard.tenant = Some(tenant);
+            guard.saved = saved;
+        }
+        Ok(Held { guard })
+    }
+
+    async fn load(&self, id: &TenantId) -> Result<(Tenant, bool), Error> {
+        let stored = store::load(&self.db, id).await?;
+        let settings = Arc::clone(&self.settings);
+        let Some(bytes) = stored.tenant else {
+            return Ok((Tenant::new(id.clone(), settings, SHARDS), false));
+        };
+        let (mut tenant, threshold) = snapshot::read_tenant(id, settings, &bytes)?;
+        for (shard, bytes) in stored.shards {
+            let state = snapshot::read_shard(id, &self.settings, &bytes)?;
+            if let Some(slot) = tenant.shards.get_mut(usize::from(shard)) {
+                *slot = Some(Box::new(state));
+            }
+        }
+        if let Some(threshold) = threshold {
+            let model = store::load_model(&self.db, id, tenant.version).await?;
+            match model.as_ref().map(Autoencoder::load) {
+                Some(Ok(model)) => snapshot::attach_model(&mut tenant, model, threshold),
+                Some(Err(error)) => {
+                    // Behaviours go on; the operator learns anew.
+                    tracing::error!(%error, tenant = %id, "the stored model cannot be used; learn again");
+                    tenant.without_model();
+                }
+                None => {
+                    tracing::error!(tenant = %id, version = tenant.version, "the model is not stored; learn again");
+                    tenant.without_model();
+                }
+            }
+        }
+        tracing::info!(tenant = %id, applied = tenant.applied, phase = ?tenant.phase.to_proto(), "loaded a tenant");
+        Ok((tenant, true))
+    }
+
+    /// Saves what changed of every tenant. Tenants whose alerts are not committed yet wait for the next time.
+    ///
+    /// # Errors
+    /// The last failure; what could not be saved is saved the next time.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        for (id, cell) in self.cells() {
+            if let Err(error) = self.checkpoint_one(&id, &cell).await {
+                outcome = Err(error);
+            }
+        }
+        outcome
+    }
+
+    async fn checkpoint_one(&self, id: &TenantId, cell: &Cell) -> Result<(), Error> {
+        let started = Instant::now();
+        let saving = cell.saving.lock().await;
+        let checkpoint = {
+            let mut slot = cell.slot.lock().await;
+            if !slot.changed || !slot.pending.is_empty() {
+                return Ok(());
+            }
+            match slot.take_checkpoint() {
+                Some(checkpoint) => checkpoint,
+                None => return Ok(()),
+            }
+        };
+        let written = self.write(id, &checkpoint, &[]).await;
+        let mut slot = cell.slot.lock().await;
+        match &written {
+            Ok(()) => slot.saved = true,
+            Err(_) => slot.put_back(&checkpoint),
+        }
+        drop((slot, saving));
+        written?;
+        let bytes = checkpoint.tenant.len() + checkpoint.shards.iter().map(|(_, s)| s.len()).sum::<usize>();
+        self.metrics.saved(started.elapsed(), bytes);
+        Ok(())
+    }
+
+    /// Changes a tenant and saves it together with messages, or leaves it as it was.
+    pub(super) async fn change<R>(
+        &self,
+        id: &TenantId,
+        cell: &Cell,
+        change: impl FnOnce(&mut Tenant) -> Result<(R, Vec<Message>), Error>,
+        model: Option<(&crate::domain::autoencoder::StoredModel, chrono::DateTime<chrono::Utc>)>,
+    ) -> Result<R, Error> {
+        let _saving = cell.saving.lock().await;
+        let mut held = self.hold(id, cell).await?;
+        self.commit_alerts(id, &mut held).await?;
+        let Some(tenant) = held.tenant.as_mut() else {
+            return Err(Error::State {
+                tenant: id.clone(),
+                problem: "it was not loaded".to_owned(),
+            });
+        };
+        let before = tenant.memento();
+        let (answer, messages) = change(tenant)?;
+        let checkpoint = held.take_checkpoint();
+        let written = match &checkpoint {
+            Some(checkpoint) => self.write_with(id, checkpoint, &messages, model).await,
+            None => Ok(()),
+        };
+        match written {
+            Ok(()) => {
+                held.saved = true;
+                Ok(answer)
+            }
+            Err(error) => {
+                if let Some(checkpoint) = &checkpoint {
+                    held.put_back(checkpoint);
+                }
+                if let Some(tenant) = held.tenant.as_mut() {
+                    tenant.restore(before);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn write(&self, id: &TenantId, checkpoint: &Checkpoint, messages: &[Message]) -> Result<(), Error> {
+        self.write_with(id, checkpoint, messages, None).await
+    }
+
+    async fn write_with(
+        &self,
+        id: &TenantId,
+        checkpoint: &Checkpoint,
+        messages: &[Message],
+        model: Option<(&crate::domain::autoencoder::StoredModel, chrono::DateTime<chrono::Utc>)>,
+    ) -> Result<(), Error> {
+        let mut tx = self.db.begin(id).await?;
+        if let Some((model, trained)) = model {
+            store::insert_model(&mut tx, model, trained).await?;
+        }
+        store::save(&mut tx, checkpoint.applied, &checkpoint.tenant, &checkpoint.shards).await?;
+        tx.publish_all(messages).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Saves a tenant of which nothing was ever saved, so that a crash finds where its first message was.
+    pub(super) async fn save_first(&self, id: &TenantId, slot: &mut Slot, position: u64) -> Result<(), Error> {
+        if slot.saved {
+            return Ok(());
+        }
+        if let Some(tenant) = slot.tenant.as_mut() {
+            tenant.applied = position.saturating_sub(1);
+        }
+        let Some(checkpoint) = slot.take_checkpoint() else {
+            return Ok(());
+        };
+        self.write(id, &checkpoint, &[]).await?;
+        slot.saved = true;
+        Ok(())
+    }
+
+    /// Saves and shows the tenants from time to time until shutdown.
+    pub async fn keep_up(&self, shutdown: CancellationToken) {
+        let mut last_retention: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(self.options.checkpoint) => {}
+            }
+            if let Err(error) = self.checkpoint().await {
+                tracing::warn!(%error, "state could not be saved; it will be");
+            }
+            for (id, cell) in self.cells() {
+                if let Ok(slot) = cell.slot.try_lock()
+                    && let Some(tenant) = &slot.tenant
+                {
+                    self.metrics.stand(&id, tenant);
+                }
+            }
+            if last_retention.is_none_or(|at| at.elapsed() > Duration::from_secs(3_600)) {
+                last_retention = Some(Instant::now());
+                self.forget_alerts().await;
+            }
+        }
+    }
+
+    async fn forget_alerts(&self) {
+        for (id, _) in self.cells() {
+            match store::forget_alerts(&self.db, &id, self.options.retention_days).await {
+                Ok(0) => {}
+                Ok(n) => tracing::info!(tenant = %id, alerts = n, "forgot alerts that were kept long enough"),
+                Err(error) => tracing::warn!(%error, tenant = %id, "old alerts could not be forgotten"),
+            }
+        }
+    }
+
+    pub(super) fn begin_training(cell: &Cell) -> bool {
+        !cell.training.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn end_training(cell: &Cell) {
+        cell.training.store(false, Ordering::Release);
+    }
+}
+
+impl Slot {
+    // Everything that changed, as of now; from here on it counts as saved.
+    fn take_checkpoint(&mut self) -> Option<Checkpoint> {
+        let tenant = self.tenant.as_mut()?;
+        let dirty = std::mem::replace(&mut tenant.dirty, vec![false; tenant.shards.len()]);
+        self.changed = false;
+        let shards = tenant.shards.iter().enumerate().zip(dirty);
+        let shards = shards.filter_map(|((number, shard), dirty)| {
+            let shard = shard.as_deref().filter(|_| dirty)?;
+            Some((u16::try_from(number).ok()?, snapshot::write_shard(shard)))
+        });
+        Some(Checkpoint {
+            applied: tenant.applied,
+            shards: shards.collect(),
+            tenant: snapshot::write_tenant(tenant),
+        })
+    }
+
+    // The checkpoint was not written: what it held is to be saved still.
+    fn put_back(&mut self, checkpoint: &Checkpoint) {
+        self.changed = true;
+        if let Some(tenant) = self.tenant.as_mut() {
+            for (shard, _) in &checkpoint.shards {
+                tenant.dirty[usize::from(*shard)] = true;
+            }
+        }
+    }
+}

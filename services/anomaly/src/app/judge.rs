@@ -1,0 +1,178 @@
+//! One message of flows: decode, judge, commit what is found.
+
+use std::time::{Duration, Instant};
+
+use garrison_bus::{
+    Delivery, Disposition, content_type,
+    subject::{self, SHARDS},
+};
+use garrison_flow::FlowBatch;
+use garrison_proto::TenantId;
+use tracing::Instrument as _;
+
+use super::{
+    Engine,
+    engine::{Held, Slot},
+};
+use crate::{
+    domain::tenant::{Arrival, Judged, Phase},
+    error::Error,
+    store,
+};
+
+/// Pause before a message is tried again that waits for the database or the broker.
+const PAUSE: Duration = Duration::from_millis(250);
+
+impl Engine {
+    /// Judges one message of flows and commits its alerts. Answers what becomes of the message.
+    ///
+    /// State changes once: a message that comes again only commits the alerts that its first coming could not.
+    pub async fn take(&self, delivery: &Delivery) -> Disposition {
+        let (shard, batch) = match read(delivery) {
+            Ok(read) => read,
+            Err(reason) => {
+                self.metrics.rejected();
+                return Disposition::Reject { reason };
+            }
+        };
+        match self.judge(delivery, shard, &batch).await {
+            Ok(()) => Disposition::Ack,
+            // Trying again changes nothing, and would hold up every other tenant.
+            Err(error @ (Error::TooManyTenants { .. } | Error::State { .. })) => {
+                self.metrics.rejected();
+                Disposition::Reject {
+                    reason: error.to_string(),
+                }
+            }
+            Err(error) if error.is_passing() => Disposition::Hold {
+                after: PAUSE,
+                reason: error.to_string(),
+            },
+            Err(error) => Disposition::Retry {
+                after: PAUSE,
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    async fn judge(&self, delivery: &Delivery, shard: u16, batch: &FlowBatch) -> Result<(), Error> {
+        let id = &delivery.tenant;
+        let cell = self.cell(id)?;
+        let mut held = self.hold(id, &cell).await?;
+        self.commit_alerts(id, &mut held).await?;
+        let message = *delivery.id.as_bytes();
+        if held.tenant.as_ref().is_some_and(|t| t.recent.contains(&message)) {
+            return Ok(());
+        }
+        self.save_first(id, &mut held, delivery.stream_sequence).await?;
+        let span = tracing::info_span!(
+            "judge",
+            tenant = %id,
+            shard,
+            rows = batch.len(),
+            scored = tracing::field::Empty,
+            alerts = tracing::field::Empty,
+        );
+        let judged = span.in_scope(|| self.apply(&mut held, delivery, shard, batch));
+        span.record("scored", judged.scored);
+        span.record("alerts", judged.alerts.len());
+        held.pending = judged.alerts;
+        self.commit_alerts(id, &mut held).instrument(span).await
+    }
+
+    // From here on the state includes the message.
+    fn apply(&self, slot: &mut Slot, delivery: &Delivery, shard: u16, batch: &FlowBatch) -> Judged {
+        let started = Instant::now();
+        let now = (self.clock)();
+        let Some(tenant) = slot.tenant.as_mut() else {
+            return Judged::default();
+        };
+        let fresh = matches!(tenant.phase, Phase::Idle) && tenant.version == 0;
+        if fresh && !self.options.auto_learning.is_zero() {
+            match tenant.start_learning(now, true) {
+                Ok(()) => tracing::info!(tenant = %tenant.id, "a new tenant: learning what is normal"),
+                Err(error) => tracing::error!(%error, "a new tenant cannot be learnt"),
+            }
+        }
+        let published = delivery.time.timestamp_nanos_opt().unwrap_or(now);
+        let judged = tenant.judge(&Arrival {
+            id: *delivery.id.as_bytes(),
+            shard,
+            position: delivery.stream_sequence,
+            published,
+            now,
+            batch,
+        });
+        slot.changed = true;
+        if let Some(error) = &judged.model_error {
+            tracing::error!(%error, tenant = %delivery.tenant, "a batch could not be scored");
+        }
+        let latency = Duration::from_nanos(u64::try_from((self.clock)().saturating_sub(published)).unwrap_or(0));
+        self.metrics.judged(&judged, latency, started.elapsed());
+        judged
+    }
+
+    /// Commits the alerts that wait, if any.
+    pub(super) async fn commit_alerts(&self, id: &TenantId, held: &mut Held) -> Result<(), Error> {
+        if held.pending.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let ids: Vec<&str> = held.pending.iter().map(|a| a.alert_id.as_str()).collect();
+        let span = tracing::info_span!("publish alerts", alert_ids = ids.join(","));
+        let new = async {
+            let mut tx = self.db.begin(id).await?;
+            let new = store::publish_alerts(&mut tx, &held.pending).await?;
+            tx.commit().await?;
+            Ok::<_, Error>(new)
+        }
+        .instrument(span)
+        .await?;
+        let alerts = std::mem::take(&mut held.pending);
+        for alert in &alerts {
+            tracing::info!(
+                tenant = %id,
+                alert = alert.alert_id,
+                detector = alert.detector,
+                entity = alert.entity.as_ref().map_or("", |e| e.value.as_str()),
+                count = alert.count,
+                title = alert.title,
+                "alert"
+            );
+        }
+        let detectors = alerts
+            .iter()
+            .filter(|a| new.iter().any(|id| id.to_string() == a.alert_id));
+        self.metrics
+            .alerted(detectors.map(|a| a.detector.as_str()), started.elapsed());
+        Ok(())
+    }
+}
+
+// The error is the reason for a rejection.
+fn read(delivery: &Delivery) -> Result<(u16, FlowBatch), String> {
+    let wrong = |what: String| format!("GAR-ANOM-0001: {what}");
+    let parsed = subject::parse(&delivery.subject).map_err(|e| wrong(e.to_string()))?;
+    let shard = match parsed.rest[..] {
+        [shard] if parsed.domain == "flows" => shard.parse::<u16>().ok(),
+        _ => None,
+    };
+    let shard = shard
+        .filter(|shard| *shard < SHARDS)
+        .ok_or_else(|| wrong(format!("subject {} names no shard below {SHARDS}", delivery.subject)))?;
+    if delivery.content_type != content_type::ARROW_STREAM {
+        return Err(wrong(format!(
+            "content type {:?} is not {}",
+            delivery.content_type,
+            content_type::ARROW_STREAM
+        )));
+    }
+    let (batch, meta) = garrison_flow::decode(&delivery.payload).map_err(|e| wrong(e.to_string()))?;
+    if meta.tenant != delivery.tenant {
+        return Err(wrong(format!(
+            "the batch says tenant {} and its subject {}",
+            meta.tenant, delivery.tenant
+        )));
+    }
+    Ok((shard, batch))
+}

@@ -1,0 +1,240 @@
+//! Learning what is normal, and training on it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chrono::DateTime;
+use garrison_bus::{Message, subject};
+use garrison_proto::{
+    TenantId,
+    alert::v1::Model,
+    audit::v1::{Actor, Decision},
+    event::v1::ModelChanged,
+};
+use garrison_service::audit;
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use crate::{
+    INFO,
+    domain::{
+        detector::Detector,
+        tenant::{Phase, Tenant, Trained, TrainingJob},
+        window::timestamp,
+    },
+    error::Error,
+};
+
+/// How often it is looked whether a learnt period is over.
+const LOOK: Duration = Duration::from_millis(250);
+/// Pause before a trained model is stored that could not be.
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl Engine {
+    /// The tenant's model, and how many alerts each detector has raised.
+    ///
+    /// # Errors
+    /// When the tenant cannot be loaded.
+    pub async fn model(&self, id: &TenantId) -> Result<(Model, [u64; Detector::ALL.len()]), Error> {
+        let cell = self.cell(id)?;
+        let held = self.hold(id, &cell).await?;
+        let tenant = held.tenant.as_ref().ok_or_else(|| missing(id))?;
+        Ok((tenant.model(), tenant.alerts))
+    }
+
+    /// Starts a learnt period.
+    ///
+    /// # Errors
+    /// [`Error::Phase`] while training; otherwise when it cannot be saved, and then nothing has changed.
+    pub async fn start_learning(&self, id: &TenantId, actor: Actor) -> Result<Model, Error> {
+        let cell = self.cell(id)?;
+        let now = (self.clock)();
+        let start = |tenant: &mut Tenant| {
+            tenant.start_learning(now, false)?;
+            let record = changed(id, actor, "learning.started", tenant.version, BTreeMap::new());
+            Ok((tenant.model(), vec![record]))
+        };
+        self.change(id, &cell, start, None).await
+    }
+
+    /// Ends the learnt period and starts training.
+    ///
+    /// # Errors
+    /// [`Error::Phase`] when it is not learning or has learnt too little; otherwise when it cannot be saved, and then
+    /// nothing has changed.
+    pub async fn finish_learning(self: &Arc<Self>, id: &TenantId, actor: Actor) -> Result<Model, Error> {
+        let cell = self.cell(id)?;
+        let least = self.options.min_flows;
+        let finish = |tenant: &mut Tenant| {
+            tenant.finish_learning(least)?;
+            let model = tenant.model();
+            let details = BTreeMap::from([("learnt_flows".to_owned(), model.learnt_flows.to_string())]);
+            let record = changed(id, actor, "learning.finished", tenant.version, details);
+            Ok((model, vec![record]))
+        };
+        let model = self.change(id, &cell, finish, None).await?;
+        self.train(id);
+        Ok(model)
+    }
+
+    /// Ends learnt periods whose time is over, and takes up trainings that a restart cut off, until shutdown.
+    pub async fn follow_learning(self: Arc<Self>, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            for (id, cell) in self.cells() {
+                let due = match cell.slot.try_lock() {
+                    Ok(slot) => slot.tenant.as_ref().map(|tenant| self.due(tenant)),
+                    Err(_) => None,
+                };
+                match due {
+                    Some(Due::Finish) => {
+                        let actor = audit::service_actor(&INFO);
+                        if let Err(error) = self.finish_learning(&id, actor).await {
+                            tracing::warn!(%error, tenant = %id, "a learnt period could not be ended; trying again");
+                        }
+                    }
+                    Some(Due::Train) => self.train(&id),
+                    Some(Due::Nothing) | None => {}
+                }
+            }
+        }
+    }
+
+    fn due(&self, tenant: &Tenant) -> Due {
+        match &tenant.phase {
+            Phase::Learning(learning) if learning.automatic && !self.options.auto_learning.is_zero() => {
+                let passed = (self.clock)().saturating_sub(learning.started);
+                let over = u128::try_from(passed).is_ok_and(|n| n >= self.options.auto_learning.as_nanos());
+                let enough = learning.sample.len() as u64 >= self.options.min_flows;
+                if over && enough { Due::Finish } else { Due::Nothing }
+            }
+            Phase::Training(_) => Due::Train,
+            _ => Due::Nothing,
+        }
+    }
+
+    // Trains beside the stream of messages. A tenant trains once at a time.
+    fn train(self: &Arc<Self>, id: &TenantId) {
+        let Ok(cell) = self.cell(id) else { return };
+        if !Self::begin_training(&cell) {
+            return;
+        }
+        let (engine, id) = (Arc::clone(self), id.clone());
+        tokio::spawn(async move {
+            engine.train_now(&id).await;
+            Self::end_training(&cell);
+        });
+    }
+
+    async fn train_now(&self, id: &TenantId) {
+        let Ok(cell) = self.cell(id) else { return };
+        let job = {
+            let slot = cell.slot.lock().await;
+            slot.tenant.as_ref().and_then(Tenant::training_job)
+        };
+        let Some(job) = job else { return };
+        tracing::info!(tenant = %id, "training a model");
+        let outcome = match tokio::task::spawn_blocking(move || TrainingJob::run(job)).await {
+            Ok(Ok(trained)) => Ok(trained),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("GAR-ANOM-0004: training died: {error}")),
+        };
+        let mut outcome = Some(outcome);
+        // The database may be away; the result of minutes of work is kept until it is stored.
+        while let Some(result) = outcome.take() {
+            match self.conclude(id, &cell, result).await {
+                Ok(()) => {}
+                Err((error, result)) => {
+                    tracing::warn!(%error, tenant = %id, "a trained model could not be stored; trying again");
+                    outcome = Some(result);
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn conclude(
+        &self,
+        id: &TenantId,
+        cell: &super::engine::Cell,
+        result: Result<Trained, String>,
+    ) -> Result<(), (Error, Result<Trained, String>)> {
+        let now = (self.clock)();
+        match result {
+            Ok(trained) => {
+                let stored = trained.stored.clone();
+                let manifest = &stored.manifest;
+                let install = |tenant: &mut Tenant| {
+                    tenant.install(trained.clone(), now);
+                    let event = ModelChanged {
+                        version: manifest.version,
+                        weights_sha256: manifest.weights_sha256.clone(),
+                        learnt_flows: manifest.learnt_flows,
+                        trained: Some(timestamp(now)),
+                    };
+                    let details = BTreeMap::from([
+                        ("weights_sha256".to_owned(), manifest.weights_sha256.clone()),
+                        ("learnt_flows".to_owned(), manifest.learnt_flows.to_string()),
+                        ("validation_loss".to_owned(), manifest.validation_loss.to_string()),
+                        ("seed".to_owned(), manifest.seed.to_string()),
+                    ]);
+                    let actor = audit::service_actor(&INFO);
+                    let messages = vec![
+                        changed(id, actor, "model.trained", manifest.version, details),
+                        Message::proto(subject::events(id, "model"), INFO.name, &event),
+                    ];
+                    Ok(((), messages))
+                };
+                let time = DateTime::from_timestamp_nanos(now);
+                let installed = self.change(id, cell, install, Some((&stored, time))).await;
+                match installed {
+                    Ok(()) => {
+                        tracing::info!(
+                            tenant = %id,
+                            version = manifest.version,
+                            learnt = manifest.learnt_flows,
+                            validation_loss = manifest.validation_loss,
+                            epochs = manifest.epochs,
+                            "a model is at work"
+                        );
+                        Ok(())
+                    }
+                    Err(error) => Err((error, Ok(trained))),
+                }
+            }
+            Err(problem) => {
+                tracing::error!(tenant = %id, problem, "training failed; the model before it stays, if there was one");
+                let abandon = |tenant: &mut Tenant| {
+                    tenant.abandon_training();
+                    let details = BTreeMap::from([("problem".to_owned(), problem.clone())]);
+                    let actor = audit::service_actor(&INFO);
+                    let record = changed(id, actor, "model.training_failed", tenant.version, details);
+                    Ok(((), vec![record]))
+                };
+                let abandoned = self.change(id, cell, abandon, None).await;
+                abandoned.map_err(|error| (error, Err(problem)))
+            }
+        }
+    }
+}
+
+enum Due {
+    Nothing,
+    Finish,
+    Train,
+}
+
+fn missing(id: &TenantId) -> Error {
+    Error::State {
+        tenant: id.clone(),
+        problem: "it was not loaded".to_owned(),
+    }
+}
+
+fn changed(id: &TenantId, actor: Actor, action: &str, version: u64, details: BTreeMap<String, String>) -> Message {
+    let resource = format!("models/{version}");
+    let record = audit::record(&INFO, id, actor, action, &resource, Decision::Allow, "", details);
+    audit::message(&INFO, &record)
+}

@@ -1,0 +1,8 @@
+//! The use cases: judging batches, learning and training, saving and recovering state.
+
+mod engine;
+mod judge;
+mod learning;
+mod recovery;
+
+pub use engine::{Clock, Engine, Options};

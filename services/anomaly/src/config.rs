@@ -1,0 +1,545 @@
+//! The configuration file.
+
+use garrison_bus::subject::SHARDS;
+use garrison_service::{ConfigError, Core, ServiceConfig};
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::domain::{
+    detector::Detector,
+    settings::{Bounds, Network, Settings, ShortSession, Threshold},
+    shard::seconds,
+    spot::SpotSettings,
+    window::{SECOND, Span},
+};
+
+/// Configuration of anomaly.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What every service has.
+    pub core: Core,
+    /// When and how long normal traffic is learnt.
+    #[serde(default)]
+    pub learning: LearningConfig,
+    /// The autoencoder and its threshold.
+    #[serde(default)]
+    pub model: ModelConfig,
+    /// The behaviours.
+    #[serde(default)]
+    pub detectors: DetectorsConfig,
+    /// What alerts hold.
+    #[serde(default)]
+    pub alerts: AlertsConfig,
+    /// Saving state.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Bounds on memory.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+}
+
+/// When and how long normal traffic is learnt.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LearningConfig {
+    /// A tenant that was never seen before is learnt for so many seconds, counted from its first flow, and a
+    /// model is trained by itself. 0: learning starts and ends by command only (`garrison model learn`).
+    pub auto_seconds: u64,
+    /// Fewest scorable flow records a model is trained on. A learnt period goes on until there are so many.
+    pub min_flows: u64,
+    /// Records kept for training: a uniform sample of the learnt period.
+    pub sample_flows: usize,
+    /// Seed of sampling and training. The same records and seed give the same model on the same machine.
+    pub seed: u64,
+}
+
+/// The autoencoder and its threshold.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Whether flows are scored.
+    pub enabled: bool,
+    /// Promised share of scored records above the threshold, above 0 and at most 0.01. The threshold adapts to
+    /// keep it (streaming extreme-value theory).
+    pub alarm_rate: f64,
+    /// Scores below this never raise an alert. A score is `ln(1 + e)`, where `e` is the mean squared error in
+    /// squared spreads of the learnt period.
+    pub least_score: f64,
+    /// Highest scores kept to fit the tail.
+    pub tail_scores: usize,
+    /// Number of recent normal scores whose mean the threshold follows. 0: no drift is followed.
+    pub drift_flows: usize,
+}
+
+/// The behaviours.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DetectorsConfig {
+    /// `scan.vertical`: one source, one destination, many different ports that refuse or do not answer.
+    pub scan_vertical: ScanConfig,
+    /// `scan.horizontal`: one source, one port, many different destinations that refuse or do not answer.
+    pub scan_horizontal: ScanConfig,
+    /// `bruteforce.http`: failed logins (status 401 or 403) of one source at one service.
+    pub bruteforce_http: GuessConfig,
+    /// `bruteforce.connection`: short sessions of one source with one login service.
+    pub bruteforce_connection: SessionsConfig,
+    /// `contact.new_internal`: an internal host reaches an internal service that it never reached while normal
+    /// was learnt.
+    pub contact_new_internal: ContactConfig,
+}
+
+/// A scan.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScanConfig {
+    /// Whether it is watched for.
+    pub enabled: bool,
+    /// How many different ports or hosts tried in vain make an alert, 3 to 256.
+    pub distinct: usize,
+    /// Within how many seconds of flow time.
+    pub window_seconds: u32,
+    /// Milliseconds after which an attempt without an answer counts as in vain. Refusals count at once.
+    pub grace_ms: u32,
+    /// So many times `distinct` unanswered attempts make an alert before the grace is over.
+    pub burst: usize,
+}
+
+/// Password guessing that shows in HTTP.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GuessConfig {
+    /// Whether it is watched for.
+    pub enabled: bool,
+    /// How many failed logins make an alert, 2 to 1000.
+    pub failures: usize,
+    /// Within how many seconds of flow time.
+    pub window_seconds: u32,
+}
+
+/// Password guessing that shows in sessions.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionsConfig {
+    /// Whether it is watched for.
+    pub enabled: bool,
+    /// How many short sessions make an alert, 2 to 1000.
+    pub sessions: usize,
+    /// Within how many seconds of flow time.
+    pub window_seconds: u32,
+    /// TCP ports of login services.
+    pub ports: Vec<u16>,
+    /// Longest session that counts, seconds.
+    pub longest_seconds: u32,
+    /// Most payload octets that the service sends in a session that counts.
+    pub most_bytes: u64,
+}
+
+/// New contacts.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContactConfig {
+    /// Whether it is watched for.
+    pub enabled: bool,
+    /// Networks whose hosts are internal.
+    #[schemars(with = "Vec<String>")]
+    pub internal_networks: Vec<IpNet>,
+}
+
+/// What alerts hold.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlertsConfig {
+    /// Repeats within so many seconds of the first are folded into one alert, published again when its count
+    /// reaches 2, 5, 10, 20, 50, ….
+    pub fold_seconds: u32,
+    /// Most flows an alert refers to.
+    pub flows: usize,
+    /// Most targets an alert lists.
+    pub targets: usize,
+    /// Days for which published alerts are kept in the database. Subscribers keep their own.
+    pub retention_days: u32,
+    /// How many seconds a sensor's clock may be ahead of the time at which its batch was published. Records from
+    /// further ahead count as seen then.
+    pub clock_tolerance_seconds: u32,
+}
+
+/// Saving state.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Milliseconds between two checkpoints of what changed. After a crash, what came since is read back from
+    /// the stream, so this bounds the time to recover and not what is lost.
+    pub interval_ms: u64,
+}
+
+/// Bounds on memory. All but `tenants` and `contacts_per_source` are for one tenant and spread over its shards.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Tenants held at a time. Flows of more go to the dead-letter queue.
+    pub tenants: usize,
+    /// Flows remembered between their records.
+    pub flows: usize,
+    /// Sources with an activity window.
+    pub sources: usize,
+    /// Windows of each behaviour.
+    pub windows: usize,
+    /// Sources whose contacts are remembered.
+    pub contact_sources: usize,
+    /// Contacts remembered for a source. A source with more is not judged for new contacts.
+    pub contacts_per_source: usize,
+    /// Alerts into which repeats are folded.
+    pub folds: usize,
+}
+
+impl Default for LearningConfig {
+    fn default() -> Self {
+        Self {
+            auto_seconds: 0,
+            min_flows: 200,
+            sample_flows: 20_000,
+            seed: 1,
+        }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            alarm_rate: 1e-4,
+            least_score: 0.3,
+            tail_scores: 500,
+            drift_flows: 1_000,
+        }
+    }
+}
+
+impl Default for DetectorsConfig {
+    fn default() -> Self {
+        Self {
+            scan_vertical: ScanConfig::default(),
+            scan_horizontal: ScanConfig {
+                burst: 4,
+                ..ScanConfig::default()
+            },
+            bruteforce_http: GuessConfig::default(),
+            bruteforce_connection: SessionsConfig::default(),
+            contact_new_internal: ContactConfig::default(),
+        }
+    }
+}
+
+impl Default for ScanConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            distinct: 15,
+            window_seconds: 60,
+            grace_ms: 250,
+            burst: 2,
+        }
+    }
+}
+
+impl Default for GuessConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            failures: 10,
+            window_seconds: 60,
+        }
+    }
+}
+
+impl Default for SessionsConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            sessions: 10,
+            window_seconds: 60,
+            ports: vec![21, 22, 23, 3389, 5900],
+            longest_seconds: 10,
+            most_bytes: 8_000,
+        }
+    }
+}
+
+impl Default for ContactConfig {
+    fn default() -> Self {
+        let private = [
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "100.64.0.0/10",
+            "fc00::/7",
+            "fe80::/10",
+        ];
+        Self {
+            enabled: true,
+            internal_networks: private.iter().filter_map(|net| net.parse().ok()).collect(),
+        }
+    }
+}
+
+impl Default for AlertsConfig {
+    fn default() -> Self {
+        Self {
+            fold_seconds: 3_600,
+            flows: 32,
+            targets: 32,
+            retention_days: 30,
+            clock_tolerance_seconds: 60,
+        }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { interval_ms: 2_000 }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            tenants: 256,
+            flows: 262_144,
+            sources: 65_536,
+            windows: 32_768,
+            contact_sources: 16_384,
+            contacts_per_source: 512,
+            folds: 16_384,
+        }
+    }
+}
+
+impl ServiceConfig for Config {
+    fn core(&self) -> &Core {
+        &self.core
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let within = |key: &str, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::invalid(key, format!("{value} is not {least} to {most}")))
+            }
+        };
+        let d = &self.detectors;
+        for (name, scan) in [
+            ("scan_vertical", &d.scan_vertical),
+            ("scan_horizontal", &d.scan_horizontal),
+        ] {
+            let key = |field: &str| format!("detectors.{name}.{field}");
+            within(&key("distinct"), scan.distinct as u64, 3, 256)?;
+            within(&key("window_seconds"), scan.window_seconds.into(), 1, 86_400)?;
+            within(&key("grace_ms"), scan.grace_ms.into(), 0, 60_000)?;
+            within(&key("burst"), scan.burst as u64, 1, 16)?;
+        }
+        let http = &d.bruteforce_http;
+        within("detectors.bruteforce_http.failures", http.failures as u64, 2, 1_000)?;
+        within(
+            "detectors.bruteforce_http.window_seconds",
+            http.window_seconds.into(),
+            1,
+            86_400,
+        )?;
+        let sessions = &d.bruteforce_connection;
+        within(
+            "detectors.bruteforce_connection.sessions",
+            sessions.sessions as u64,
+            2,
+            1_000,
+        )?;
+        within(
+            "detectors.bruteforce_connection.window_seconds",
+            sessions.window_seconds.into(),
+            1,
+            86_400,
+        )?;
+        within(
+            "learning.sample_flows",
+            self.learning.sample_flows as u64,
+            100,
+            1_000_000,
+        )?;
+        within(
+            "learning.min_flows",
+            self.learning.min_flows,
+            100,
+            self.learning.sample_flows as u64,
+        )?;
+        within("learning.auto_seconds", self.learning.auto_seconds, 0, 90 * 86_400)?;
+        within("model.tail_scores", self.model.tail_scores as u64, 50, 100_000)?;
+        within("model.drift_flows", self.model.drift_flows as u64, 0, 100_000)?;
+        let rate = self.model.alarm_rate;
+        if !(rate > 0.0 && rate <= 0.01) {
+            let reason = format!("{rate} is not above 0 and at most 0.01");
+            return Err(ConfigError::invalid("model.alarm_rate", reason));
+        }
+        if !self.model.least_score.is_finite() {
+            return Err(ConfigError::invalid("model.least_score", "it is not a number"));
+        }
+        within("alerts.fold_seconds", self.alerts.fold_seconds.into(), 1, 7 * 86_400)?;
+        within("alerts.flows", self.alerts.flows as u64, 1, 256)?;
+        within("alerts.targets", self.alerts.targets as u64, 1, 256)?;
+        within("alerts.retention_days", self.alerts.retention_days.into(), 1, 3_650)?;
+        within("checkpoint.interval_ms", self.checkpoint.interval_ms, 50, 60_000)?;
+        let limits = &self.limits;
+        within("limits.tenants", limits.tenants as u64, 1, 100_000)?;
+        for (key, value) in [
+            ("limits.flows", limits.flows),
+            ("limits.sources", limits.sources),
+            ("limits.windows", limits.windows),
+            ("limits.contact_sources", limits.contact_sources),
+            ("limits.folds", limits.folds),
+        ] {
+            within(key, value as u64, SHARDS.into(), 1 << 30)?;
+        }
+        within(
+            "limits.contacts_per_source",
+            limits.contacts_per_source as u64,
+            1,
+            65_536,
+        )
+    }
+}
+
+impl Config {
+    /// What the domain works with.
+    pub fn settings(&self) -> Settings {
+        let d = &self.detectors;
+        let scan = |scan: &ScanConfig| Threshold {
+            count: scan.distinct,
+            span: Span {
+                length: seconds(scan.window_seconds.into()),
+                grace: i64::from(scan.grace_ms) * SECOND / 1_000,
+                bound: scan.distinct * scan.burst.max(2),
+            },
+            burst: scan.distinct * scan.burst,
+        };
+        let guesses = |count: usize, window: u32| Threshold {
+            count,
+            span: Span {
+                length: seconds(window.into()),
+                grace: 0,
+                bound: count,
+            },
+            burst: count,
+        };
+        let mut enabled = [false; Detector::ALL.len()];
+        for (detector, on) in [
+            (Detector::ScanVertical, d.scan_vertical.enabled),
+            (Detector::ScanHorizontal, d.scan_horizontal.enabled),
+            (Detector::BruteforceHttp, d.bruteforce_http.enabled),
+            (Detector::BruteforceConnection, d.bruteforce_connection.enabled),
+            (Detector::ContactNewInternal, d.contact_new_internal.enabled),
+            (Detector::ModelAutoencoder, self.model.enabled),
+        ] {
+            enabled[detector.index()] = on;
+        }
+        let a_shard = |total: usize| (total / usize::from(SHARDS)).max(1);
+        Settings {
+            enabled,
+            vertical: scan(&d.scan_vertical),
+            horizontal: scan(&d.scan_horizontal),
+            logins: guesses(d.bruteforce_http.failures, d.bruteforce_http.window_seconds),
+            sessions: guesses(d.bruteforce_connection.sessions, d.bruteforce_connection.window_seconds),
+            short_session: ShortSession {
+                ports: d.bruteforce_connection.ports.clone(),
+                longest: seconds(d.bruteforce_connection.longest_seconds.into()),
+                most_bytes: d.bruteforce_connection.most_bytes,
+            },
+            internal: d
+                .contact_new_internal
+                .internal_networks
+                .iter()
+                .map(|net| Network::new(net.addr(), net.prefix_len()))
+                .collect(),
+            spot: SpotSettings {
+                rate: self.model.alarm_rate,
+                level: 0.98,
+                peaks: self.model.tail_scores,
+                drift_depth: self.model.drift_flows,
+                floor: self.model.least_score,
+            },
+            fold: seconds(self.alerts.fold_seconds.into()),
+            flows_an_alert: self.alerts.flows,
+            targets_an_alert: self.alerts.targets,
+            sample_rows: self.learning.sample_flows,
+            seed: self.learning.seed,
+            clock_tolerance: seconds(self.alerts.clock_tolerance_seconds.into()),
+            bounds: Bounds {
+                flows: a_shard(self.limits.flows),
+                sources: a_shard(self.limits.sources),
+                windows: a_shard(self.limits.windows),
+                contact_sources: a_shard(self.limits.contact_sources),
+                contacts_a_source: self.limits.contacts_per_source,
+                folds: a_shard(self.limits.folds),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(extra: &str) -> Result<Config, String> {
+        let text = format!(
+            r#"
+[core.identity]
+trust_domain = "test"
+cert_file = "c"
+key_file = "k"
+ca_file = "a"
+[core.bus]
+urls = ["tls://localhost:4222"]
+ca_file = "a"
+cert_file = "c"
+key_file = "k"
+{extra}
+"#
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("anomaly.toml");
+        std::fs::write(&path, text).unwrap();
+        garrison_service::read_config(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_whole_and_make_settings() {
+        let settings = config("").unwrap().settings();
+        assert_eq!(settings.vertical.count, 15);
+        assert_eq!(settings.internal.len(), 6);
+        assert!(settings.enabled.iter().all(|on| *on));
+        assert_eq!(settings.bounds.flows, 262_144 / 16);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        for (text, key) in [
+            ("[model]\nalarm_rate = 0.5", "model.alarm_rate"),
+            ("[model]\nalarm_rate = 0", "model.alarm_rate"),
+            (
+                "[detectors.scan_vertical]\ndistinct = 1",
+                "detectors.scan_vertical.distinct",
+            ),
+            ("[detectors.scan_vertical]\ndistinkt = 5", "detectors.scan_vertical"),
+            ("[learning]\nmin_flows = 5", "learning.min_flows"),
+            (
+                "[detectors.contact_new_internal]\ninternal_networks = [\"10.0.0.0/99\"]",
+                "internal_networks",
+            ),
+            ("[limits]\nflows = 1", "limits.flows"),
+            ("[checkpoint]\ninterval_ms = 1", "checkpoint.interval_ms"),
+        ] {
+            let error = config(text).unwrap_err();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What can go wrong, each with a stable code and a page under `docs/errors/`.
+
+use std::collections::HashMap;
+
+use garrison_bus::BusError;
+use garrison_db::DbError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::domain::{autoencoder::ModelError, tenant::PhaseError};
+
+/// An operation of anomaly failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model is not in a phase that allows it.
+    #[error(transparent)]
+    Phase(#[from] PhaseError),
+    /// The model could not be trained or read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A stored checkpoint cannot be read.
+    #[error("GAR-ANOM-0007: stored state of tenant {tenant}: {problem}")]
+    State {
+        /// Whose.
+        tenant: garrison_proto::TenantId,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There are more tenants than this service may hold.
+    #[error("GAR-ANOM-0009: {held} tenants are held and limits.tenants allows no more")]
+    TooManyTenants {
+        /// How many.
+        held: usize,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// The broker failed.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+impl Error {
+    /// The same operation may succeed later without any change.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Database(error) => error.is_unavailable(),
+            Self::Bus(error) => matches!(error, BusError::Unavailable { .. }),
+            _ => false,
+        }
+    }
+
+    fn code(&self) -> (Code, &'static str) {
+        match self {
+            Self::Phase(PhaseError::NotLearning | PhaseError::Training) => (Code::FailedPrecondition, "GAR-ANOM-0002"),
+            Self::Phase(PhaseError::TooLittle { .. }) | Self::Model(ModelError::TooLittle { .. }) => {
+                (Code::FailedPrecondition, "GAR-ANOM-0003")
+            }
+            Self::Model(ModelError::Diverged { .. }) => (Code::Internal, "GAR-ANOM-0004"),
+            Self::Model(ModelError::Unusable(_)) => (Code::Internal, "GAR-ANOM-0005"),
+            Self::Model(ModelError::Tensor { .. }) => (Code::Internal, "GAR-ANOM-0006"),
+            Self::State { .. } => (Code::Internal, "GAR-ANOM-0007"),
+            Self::TooManyTenants { .. } => (Code::ResourceExhausted, "GAR-ANOM-0009"),
+            Self::Database(error) if error.is_unavailable() => (Code::Unavailable, "GAR-DB-0002"),
+            Self::Database(_) => (Code::Internal, "GAR-DB-0003"),
+            Self::Bus(_) => (Code::Unavailable, "GAR-BUS-0002"),
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let (code, reason) = error.code();
+        let message = match code {
+            Code::Internal => {
+                // The caller learns that it failed; how is for the log.
+                tracing::error!(
+                    code = reason,
+                    error = &error as &dyn std::error::Error,
+                    "a request failed"
+                );
+                format!("{reason}: the operation failed; see the service's log")
+            }
+            _ => error.to_string(),
+        };
+        let details = ErrorDetails::with_error_info(reason, "garrison.dev", HashMap::<String, String>::new());
+        Self::with_error_details(code, message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_caller_can_mend_says_how_and_what_it_cannot_says_nothing_of_the_inside() {
+        let status = Status::from(Error::Phase(PhaseError::TooLittle { learnt: 3, needed: 200 }));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("3 flows were learnt"));
+        assert_eq!(status.get_error_details().error_info().unwrap().reason, "GAR-ANOM-0003");
+        let status = Status::from(Error::State {
+            tenant: "acme".parse().unwrap(),
+            problem: "secret".to_owned(),
+        });
+        assert_eq!(status.code(), Code::Internal);
+        assert!(!status.message().contains("secret"));
+    }
+}

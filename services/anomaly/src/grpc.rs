@@ -1,0 +1,69 @@
+//! gRPC: convert, ask the use case, convert. The layer in front has authenticated and authorised the caller.
+
+use std::sync::Arc;
+
+use garrison_auth::caller;
+use garrison_proto::alert::v1::{
+    Detector as DetectorMessage, FinishLearningRequest, FinishLearningResponse, GetModelRequest, GetModelResponse,
+    ListDetectorsRequest, ListDetectorsResponse, StartLearningRequest, StartLearningResponse,
+    detection_service_server::{DetectionService, DetectionServiceServer},
+};
+use garrison_service::audit::caller_actor;
+use tonic::{Request, Response, Status, service::Routes};
+
+use crate::{app::Engine, domain::detector::Detector};
+
+/// Serves `garrison.alert.v1.DetectionService`.
+pub struct Api(pub Arc<Engine>);
+
+/// The gRPC services of anomaly.
+pub fn routes(engine: Arc<Engine>) -> Routes {
+    Routes::new(DetectionServiceServer::new(Api(engine)))
+}
+
+#[tonic::async_trait]
+impl DetectionService for Api {
+    async fn list_detectors(
+        &self,
+        request: Request<ListDetectorsRequest>,
+    ) -> Result<Response<ListDetectorsResponse>, Status> {
+        let caller = caller(&request)?;
+        let (_, alerts) = self.0.model(&caller.tenant).await?;
+        let settings = self.0.settings();
+        let detectors = Detector::ALL.iter().map(|detector| DetectorMessage {
+            id: detector.id().to_owned(),
+            description: detector.description().to_owned(),
+            severity: detector.severity().into(),
+            techniques: detector.techniques(),
+            enabled: settings.runs(*detector),
+            alerts: alerts[detector.index()],
+        });
+        Ok(Response::new(ListDetectorsResponse {
+            detectors: detectors.collect(),
+        }))
+    }
+
+    async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
+        let caller = caller(&request)?;
+        let (model, _) = self.0.model(&caller.tenant).await?;
+        Ok(Response::new(GetModelResponse { model: Some(model) }))
+    }
+
+    async fn start_learning(
+        &self,
+        request: Request<StartLearningRequest>,
+    ) -> Result<Response<StartLearningResponse>, Status> {
+        let caller = caller(&request)?;
+        let model = self.0.start_learning(&caller.tenant, caller_actor(&caller)).await?;
+        Ok(Response::new(StartLearningResponse { model: Some(model) }))
+    }
+
+    async fn finish_learning(
+        &self,
+        request: Request<FinishLearningRequest>,
+    ) -> Result<Response<FinishLearningResponse>, Status> {
+        let caller = caller(&request)?;
+        let model = self.0.finish_learning(&caller.tenant, caller_actor(&caller)).await?;
+        Ok(Response::new(FinishLearningResponse { model: Some(model) }))
+    }
+}

@@ -1,0 +1,7 @@
+//! anomaly against a real PostgreSQL and a real nats-server.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod api;
+mod process;
+mod traffic;
+mod world;

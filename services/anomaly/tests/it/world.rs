@@ -1,0 +1,200 @@
+//! The service as a process on servers of its own, and ways to feed it and to look at what it publishes.
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use garrison_bus::{Bus, Message, subject, topology::FLOWS_ANOMALY};
+use garrison_db::DbConfig;
+use garrison_proto::{TenantId, alert::v1::Alert};
+use garrison_testkit::{Process, Stack, TRUST_DOMAIN, free_port};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use crate::traffic::{Flow, batch};
+
+pub(crate) struct World {
+    pub(crate) stack: Stack,
+    pub(crate) database: DbConfig,
+    pub(crate) sensor: Bus,
+    admin: Bus,
+    admin_port: u16,
+    grpc_port: u16,
+    dir: tempfile::TempDir,
+    process: Option<Process>,
+}
+
+/// A message as its stream holds it.
+pub(crate) struct Kept {
+    pub(crate) subject: String,
+    pub(crate) headers: async_nats::HeaderMap,
+    pub(crate) payload: Vec<u8>,
+}
+
+pub(crate) fn tenant(name: &str) -> TenantId {
+    name.parse().unwrap()
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let stack = Stack::start().await;
+        let database = stack.database("anomaly", &anomaly::MIGRATOR).await;
+        let sensor = Bus::connect(&stack.bus_config("svc/flow-ingest"), "flow-ingest")
+            .await
+            .unwrap();
+        let admin = Bus::connect(&stack.bus_config("svc/bus-admin"), "bus-admin")
+            .await
+            .unwrap();
+        Self {
+            stack,
+            database,
+            sensor,
+            admin,
+            admin_port: free_port().unwrap(),
+            grpc_port: free_port().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+            process: None,
+        }
+    }
+
+    /// Writes the configuration and starts the service.
+    pub(crate) async fn start(&mut self, extra: &str) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anomaly"));
+        command.arg("run").arg("--config").arg(self.config(extra));
+        let log = self.dir.path().join("anomaly.log");
+        self.process = Some(Process::start("anomaly", command, &log).unwrap());
+        self.until("ready", async || self.page("/readyz").await.starts_with("HTTP/1.1 200"))
+            .await;
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    fn config(&self, extra: &str) -> PathBuf {
+        let files = self.stack.identity("svc/anomaly");
+        let (cert, key, ca) = (
+            files.cert_file.display(),
+            files.key_file.display(),
+            files.ca_file.display(),
+        );
+        let database = &self.database;
+        let text = format!(
+            r#"
+[core.identity]
+trust_domain = "{TRUST_DOMAIN}"
+cert_file = "{cert}"
+key_file = "{key}"
+ca_file = "{ca}"
+[core.bus]
+urls = ["{}"]
+cert_file = "{cert}"
+key_file = "{key}"
+ca_file = "{ca}"
+[core.database]
+host = "{}"
+port = {}
+database = "{}"
+user = "{}"
+password_file = "{}"
+ca_file = "{}"
+[core.grpc]
+listen = "127.0.0.1:{}"
+[core.admin]
+listen = "127.0.0.1:{}"
+{extra}
+"#,
+            self.stack.nats().url(),
+            database.host,
+            database.port,
+            database.database,
+            database.user,
+            database.password_file.display(),
+            database.ca_file.display(),
+            self.grpc_port,
+            self.admin_port,
+        );
+        let path = self.dir.path().join("anomaly.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A page of the admin port; empty while there is none.
+    pub(crate) async fn page(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let Ok(mut tcp) = tokio::net::TcpStream::connect(("127.0.0.1", self.admin_port)).await else {
+            return String::new();
+        };
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let mut answer = String::new();
+        if tcp.write_all(request.as_bytes()).await.is_ok() {
+            tcp.read_to_string(&mut answer).await.unwrap_or_default();
+        }
+        answer
+    }
+
+    /// A sample of `/metrics`.
+    pub(crate) async fn metric(&self, name: &str, label: &str) -> Option<f64> {
+        let page = self.page("/metrics").await;
+        let line = page
+            .lines()
+            .find(|line| line.starts_with(name) && line.contains(label))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let limit = Instant::now() + Duration::from_secs(60);
+        while !holds().await {
+            let log = || std::fs::read_to_string(self.dir.path().join("anomaly.log")).unwrap_or_default();
+            assert!(Instant::now() < limit, "never: {what}\n{}", log());
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    /// Publishes flows in one message, all on one shard.
+    pub(crate) async fn publish(&self, tenant: &TenantId, flows: &[Flow]) {
+        let shard = subject::shard_of(flows[0].src);
+        let payload = batch(tenant, flows);
+        self.publish_raw(Message::flows(subject::flows(tenant, shard), "flow-ingest", payload))
+            .await;
+    }
+
+    pub(crate) async fn publish_raw(&self, message: Message) {
+        self.sensor.publisher().publish(&message).await.unwrap();
+    }
+
+    /// Waits until the service has acknowledged every flow message.
+    pub(crate) async fn settle(&self) {
+        self.until("every flow message acknowledged", async || {
+            let stream = self.admin.jetstream().get_stream("FLOWS").await.unwrap();
+            let consumer = stream.consumer_info(FLOWS_ANOMALY.name.as_ref()).await.unwrap();
+            consumer.num_pending == 0 && consumer.num_ack_pending == 0
+        })
+        .await;
+    }
+
+    /// Everything a stream holds.
+    pub(crate) async fn kept(&self, stream: &str) -> Vec<Kept> {
+        let mut stream = self.admin.jetstream().get_stream(stream).await.unwrap();
+        let last = stream.info().await.unwrap().state.last_sequence;
+        let mut kept = Vec::new();
+        for sequence in 1..=last {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            kept.push(Kept {
+                subject: message.subject.to_string(),
+                headers: message.headers.clone(),
+                payload: message.payload.to_vec(),
+            });
+        }
+        kept
+    }
+
+    /// The alerts published for a tenant.
+    pub(crate) async fn alerts(&self, tenant: &TenantId) -> Vec<Alert> {
+        let prefix = format!("alerts.v1.{tenant}.");
+        let kept = self.kept("ALERTS").await;
+        let of_tenant = kept.iter().filter(|m| m.subject.starts_with(&prefix));
+        of_tenant
+            .map(|m| Alert::decode(m.payload.as_slice()).unwrap())
+            .collect()
+    }
+}
