@@ -105,6 +105,9 @@ enum Command {
     /// Streams, consumers and permissions of the broker
     #[command(subcommand)]
     Bus(commands::bus::BusCommand),
+    /// Set up fleets for development
+    #[command(subcommand)]
+    Dev(commands::dev::Dev),
     /// Print a completion script for a shell
     ///
     /// For example: garrison completion bash > /etc/bash_completion.d/garrison
@@ -186,6 +189,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Bus(commands::bus::BusCommand::Permissions { trust_domain, enforcer }) => {
             return commands::bus::permissions(trust_domain, enforcer);
         }
+        Command::Dev(dev) => return dev.run(&printer),
         _ => {}
     }
     let profile = Profile::load(&cli.profile)?;
@@ -228,7 +232,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Keys(keys) => keys.run(context).await,
         Command::Bus(bus) => bus.run(context).await,
         // Answered in `run`, which needs no fleet for them.
-        Command::Completion { .. } | Command::Version | Command::Reference => Ok(()),
+        Command::Completion { .. } | Command::Version | Command::Reference | Command::Dev(_) => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod alerts;
 pub mod audit;
 pub mod bus;
+pub mod dev;
 pub mod evidence;
 pub mod flows;
 mod incident_page;

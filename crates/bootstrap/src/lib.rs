@@ -4,6 +4,7 @@
 //! One source for `cargo xtask`, the tests and the compose stack. Production brings its own certificates and
 //! secrets; the configuration has the same form.
 
+mod broker;
 mod file;
 mod pki;
 mod plan;
@@ -11,6 +12,7 @@ mod secrets;
 
 use std::path::{Path, PathBuf};
 
+pub use broker::broker_config;
 pub use pki::{IdentityFiles, Pki, TRUST_DOMAIN};
 pub use plan::{
     DATABASE_SERVICES, Enforcer, Person, Place, Plan, SERVICES, Sensor, Source, Tenant, Written, owner, role,

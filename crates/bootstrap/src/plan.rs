@@ -92,6 +92,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// The same folder as the services see it.
     pub seen_as: PathBuf,
+    /// Where services keep their data, as they see it; each has its own folder in there.
+    pub data: PathBuf,
     /// The SPIFFE trust domain.
     pub trust_domain: String,
     /// Where the broker is.
@@ -142,8 +144,11 @@ impl Plan {
         let secrets = Secrets::open_or_create(&self.dir.join("secrets"))?;
         let folder = self.dir.join("config");
         file::make_folder(&folder)?;
-        for data in ["flow-ingest/ring", "flow-ingest/spool", "forensics", "enforcer"] {
-            file::make_folder(&self.dir.join("data").join(data))?;
+        // Data elsewhere is on another machine or in a container, and somebody else's to make.
+        if self.data.starts_with(&self.dir) {
+            for data in ["flow-ingest/ring", "flow-ingest/spool", "forensics", "enforcer"] {
+                file::make_folder(&self.data.join(data))?;
+            }
         }
 
         let mut config = BTreeMap::new();
@@ -388,7 +393,7 @@ impl Plan {
     }
 
     fn data(&self, name: &str) -> String {
-        quoted(&self.seen_as.join("data").join(name).display().to_string())
+        quoted(&self.data.join(name).display().to_string())
     }
 }
 

@@ -112,6 +112,7 @@ impl Fleet {
         }
         let plan = Plan {
             seen_as: dir.clone(),
+            data: dir.join("data"),
             dir: dir.clone(),
             trust_domain: TRUST_DOMAIN.to_owned(),
             bus_url: nats.url(),

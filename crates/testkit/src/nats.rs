@@ -63,16 +63,13 @@ impl Nats {
         let dir = dir.canonicalize().map_err(|source| prepare(dir, source))?;
         let files = pki.identity("svc/nats")?;
         let port = free_port().map_err(|source| prepare(&dir, source))?;
-        let config = format!(
-            "listen: \"127.0.0.1:{port}\"\nserver_name: garrison\nmax_payload: 8388608\n\
-             jetstream {{ store_dir: \"{}\", sync_interval: always, max_memory_store: 67108864 }}\n\
-             tls {{ cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\", verify_and_map: true }}\n{}",
-            dir.join("jetstream").display(),
-            files.cert_file.display(),
-            files.key_file.display(),
-            files.ca_file.display(),
-            garrison_bus::topology::server_permissions(pki.trust_domain(), &options.nodes)?,
-        );
+        let config = garrison_bootstrap::broker_config(
+            &format!("127.0.0.1:{port}"),
+            &dir.join("jetstream"),
+            &files,
+            pki.trust_domain(),
+            &options.nodes,
+        )?;
         let path = dir.join("nats.conf");
         fs::write(&path, config).map_err(|source| prepare(&path, source))?;
         let server = Self {
