@@ -15,11 +15,13 @@ pub mod config;
 pub mod kernel;
 pub mod ledger;
 pub mod link;
+mod listing;
 pub mod metrics;
 pub mod netlink;
 pub mod orders;
 pub mod ruleset;
 pub mod state;
+mod worker;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
