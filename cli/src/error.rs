@@ -109,7 +109,10 @@ impl CliError {
             Self::Configuration { .. } => {
                 Some("the file's form is described in docs/reference/cli-configuration.md".to_owned())
             }
-            Self::Status(status) if status.code() == Code::Unauthenticated => Some("run `garrison login`".to_owned()),
+            // iam's own refusals are about what was just entered; the others' are about the session.
+            Self::Status(status) if status.code() == Code::Unauthenticated && !from_iam(status) => {
+                Some("run `garrison login`".to_owned())
+            }
             _ => None,
         }
     }
@@ -127,6 +130,13 @@ impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         Self::Status(Box::new(status))
     }
+}
+
+fn from_iam(status: &Status) -> bool {
+    let details = status.get_error_details();
+    details
+        .error_info()
+        .is_some_and(|info| info.reason.starts_with("GAR-IAM-"))
 }
 
 fn status_text(status: &Status) -> String {

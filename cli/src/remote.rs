@@ -18,6 +18,10 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+// A peer that neither answers nor hangs up is found out by pings; streams may then be as long as they like.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A channel that sends the caller's token.
 pub type Authorised = InterceptedService<Channel, Bearer>;
 
@@ -79,6 +83,8 @@ impl Remote {
             .and_then(|endpoint| endpoint.tls_config(tls))
             .map_err(unreachable)?
             .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .connect()
             .await
             .map_err(unreachable)

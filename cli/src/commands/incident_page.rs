@@ -7,11 +7,11 @@ use garrison_proto::{
     response::v1::{Incident, Response, TimelineEntry},
 };
 
-use crate::output::{time, word};
+use crate::output::{time as instant, word};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733}\
 h1{font-size:1.5rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem;border-bottom:1px solid #d5dbe1}\
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .75rem .25rem 0;vertical-align:top}\
+time{white-space:nowrap}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .75rem .25rem 0;vertical-align:top}\
 th{color:#5b6b7b;font-weight:600}code{font-size:.85em}.sev{padding:.1rem .5rem;border-radius:.6rem;color:#fff;background:#5b6b7b}\
 .critical,.high{background:#b3261e}.medium{background:#b26a00}.low,.info{background:#3b6ea5}\
 .facts{color:#5b6b7b}@media print{body{margin:0}}";
@@ -111,6 +111,11 @@ pub fn page(incident: &Incident, alerts: &[Alert], responses: &[Response], timel
     table(&mut page, "Timeline", &["Time", "Kind", "Who", "What"], rows);
     page.push_str("</body></html>\n");
     page
+}
+
+// Kept on one line, so that a column of times reads as a column.
+fn time(at: Option<&garrison_proto::Timestamp>) -> String {
+    format!("<time>{}</time>", instant(at))
 }
 
 fn table(page: &mut String, title: &str, headers: &[&str], rows: impl Iterator<Item = Vec<String>>) {

@@ -160,7 +160,9 @@ fn methods_that_change_something_are_recorded() {
         let verb = method.rsplit('/').next().unwrap();
         let reads = reading.iter().any(|prefix| verb.starts_with(prefix))
             // Only when a node was last seen.
-            || verb == "Heartbeat";
+            || verb == "Heartbeat"
+            // iam records these itself, behind its rate limit: strangers call them without end.
+            || ["Login", "VerifyFactor", "RefreshToken"].contains(&verb);
         let expected = if reads { Effect::Reads } else { Effect::Mutates };
         assert_eq!(authorizer.effect(&method), Some(expected), "{method}");
     }
