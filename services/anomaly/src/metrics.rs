@@ -49,7 +49,6 @@ impl Default for Metrics {
             meter
                 .f64_histogram(name)
                 .with_description(what)
-                .with_unit("s")
                 .with_boundaries(vec![
                     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
                 ])
