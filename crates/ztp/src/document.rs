@@ -40,9 +40,7 @@ pub struct Metadata {
 }
 
 /// Whether a policy is enforced.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Verdicts are counted; nothing is raised and nothing is compiled.

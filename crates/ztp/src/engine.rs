@@ -6,6 +6,7 @@
 //! decides each. Nothing is evaluated per rule at run time.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeSet, HashMap},
     fmt,
     net::IpAddr,
@@ -119,12 +120,7 @@ pub struct Entry {
 impl fmt::Display for Entry {
     /// `name@version rule`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}",
-            ir::reference(&self.policy, self.version),
-            self.rule
-        )
+        write!(f, "{} {}", ir::reference(&self.policy, self.version), self.rule)
     }
 }
 
@@ -248,10 +244,7 @@ impl Governed {
             IpAddr::V4(a) => self.v4.at(u32::from(a)),
             IpAddr::V6(a) => self.v6.at(u128::from(a)),
         };
-        let Some(table) = (table as usize)
-            .checked_sub(1)
-            .and_then(|i| self.tables.get(i))
-        else {
+        let Some(table) = (table as usize).checked_sub(1).and_then(|i| self.tables.get(i)) else {
             return Side(0);
         };
         let class = match peer {
@@ -274,7 +267,7 @@ struct Ordered<'p> {
 }
 
 struct Builder<'p> {
-    policies: &'p [Policy],
+    policies: &'p [&'p Policy],
     /// The first entry of each policy and direction; the rules follow, then the default.
     first_entry: HashMap<(usize, Direction), u32>,
     work: usize,
@@ -288,7 +281,7 @@ impl Builder<'_> {
 
     fn plane(&mut self, takes_part: impl Fn(&Policy) -> bool) -> Result<Plane, TooComplex> {
         let members: Vec<usize> = (0..self.policies.len())
-            .filter(|i| takes_part(&self.policies[*i]))
+            .filter(|i| takes_part(self.policies[*i]))
             .collect();
         Ok(Plane {
             egress: self.governed(&members, Direction::Egress)?,
@@ -296,11 +289,7 @@ impl Builder<'_> {
         })
     }
 
-    fn governed(
-        &mut self,
-        members: &[usize],
-        direction: Direction,
-    ) -> Result<Governed, TooComplex> {
+    fn governed(&mut self, members: &[usize], direction: Direction) -> Result<Governed, TooComplex> {
         let members: Vec<usize> = members
             .iter()
             .copied()
@@ -309,14 +298,8 @@ impl Builder<'_> {
         let mut known: HashMap<Vec<u32>, u32> = HashMap::new();
         let mut governed = Governed::default();
         let policies = self.policies;
-        let v4: Vec<_> = members
-            .iter()
-            .map(|i| &policies[*i].subject.addresses.v4)
-            .collect();
-        let v6: Vec<_> = members
-            .iter()
-            .map(|i| &policies[*i].subject.addresses.v6)
-            .collect();
+        let v4: Vec<_> = members.iter().map(|i| &policies[*i].subject.addresses.v4).collect();
+        let v6: Vec<_> = members.iter().map(|i| &policies[*i].subject.addresses.v6).collect();
         let mut tables = Vec::new();
         let mut classify = |active: &BTreeSet<u32>| {
             if active.is_empty() {
@@ -352,9 +335,7 @@ impl Builder<'_> {
                     Ordered {
                         rule,
                         entry: (entry + 1) | if denies { DENY } else { 0 },
-                        portless: IntervalSet::from_ranges(
-                            rule.services.portless().map(|p| (p, p)),
-                        ),
+                        portless: IntervalSet::from_ranges(rule.services.portless().map(|p| (p, p))),
                     },
                 ));
             }
@@ -362,13 +343,10 @@ impl Builder<'_> {
         // Stable: within a tier and action, policies stay in order, and their rules too.
         ordered.sort_by_key(|(tier, allows, _)| (*tier, *allows));
         let ordered: Vec<Ordered<'_>> = ordered.into_iter().map(|(.., rule)| rule).collect();
-        let default = together
-            .iter()
-            .min_by_key(|p| policies[**p].tier)
-            .map_or(0, |p| {
-                let rules = policies[*p].rules(direction).map_or(0, <[Rule]>::len);
-                (self.first_entry[&(*p, direction)] + rules as u32 + 1) | DENY
-            });
+        let default = together.iter().min_by_key(|p| policies[**p].tier).map_or(0, |p| {
+            let rules = policies[*p].rules(direction).map_or(0, <[Rule]>::len);
+            (self.first_entry[&(*p, direction)] + rules as u32 + 1) | DENY
+        });
 
         let mut known: HashMap<Vec<u32>, u32> = HashMap::new();
         let mut classes = Vec::new();
@@ -394,8 +372,7 @@ impl Builder<'_> {
     fn services(&mut self, rules: &[&Ordered<'_>], default: u32) -> Result<Services, TooComplex> {
         let mut services = Services::default();
         // The rules are in deciding order, so the first that holds a port decides it.
-        let first =
-            |active: &BTreeSet<u32>| active.first().map_or(default, |i| rules[*i as usize].entry);
+        let first = |active: &BTreeSet<u32>| active.first().map_or(default, |i| rules[*i as usize].entry);
         let empty = IntervalSet::empty();
         for (i, protocol) in PORT_PROTOCOLS.into_iter().enumerate() {
             let sets: Vec<_> = rules
@@ -417,7 +394,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`TooComplex`] when rules overlap too much.
-    pub fn build(policies: &[Policy]) -> Result<Self, TooComplex> {
+    pub fn build<P: Borrow<Policy>>(policies: &[P]) -> Result<Self, TooComplex> {
+        let policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
+        Self::build_from(&policies)
+    }
+
+    fn build_from(policies: &[&Policy]) -> Result<Self, TooComplex> {
         let mut entries = Vec::new();
         let mut first_entry = HashMap::new();
         for (p, policy) in policies.iter().enumerate() {
@@ -435,11 +417,7 @@ impl Engine {
                     allows,
                     mode: policy.mode,
                 };
-                entries.extend(
-                    rules
-                        .iter()
-                        .map(|r| entry(&r.name, r.action == Action::Allow)),
-                );
+                entries.extend(rules.iter().map(|r| entry(&r.name, r.action == Action::Allow)));
                 entries.push(entry(DEFAULT_DENY, false));
             }
         }
@@ -454,11 +432,7 @@ impl Engine {
         } else {
             None
         };
-        Ok(Self {
-            entries,
-            enforced,
-            all,
-        })
+        Ok(Self { entries, enforced, all })
     }
 
     /// Decides a connection. The port of a protocol other than TCP, UDP and SCTP is ignored.
@@ -498,10 +472,7 @@ impl Engine {
         } else {
             protocol_name(protocol)
         };
-        let mut reason = format!(
-            "{src} → {dst} {service}: {}",
-            self.words(judgement.enforced, src, dst)
-        );
+        let mut reason = format!("{src} → {dst} {service}: {}", self.words(judgement.enforced, src, dst));
         if let Some(observed) = judgement.observed
             && observed.verdict() != verdict
         {
@@ -528,9 +499,7 @@ impl Engine {
             Direction::Ingress => (dst, "may receive"),
         };
         if entry.rule == DEFAULT_DENY {
-            return format!(
-                "denied: policy {policy} governs what {host} {what}, and no rule allows this"
-            );
+            return format!("denied: policy {policy} governs what {host} {what}, and no rule allows this");
         }
         let verb = if entry.allows { "allowed" } else { "denied" };
         format!("{verb} by rule {} of policy {policy}", entry.rule)

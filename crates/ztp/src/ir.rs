@@ -154,31 +154,23 @@ pub fn lower(document: &ZeroTrustPolicy, version: u64) -> Policy {
     let spec = &document.spec;
     let subject = Subject {
         addresses: match &spec.subject.group {
-            Some(group) => spec
-                .groups
-                .get(group)
-                .map(|g| addresses(&g.cidrs))
-                .unwrap_or_default(),
+            Some(group) => spec.groups.get(group).map(|g| addresses(&g.cidrs)).unwrap_or_default(),
             None => addresses(&spec.subject.cidrs),
         },
         workloads: spec.subject.workloads.as_ref().map(|workloads| {
             (
                 workloads.namespace.clone(),
-                workloads
-                    .pod_selector
-                    .as_ref()
-                    .map_or_else(Selector::full, selector),
+                workloads.pod_selector.as_ref().map_or_else(Selector::full, selector),
             )
         }),
     };
-    let lower =
-        |direction: Direction, i: usize, name: &str, action, from: &[Peer], ports: &[Port]| Rule {
-            name: name.to_owned(),
-            field: format!("spec.{}[{i}]", direction.as_str()),
-            action,
-            peers: peers(document, from, action),
-            services: services(ports),
-        };
+    let lower = |direction: Direction, i: usize, name: &str, action, from: &[Peer], ports: &[Port]| Rule {
+        name: name.to_owned(),
+        field: format!("spec.{}[{i}]", direction.as_str()),
+        action,
+        peers: peers(document, from, action),
+        services: services(ports),
+    };
     Policy {
         name: document.metadata.name.clone(),
         version,
@@ -222,9 +214,7 @@ pub fn selector(labels: &LabelSelector) -> Selector {
     });
     equal
         .chain(further)
-        .fold(Selector::full(), |all, (key, values)| {
-            all.and(key.clone(), values)
-        })
+        .fold(Selector::full(), |all, (key, values)| all.and(key.clone(), values))
 }
 
 fn services(ports: &[Port]) -> ServiceSet {
@@ -247,10 +237,7 @@ fn services(ports: &[Port]) -> ServiceSet {
 fn peers(document: &ZeroTrustPolicy, peers: &[Peer], action: Action) -> Peers {
     let own_namespace = || {
         document.spec.subject.workloads.as_ref().map(|workloads| {
-            Selector::full().and(
-                NAMESPACE_NAME_LABEL,
-                LabelValues::within([workloads.namespace.clone()]),
-            )
+            Selector::full().and(NAMESPACE_NAME_LABEL, LabelValues::within([workloads.namespace.clone()]))
         })
     };
     let pods = |pods: Option<&LabelSelector>, namespaces: Option<&LabelSelector>| {
@@ -273,27 +260,16 @@ fn peers(document: &ZeroTrustPolicy, peers: &[Peer], action: Action) -> Peers {
         } else if let Some(cidr) = &peer.cidr {
             let set = addresses(std::slice::from_ref(cidr)).subtract(&addresses(&peer.except));
             (Some(set.clone()), Some(PeerSet::Addresses(set)))
-        } else if let Some(group) = peer
-            .group
-            .as_ref()
-            .and_then(|name| document.spec.groups.get(name))
-        {
+        } else if let Some(group) = peer.group.as_ref().and_then(|name| document.spec.groups.get(name)) {
             let set = (!group.cidrs.is_empty()).then(|| addresses(&group.cidrs));
-            let by_workload = if group.pod_selector.is_some() || group.namespace_selector.is_some()
-            {
-                pods(
-                    group.pod_selector.as_ref(),
-                    group.namespace_selector.as_ref(),
-                )
+            let by_workload = if group.pod_selector.is_some() || group.namespace_selector.is_some() {
+                pods(group.pod_selector.as_ref(), group.namespace_selector.as_ref())
             } else {
                 Some(PeerSet::Addresses(set.clone().unwrap_or_default()))
             };
             (set, by_workload)
         } else {
-            (
-                None,
-                pods(peer.pod_selector.as_ref(), peer.namespace_selector.as_ref()),
-            )
+            (None, pods(peer.pod_selector.as_ref(), peer.namespace_selector.as_ref()))
         };
         match by_address {
             Some(set) => lowered.addresses = lowered.addresses.union(&set),

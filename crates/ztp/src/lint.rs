@@ -30,10 +30,7 @@ pub(crate) fn lint(document: &ZeroTrustPolicy, policy: &Policy, f: &mut Findings
         for rule in rules {
             without_addresses(rule, direction, judged, f);
             one_family(&rule.peers.addresses, &rule.field, f);
-            if rule.action == Action::Allow
-                && rule.services.is_full()
-                && rule.peers.workloads.contains(&PeerSet::Any)
-            {
+            if rule.action == Action::Allow && rule.services.is_full() && rule.peers.workloads.contains(&PeerSet::Any) {
                 f.warn_at(
                     Code::OverWide,
                     &rule.field,
@@ -136,9 +133,9 @@ fn covered(rules: &[Rule], f: &mut Findings<'_>) {
         return;
     }
     for (i, rule) in rules.iter().enumerate() {
-        let deny_over_it = rules.iter().find(|other| {
-            other.action == Action::Deny && rule.action == Action::Allow && covers(other, rule)
-        });
+        let deny_over_it = rules
+            .iter()
+            .find(|other| other.action == Action::Deny && rule.action == Action::Allow && covers(other, rule));
         if let Some(other) = deny_over_it {
             f.warn_at(
                 Code::Unreachable,
@@ -190,9 +187,7 @@ fn peer_covers(outer: &PeerSet, inner: &PeerSet) -> bool {
                 namespaces: inner_namespaces,
                 pods: inner_pods,
             },
-        ) => {
-            inner_namespaces.subtract(namespaces).is_empty() && inner_pods.subtract(pods).is_empty()
-        }
+        ) => inner_namespaces.subtract(namespaces).is_empty() && inner_pods.subtract(pods).is_empty(),
         _ => false,
     }
 }

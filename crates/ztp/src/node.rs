@@ -3,9 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{
-    DuplicateKeyPolicy, Error, MergeKeyPolicy, NonFiniteFloatPolicy, Spanned, budget::BudgetBreach,
-};
+use serde_saphyr::{DuplicateKeyPolicy, Error, MergeKeyPolicy, NonFiniteFloatPolicy, Spanned, budget::BudgetBreach};
 
 use crate::{
     Limits,
@@ -219,14 +217,12 @@ fn shift(node: &mut Node, lines: u32) {
 
 fn diagnose(error: &Error, lines_before: u32) -> Diagnostic {
     let error = root(error);
-    let position = error
-        .location()
-        .map_or(Position::default(), |place| Position {
-            line: u32::try_from(place.line())
-                .unwrap_or(u32::MAX)
-                .saturating_add(lines_before),
-            column: u32::try_from(place.column()).unwrap_or(u32::MAX),
-        });
+    let position = error.location().map_or(Position::default(), |place| Position {
+        line: u32::try_from(place.line())
+            .unwrap_or(u32::MAX)
+            .saturating_add(lines_before),
+        column: u32::try_from(place.column()).unwrap_or(u32::MAX),
+    });
     let limit = matches!(
         error,
         Error::Budget { .. }
@@ -320,15 +316,9 @@ mod tests {
     fn every_value_knows_its_place() {
         let source = split("a:\n  - b: 5\n    b: yes\n");
         let node = parse(source[0], &Limits::default()).unwrap();
-        let Value::Map(outer) = &node.value else {
-            panic!()
-        };
-        let Value::List(list) = &outer[0].1.value else {
-            panic!()
-        };
-        let Value::Map(inner) = &list[0].value else {
-            panic!()
-        };
+        let Value::Map(outer) = &node.value else { panic!() };
+        let Value::List(list) = &outer[0].1.value else { panic!() };
+        let Value::Map(inner) = &list[0].value else { panic!() };
         assert_eq!(inner.len(), 2, "repeated keys are kept");
         assert_eq!(inner[1].0.position, Position { line: 3, column: 5 });
         assert_eq!(inner[1].1.position, Position { line: 3, column: 8 });

@@ -6,7 +6,7 @@
 //! already open. ICMP errors about a connection that was let through pass. Verdict maps send a governed address to the chain of the policies that
 //! govern it together; the chain holds only their rules, in the order in which they decide.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{borrow::Borrow, collections::BTreeMap, fmt::Write as _};
 
 use ipnet::IpNet;
 
@@ -55,20 +55,15 @@ impl Family {
 
     fn nets(self, set: &AddressSet) -> Vec<String> {
         let nets = set.to_nets().into_iter();
-        nets.filter(|net| {
-            matches!(
-                (self, net),
-                (Self::V4, IpNet::V4(_)) | (Self::V6, IpNet::V6(_))
-            )
-        })
-        .map(|net| {
-            if net.prefix_len() == net.max_prefix_len() {
-                net.addr().to_string()
-            } else {
-                net.to_string()
-            }
-        })
-        .collect()
+        nets.filter(|net| matches!((self, net), (Self::V4, IpNet::V4(_)) | (Self::V6, IpNet::V6(_))))
+            .map(|net| {
+                if net.prefix_len() == net.max_prefix_len() {
+                    net.addr().to_string()
+                } else {
+                    net.to_string()
+                }
+            })
+            .collect()
     }
 
     fn is_full(self, set: &AddressSet) -> bool {
@@ -87,15 +82,13 @@ fn address(direction: Direction, governed: bool, family: Family) -> String {
 }
 
 /// Compiles the enforced policies to one nftables ruleset.
-pub fn nftables(policies: &[Policy]) -> Compiled {
+pub fn nftables<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
+    let policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
     let mut out = Compiled::default();
     let mut enforced = Vec::new();
     for policy in policies {
         if policy.mode == Mode::Observe {
-            out.gap(
-                &policy.name,
-                "the policy is in mode observe: nothing is emitted for it",
-            );
+            out.gap(&policy.name, "the policy is in mode observe: nothing is emitted for it");
         } else if policy.subject.addresses.is_empty() {
             out.gap(
                 &policy.name,
@@ -218,12 +211,7 @@ impl Ruleset {
         );
         let mut rules: Vec<(&Policy, &Rule)> = together
             .iter()
-            .flat_map(|p| {
-                p.rules(direction)
-                    .unwrap_or_default()
-                    .iter()
-                    .map(|r| (*p, r))
-            })
+            .flat_map(|p| p.rules(direction).unwrap_or_default().iter().map(|r| (*p, r)))
             .collect();
         rules.sort_by_key(|(policy, rule)| (policy.tier, rule.action == Action::Allow));
         for (policy, rule) in rules {
@@ -293,9 +281,7 @@ impl Ruleset {
         }
         let mut whole: Vec<String> = if set.has_all_portless() {
             // All but the protocols with ports: written as the ranges between them.
-            ["0-5", "7-16", "18-131", "133-255"]
-                .map(str::to_owned)
-                .to_vec()
+            ["0-5", "7-16", "18-131", "133-255"].map(str::to_owned).to_vec()
         } else {
             set.portless().map(|p| p.to_string()).collect()
         };
@@ -388,9 +374,9 @@ impl Ruleset {
 
     /// Packets that belong to no connection cannot be decided; those of governed hosts are dropped.
     fn unconnected(policies: &[&Policy]) -> (String, String) {
-        let governed = policies.iter().fold(AddressSet::empty(), |all, p| {
-            all.union(&p.subject.addresses)
-        });
+        let governed = policies
+            .iter()
+            .fold(AddressSet::empty(), |all, p| all.union(&p.subject.addresses));
         let mut sets = String::new();
         let mut chain = String::from("    chain unconnected {\n");
         for family in Family::BOTH {

@@ -45,18 +45,10 @@ impl<'n> Object<'n> {
     }
 
     /// A field that must be there.
-    pub(super) fn require(
-        &self,
-        name: &str,
-        remedy: &str,
-        findings: &mut Findings<'_>,
-    ) -> Option<&'n Node> {
+    pub(super) fn require(&self, name: &str, remedy: &str, findings: &mut Findings<'_>) -> Option<&'n Node> {
         let node = self.get(name);
         if node.is_none() {
-            let position = self
-                .fields
-                .get(name)
-                .map_or(self.position, |node| node.position);
+            let position = self.fields.get(name).map_or(self.position, |node| node.position);
             findings.error(
                 Code::MissingField,
                 &self.path(name),
@@ -87,11 +79,7 @@ impl Findings<'_> {
     }
 
     /// Pairs of a mapping: keys are text, none twice.
-    fn pairs<'n>(
-        &mut self,
-        node: &'n Node,
-        path: &str,
-    ) -> Option<Vec<(&'n str, &'n Node, &'n Node)>> {
+    fn pairs<'n>(&mut self, node: &'n Node, path: &str) -> Option<Vec<(&'n str, &'n Node, &'n Node)>> {
         let Value::Map(pairs) = &node.value else {
             self.wrong_type(node, path, "a mapping");
             return None;
@@ -129,12 +117,7 @@ impl Findings<'_> {
     }
 
     /// A mapping with these fields and no others.
-    pub(super) fn object<'n>(
-        &mut self,
-        node: &'n Node,
-        path: &str,
-        fields: &[&str],
-    ) -> Option<Object<'n>> {
+    pub(super) fn object<'n>(&mut self, node: &'n Node, path: &str, fields: &[&str]) -> Option<Object<'n>> {
         self.spans.insert(path.to_owned(), node.position);
         let mut object = Object {
             path: path.to_owned(),
@@ -163,12 +146,7 @@ impl Findings<'_> {
     }
 
     /// A mapping with keys of the author's choice, at most `most`.
-    pub(super) fn entries<'n>(
-        &mut self,
-        node: &'n Node,
-        path: &str,
-        most: usize,
-    ) -> Vec<(&'n str, String, &'n Node)> {
+    pub(super) fn entries<'n>(&mut self, node: &'n Node, path: &str, most: usize) -> Vec<(&'n str, String, &'n Node)> {
         self.spans.insert(path.to_owned(), node.position);
         let mut pairs = self.pairs(node, path).unwrap_or_default();
         if pairs.len() > most {
@@ -186,12 +164,7 @@ impl Findings<'_> {
     }
 
     /// The elements of a list, at most `most`, each with its path.
-    pub(super) fn list<'n>(
-        &mut self,
-        node: &'n Node,
-        path: &str,
-        most: usize,
-    ) -> Vec<(String, &'n Node)> {
+    pub(super) fn list<'n>(&mut self, node: &'n Node, path: &str, most: usize) -> Vec<(String, &'n Node)> {
         let Value::List(list) = &node.value else {
             self.wrong_type(node, path, "a list");
             return Vec::new();
@@ -232,10 +205,7 @@ impl Findings<'_> {
                 Code::BadValue,
                 path,
                 node.position,
-                format!(
-                    "the text has {} bytes where 1 to {most} are taken",
-                    text.trim().len()
-                ),
+                format!("the text has {} bytes where 1 to {most} are taken", text.trim().len()),
                 "Write something shorter, or leave the field out",
             );
             return None;
@@ -256,9 +226,7 @@ impl Findings<'_> {
             self.wrong_type(node, path, "a whole number");
             return None;
         };
-        let taken = u16::try_from(number)
-            .ok()
-            .filter(|n| (from..=to).contains(n));
+        let taken = u16::try_from(number).ok().filter(|n| (from..=to).contains(n));
         if taken.is_none() {
             self.error(
                 Code::BadValue,
@@ -272,12 +240,7 @@ impl Findings<'_> {
     }
 
     /// One of a few words.
-    pub(super) fn choice<T: Copy>(
-        &mut self,
-        node: &Node,
-        path: &str,
-        choices: &[(&str, T)],
-    ) -> Option<T> {
+    pub(super) fn choice<T: Copy>(&mut self, node: &Node, path: &str, choices: &[(&str, T)]) -> Option<T> {
         let Value::Text(text) = &node.value else {
             self.wrong_type(node, path, "text");
             return None;
@@ -338,8 +301,7 @@ pub(crate) fn read_network(text: &str) -> Result<IpNet, (String, String)> {
             Err(_) => {
                 return Err((
                     format!("{:?} is neither an IP address nor a network", shorten(text)),
-                    "Write a network such as 10.0.0.0/8 or 2001:db8::/32, or a single address"
-                        .to_owned(),
+                    "Write a network such as 10.0.0.0/8 or 2001:db8::/32, or a single address".to_owned(),
                 ));
             }
         },

@@ -33,8 +33,8 @@ fn label_key(key: &str, node: &Node, path: &str, f: &mut Findings<'_>) {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),
     };
-    let prefix_is_fine = prefix
-        .is_none_or(|prefix| (1..=253).contains(&prefix.len()) && prefix.split('.').all(is_name));
+    let prefix_is_fine =
+        prefix.is_none_or(|prefix| (1..=253).contains(&prefix.len()) && prefix.split('.').all(is_name));
     if !prefix_is_fine || name.is_empty() || !is_label_word(name) {
         f.error(
             Code::BadValue,
@@ -62,23 +62,12 @@ fn is_label_word(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
     let bytes = text.as_bytes();
-    bytes.len() <= 63
-        && bytes.iter().all(|b| inner(*b))
-        && edge(bytes.first())
-        && edge(bytes.last())
+    bytes.len() <= 63 && bytes.iter().all(|b| inner(*b)) && edge(bytes.first()) && edge(bytes.last())
 }
 
-pub(super) fn selector(
-    object: &Object<'_>,
-    name: &str,
-    f: &mut Findings<'_>,
-) -> Option<LabelSelector> {
+pub(super) fn selector(object: &Object<'_>, name: &str, f: &mut Findings<'_>) -> Option<LabelSelector> {
     let node = object.get(name)?;
-    let object = f.object(
-        node,
-        &object.path(name),
-        &["matchLabels", "matchExpressions"],
-    )?;
+    let object = f.object(node, &object.path(name), &["matchLabels", "matchExpressions"])?;
     let match_labels = object
         .get("matchLabels")
         .map(|node| labels(node, &object.path("matchLabels"), f))
@@ -135,9 +124,7 @@ fn requirement(node: &Node, path: &str, f: &mut Findings<'_>) -> Option<LabelReq
         }
     }
     let wants_values = matches!(operator, Some(LabelOperator::In | LabelOperator::NotIn));
-    if operator.is_some()
-        && wants_values != object.get("values").is_some_and(|_| !values.is_empty())
-    {
+    if operator.is_some() && wants_values != object.get("values").is_some_and(|_| !values.is_empty()) {
         f.error_at(
             Code::Contradiction,
             path,

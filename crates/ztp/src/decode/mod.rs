@@ -41,56 +41,22 @@ impl Findings<'_> {
         message: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.report(
-            Level::Error,
-            code,
-            field,
-            position,
-            message.into(),
-            remedy.into(),
-        );
+        self.report(Level::Error, code, field, position, message.into(), remedy.into());
     }
 
     /// An error at the place of a field.
-    pub(crate) fn error_at(
-        &mut self,
-        code: Code,
-        field: &str,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
+    pub(crate) fn error_at(&mut self, code: Code, field: &str, message: impl Into<String>, remedy: impl Into<String>) {
         let position = self.place(field);
         self.error(code, field, position, message, remedy);
     }
 
     /// A warning at the place of a field.
-    pub(crate) fn warn_at(
-        &mut self,
-        code: Code,
-        field: &str,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
+    pub(crate) fn warn_at(&mut self, code: Code, field: &str, message: impl Into<String>, remedy: impl Into<String>) {
         let position = self.place(field);
-        self.report(
-            Level::Warning,
-            code,
-            field,
-            position,
-            message.into(),
-            remedy.into(),
-        );
+        self.report(Level::Warning, code, field, position, message.into(), remedy.into());
     }
 
-    fn report(
-        &mut self,
-        level: Level,
-        code: Code,
-        field: &str,
-        position: Position,
-        message: String,
-        remedy: String,
-    ) {
+    fn report(&mut self, level: Level, code: Code, field: &str, position: Position, message: String, remedy: String) {
         use std::cmp::Ordering;
         match self.diagnostics.len().cmp(&self.limits.diagnostics) {
             Ordering::Less => self.diagnostics.push(Diagnostic {

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     diagnostic::{Code, did_you_mean},
     document::{
-        API_VERSION, DEFAULT_TIER, EgressRule, Group, IngressRule, KIND, Metadata, Mode, Spec,
-        Subject, Workloads, ZeroTrustPolicy,
+        API_VERSION, DEFAULT_TIER, EgressRule, Group, IngressRule, KIND, Metadata, Mode, Spec, Subject, Workloads,
+        ZeroTrustPolicy,
     },
     node::{Node, shorten},
 };
@@ -28,10 +28,7 @@ pub(super) fn policy(node: &Node, f: &mut Findings<'_>) -> Option<ZeroTrustPolic
                 Code::UnknownKind,
                 name,
                 node.position,
-                format!(
-                    "{:?} is not a kind of document that is known here",
-                    shorten(&given)
-                ),
+                format!("{:?} is not a kind of document that is known here", shorten(&given)),
                 remedy,
             );
         }
@@ -60,20 +57,13 @@ pub(super) fn policy(node: &Node, f: &mut Findings<'_>) -> Option<ZeroTrustPolic
 fn metadata(node: &Node, f: &mut Findings<'_>) -> Option<Metadata> {
     let object = f.object(node, "metadata", &["name", "labels"])?;
     let name = object
-        .require(
-            "name",
-            "Give the policy a name that is unique in the tenant",
-            f,
-        )
+        .require("name", "Give the policy a name that is unique in the tenant", f)
         .and_then(|node| f.name(node, "metadata.name"));
     let labels = object
         .get("labels")
         .map(|node| labels(node, "metadata.labels", f))
         .unwrap_or_default();
-    Some(Metadata {
-        name: name?,
-        labels,
-    })
+    Some(Metadata { name: name?, labels })
 }
 
 fn spec(node: &Node, f: &mut Findings<'_>) -> Option<Spec> {
@@ -100,16 +90,9 @@ fn spec(node: &Node, f: &mut Findings<'_>) -> Option<Spec> {
         f.text(node, &object.path(name))
     };
     let (owner, reason, ticket) = (text("owner", f), text("reason", f), text("ticket", f));
-    let groups = object
-        .get("groups")
-        .map(|node| groups(node, f))
-        .unwrap_or_default();
+    let groups = object.get("groups").map(|node| groups(node, f)).unwrap_or_default();
     let subject = object
-        .require(
-            "subject",
-            "Say who is governed: `subject: {cidrs: [10.0.0.0/24]}`",
-            f,
-        )
+        .require("subject", "Say who is governed: `subject: {cidrs: [10.0.0.0/24]}`", f)
         .and_then(|node| subject(node, &groups, f))
         .unwrap_or_default();
     if !object.has("ingress") && !object.has("egress") {
@@ -123,23 +106,15 @@ fn spec(node: &Node, f: &mut Findings<'_>) -> Option<Spec> {
     let mut budget = f.limits.rules;
     let mut names = BTreeMap::new();
     let ingress = object.has("ingress").then(|| {
-        rules(
-            &object,
-            "ingress",
-            "from",
-            &groups,
-            &mut budget,
-            &mut names,
-            f,
-        )
-        .into_iter()
-        .map(|rule| IngressRule {
-            name: rule.name,
-            action: rule.action,
-            from: rule.peers,
-            ports: rule.ports,
-        })
-        .collect()
+        rules(&object, "ingress", "from", &groups, &mut budget, &mut names, f)
+            .into_iter()
+            .map(|rule| IngressRule {
+                name: rule.name,
+                action: rule.action,
+                from: rule.peers,
+                ports: rule.ports,
+            })
+            .collect()
     });
     let egress = object.has("egress").then(|| {
         rules(&object, "egress", "to", &groups, &mut budget, &mut names, f)
@@ -178,8 +153,7 @@ fn groups(node: &Node, f: &mut Findings<'_>) -> BTreeMap<String, Group> {
                 "Use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end",
             );
         }
-        let Some(object) = f.object(node, &path, &["cidrs", "podSelector", "namespaceSelector"])
-        else {
+        let Some(object) = f.object(node, &path, &["cidrs", "podSelector", "namespaceSelector"]) else {
             // Known by name all the same, so that its uses raise no second error.
             groups.insert(name.to_owned(), Group::default());
             continue;
@@ -271,11 +245,7 @@ fn subject(node: &Node, groups: &BTreeMap<String, Group>, f: &mut Findings<'_>) 
 }
 
 fn workloads(node: &Node, f: &mut Findings<'_>) -> Option<Workloads> {
-    let object = f.object(
-        node,
-        "spec.subject.workloads",
-        &["namespace", "podSelector"],
-    )?;
+    let object = f.object(node, "spec.subject.workloads", &["namespace", "podSelector"])?;
     let namespace = object
         .require("namespace", "Name the Kubernetes namespace of the pods", f)
         .and_then(|node| f.name(node, "spec.subject.workloads.namespace"));

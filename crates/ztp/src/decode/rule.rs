@@ -51,11 +51,7 @@ fn rule(
 ) -> Option<Rule> {
     let object = f.object(node, path, &["name", "action", side, "ports"])?;
     let name = object
-        .require(
-            "name",
-            "Name the rule: verdicts and alerts carry its name",
-            f,
-        )
+        .require("name", "Name the rule: verdicts and alerts carry its name", f)
         .and_then(|node| {
             let path = object.path("name");
             let name = f.name(node, &path)?;
@@ -89,11 +85,7 @@ fn rule(
     let peers_path = object.path(side);
     let most_peers = f.limits.peers;
     let peers: Vec<Peer> = object
-        .require(
-            side,
-            &format!("Say who: `{side}: [{{any: true}}]` is everyone"),
-            f,
-        )
+        .require(side, &format!("Say who: `{side}: [{{any: true}}]` is everyone"), f)
         .map(|node| {
             let list = f.list(node, &peers_path, most_peers);
             if matches!(&node.value, Value::List(list) if list.is_empty()) {
@@ -138,27 +130,13 @@ fn rule(
     })
 }
 
-fn peer(
-    node: &Node,
-    path: &str,
-    groups: &BTreeMap<String, Group>,
-    f: &mut Findings<'_>,
-) -> Option<Peer> {
+fn peer(node: &Node, path: &str, groups: &BTreeMap<String, Group>, f: &mut Findings<'_>) -> Option<Peer> {
     let object = f.object(
         node,
         path,
-        &[
-            "any",
-            "cidr",
-            "except",
-            "group",
-            "podSelector",
-            "namespaceSelector",
-        ],
+        &["any", "cidr", "except", "group", "podSelector", "namespaceSelector"],
     )?;
-    let any = object
-        .get("any")
-        .and_then(|node| f.boolean(node, &object.path("any")));
+    let any = object.get("any").and_then(|node| f.boolean(node, &object.path("any")));
     let peer = Peer {
         any: any.unwrap_or(false),
         cidr: object
@@ -236,11 +214,7 @@ fn excepts(object: &Object<'_>, peer: &Peer, f: &mut Findings<'_>) {
 fn port(node: &Node, path: &str, f: &mut Findings<'_>) -> Option<Port> {
     let object = f.object(node, path, &["protocol", "port", "endPort"])?;
     let protocol = object
-        .require(
-            "protocol",
-            "Write `protocol: TCP`, `UDP`, `SCTP` or `ICMP`",
-            f,
-        )
+        .require("protocol", "Write `protocol: TCP`, `UDP`, `SCTP` or `ICMP`", f)
         .and_then(|node| {
             let choices = [
                 ("TCP", Protocol::Tcp),
@@ -255,9 +229,7 @@ fn port(node: &Node, path: &str, f: &mut Findings<'_>) -> Option<Port> {
         f.number(node, &object.path(name), 1, u16::MAX)
     };
     let (from, to) = (number("port", f), number("endPort", f));
-    if protocol == Some(Protocol::Icmp)
-        && (object.get("port").is_some() || object.get("endPort").is_some())
-    {
+    if protocol == Some(Protocol::Icmp) && (object.get("port").is_some() || object.get("endPort").is_some()) {
         f.error_at(
             Code::Contradiction,
             path,

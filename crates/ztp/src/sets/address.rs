@@ -125,18 +125,8 @@ mod tests {
 
     #[test]
     fn networks_come_back_as_the_fewest_networks() {
-        let nets = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|t| t.parse::<IpNet>().unwrap())
-                .collect::<Vec<_>>()
-        };
-        let set = AddressSet::from_nets(nets(&[
-            "10.0.0.0/25",
-            "10.0.0.128/25",
-            "::/0",
-            "10.0.2.0/24",
-        ]));
+        let nets = |texts: &[&str]| texts.iter().map(|t| t.parse::<IpNet>().unwrap()).collect::<Vec<_>>();
+        let set = AddressSet::from_nets(nets(&["10.0.0.0/25", "10.0.0.128/25", "::/0", "10.0.2.0/24"]));
         assert_eq!(set.to_nets(), nets(&["10.0.0.0/24", "10.0.2.0/24", "::/0"]));
         let hole = set.subtract(&AddressSet::from_nets(nets(&["10.0.0.0/26"])));
         assert_eq!(

@@ -52,9 +52,7 @@ impl LabelValues {
     }
 
     fn matches(&self, value: Option<&String>) -> bool {
-        value.map_or(self.absent, |value| {
-            self.values.contains(value) != self.inverted
-        })
+        value.map_or(self.absent, |value| self.values.contains(value) != self.inverted)
     }
 
     fn is_empty(&self) -> bool {
@@ -123,9 +121,7 @@ impl Selector {
 
     /// Whether labels are in the set.
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.labels
-            .iter()
-            .all(|(key, values)| values.matches(labels.get(key)))
+        self.labels.iter().all(|(key, values)| values.matches(labels.get(key)))
     }
 
     /// Whether no labels can be in the set.
@@ -144,9 +140,7 @@ impl Selector {
         other
             .labels
             .iter()
-            .fold(self.clone(), |set, (key, values)| {
-                set.and(key.clone(), values.clone())
-            })
+            .fold(self.clone(), |set, (key, values)| set.and(key.clone(), values.clone()))
     }
 
     /// Members of `self` that are not in `other`, as disjoint sets.
@@ -183,11 +177,7 @@ impl Selector {
             };
             done = done
                 .iter()
-                .flat_map(|set| {
-                    either
-                        .iter()
-                        .map(|v| set.clone().and(key.clone(), v.clone()))
-                })
+                .flat_map(|set| either.iter().map(|v| set.clone().and(key.clone(), v.clone())))
                 .collect();
         }
         done
@@ -201,16 +191,13 @@ mod tests {
     use super::*;
 
     fn values() -> impl Strategy<Value = LabelValues> {
-        (
-            any::<bool>(),
-            any::<bool>(),
-            prop::collection::btree_set("[xyz]", 0..3),
-        )
-            .prop_map(|(absent, inverted, values)| LabelValues {
+        (any::<bool>(), any::<bool>(), prop::collection::btree_set("[xyz]", 0..3)).prop_map(
+            |(absent, inverted, values)| LabelValues {
                 absent,
                 inverted,
                 values,
-            })
+            },
+        )
     }
 
     fn selector() -> impl Strategy<Value = Selector> {

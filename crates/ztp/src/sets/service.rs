@@ -171,12 +171,7 @@ mod tests {
         let mut ssh = ServiceSet::empty();
         ssh.insert(6, 22, 22);
         let rest = ServiceSet::full().subtract(&ssh);
-        assert!(
-            !rest.contains(6, 22)
-                && rest.contains(17, 22)
-                && rest.contains(6, 23)
-                && rest.contains(1, 22)
-        );
+        assert!(!rest.contains(6, 22) && rest.contains(17, 22) && rest.contains(6, 23) && rest.contains(1, 22));
         assert_eq!(rest.union(&ssh), ServiceSet::full());
         assert!(ssh.is_subset(&ServiceSet::full()) && !ServiceSet::full().is_subset(&rest));
         assert_eq!(

@@ -2,14 +2,11 @@
 
 use garrison_ztp::{Code, Limits, check, check_with};
 
-/// The demo lab: the web server may reach the database, everyone may reach the web server, nobody else may
-/// reach the database.
-pub(crate) const LAB: &str = include_str!("../../../../docs/examples/lab-policy.yaml");
+/// The web server may reach the database, everyone may reach the web server, nobody else may reach either.
+pub(crate) const LAB: &str = include_str!("shop.yaml");
 
 fn with_spec(spec: &str) -> String {
-    format!(
-        "apiVersion: garrison.dev/v1alpha1\nkind: ZeroTrustPolicy\nmetadata:\n  name: p\nspec:\n{spec}"
-    )
+    format!("apiVersion: garrison.dev/v1alpha1\nkind: ZeroTrustPolicy\nmetadata:\n  name: p\nspec:\n{spec}")
 }
 
 /// Code, field, line and column of every finding.
@@ -18,19 +15,26 @@ fn findings(text: &str) -> Vec<(String, String, u32, u32)> {
         .diagnostics
         .into_iter()
         .inspect(|d| assert!(!d.message.is_empty() && d.remedy.len() > 8, "{d}"))
-        .map(|d| {
-            (
-                d.code.to_string(),
-                d.field,
-                d.position.line,
-                d.position.column,
-            )
-        })
+        .map(|d| (d.code.to_string(), d.field, d.position.line, d.position.column))
         .collect()
 }
 
 #[test]
-fn the_example_is_right() {
+fn the_examples_of_the_documentation_are_right() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples");
+    let mut policies = 0;
+    for entry in std::fs::read_dir(examples).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        if text.contains("kind: ZeroTrustPolicy") {
+            policies += 1;
+            assert_eq!(check(&text).diagnostics, [], "{text}");
+        }
+    }
+    assert!(policies > 0);
+}
+
+#[test]
+fn the_shop_is_right() {
     let checked = check(LAB);
     assert_eq!(checked.diagnostics, []);
     assert_eq!(checked.documents.len(), 2);
@@ -61,35 +65,18 @@ fn several_errors_are_found_at_once_each_at_its_place() {
         ("GAR-POLICY-0009", "spec.ingress[0].from[0].group", 11, 22),
         ("GAR-POLICY-0006", "spec.ingress[1].action", 13, 15),
         ("GAR-POLICY-0007", "spec.ingress[1].from[0].cidr", 14, 21),
-        (
-            "GAR-POLICY-0006",
-            "spec.ingress[1].ports[0].protocol",
-            16,
-            22,
-        ),
+        ("GAR-POLICY-0006", "spec.ingress[1].ports[0].protocol", 16, 22),
         ("GAR-POLICY-0006", "spec.ingress[1].ports[0].port", 16, 33),
-        (
-            "GAR-POLICY-0006",
-            "spec.ingress[1].ports[1].endPort",
-            17,
-            46,
-        ),
+        ("GAR-POLICY-0006", "spec.ingress[1].ports[1].endPort", 17, 46),
     ];
     let expected: Vec<_> = expected
         .iter()
         .map(|(c, f, l, k)| ((*c).to_owned(), (*f).to_owned(), *l, *k))
         .collect();
     assert_eq!(found, expected);
-    let remedies: Vec<_> = check(&text)
-        .diagnostics
-        .into_iter()
-        .map(|d| d.remedy)
-        .collect();
+    let remedies: Vec<_> = check(&text).diagnostics.into_iter().map(|d| d.remedy).collect();
     assert_eq!(remedies[0], "Did you mean `mode`?");
-    assert_eq!(
-        remedies[1],
-        "Write 10.0.0.0/24, or 10.0.0.5/32 for the single host"
-    );
+    assert_eq!(remedies[1], "Write 10.0.0.0/24, or 10.0.0.5/32 for the single host");
     assert_eq!(remedies[6], "Did you mean `TCP`?");
 }
 
@@ -101,20 +88,14 @@ fn one_broken_document_does_not_hide_the_others() {
     );
     let checked = check(&file);
     assert_eq!(checked.documents.len(), 2);
-    let codes: Vec<_> = checked
-        .errors()
-        .map(|d| (d.code, d.position.line > 60))
-        .collect();
+    let codes: Vec<_> = checked.errors().map(|d| (d.code, d.position.line > 60)).collect();
     assert_eq!(
         codes,
         [(Code::Syntax, false), (Code::Contradiction, false)].map(|(c, _)| (c, codes[0].1))
     );
     let lines: Vec<_> = checked.errors().map(|d| d.position.line).collect();
     let first = LAB.lines().count() as u32;
-    assert!(
-        lines[0] > first && lines[1] > lines[0],
-        "{lines:?} after {first}"
-    );
+    assert!(lines[0] > first && lines[1] > lines[0], "{lines:?} after {first}");
 }
 
 #[test]
@@ -128,26 +109,19 @@ fn every_kind_of_mistake_has_its_code() {
         (Code::MissingField, "# nothing\n---\n".to_owned()),
         (
             Code::MissingField,
-            "apiVersion: garrison.dev/v1alpha1\nkind: ZeroTrustPolicy\nmetadata: {name: p}\n"
-                .to_owned(),
+            "apiVersion: garrison.dev/v1alpha1\nkind: ZeroTrustPolicy\nmetadata: {name: p}\n".to_owned(),
         ),
         (Code::WrongType, "- a\n- b\n".to_owned()),
         (
             Code::WrongType,
             with_spec(&format!("{subject}  owner: 12\n  ingress: []\n")),
         ),
-        (
-            Code::WrongType,
-            with_spec(&format!("{subject}  ingress: {{}}\n")),
-        ),
+        (Code::WrongType, with_spec(&format!("{subject}  ingress: {{}}\n"))),
         (
             Code::WrongType,
             with_spec("  subject: {cidrs: 10.0.0.1}\n  ingress: []\n"),
         ),
-        (
-            Code::UnknownKind,
-            LAB.replace("ZeroTrustPolicy", "NetworkPolicy"),
-        ),
+        (Code::UnknownKind, LAB.replace("ZeroTrustPolicy", "NetworkPolicy")),
         (Code::UnknownKind, LAB.replace("v1alpha1", "v9")),
         (
             Code::BadValue,
@@ -171,9 +145,7 @@ fn every_kind_of_mistake_has_its_code() {
         ),
         (
             Code::Duplicate,
-            with_spec(&format!(
-                "{subject}  mode: observe\n  mode: enforce\n  ingress: []\n"
-            )),
+            with_spec(&format!("{subject}  mode: observe\n  mode: enforce\n  ingress: []\n")),
         ),
         (
             Code::Duplicate,
@@ -182,15 +154,9 @@ fn every_kind_of_mistake_has_its_code() {
             )),
         ),
         (Code::Duplicate, format!("{LAB}---\n{LAB}")),
-        (
-            Code::UnknownGroup,
-            with_spec("  subject: {group: x}\n  ingress: []\n"),
-        ),
+        (Code::UnknownGroup, with_spec("  subject: {group: x}\n  ingress: []\n")),
         (Code::Contradiction, with_spec(subject)),
-        (
-            Code::Contradiction,
-            with_spec("  subject: {}\n  ingress: []\n"),
-        ),
+        (Code::Contradiction, with_spec("  subject: {}\n  ingress: []\n")),
         (
             Code::Contradiction,
             with_spec(&format!("{subject}  ingress: [{{name: a, from: []}}]\n")),
@@ -203,9 +169,7 @@ fn every_kind_of_mistake_has_its_code() {
         ),
         (
             Code::Contradiction,
-            with_spec(&format!(
-                "{subject}  ingress: [{{name: a, from: [{{any: false}}]}}]\n"
-            )),
+            with_spec(&format!("{subject}  ingress: [{{name: a, from: [{{any: false}}]}}]\n")),
         ),
         (
             Code::Contradiction,
@@ -254,11 +218,7 @@ fn warnings_do_not_refuse() {
     );
     let checked = check(&text);
     assert!(checked.is_valid(), "{:#?}", checked.diagnostics);
-    let mut codes: Vec<_> = checked
-        .diagnostics
-        .iter()
-        .map(|d| (d.code, d.field.as_str()))
-        .collect();
+    let mut codes: Vec<_> = checked.diagnostics.iter().map(|d| (d.code, d.field.as_str())).collect();
     codes.sort_unstable();
     for expected in [
         (Code::Unreachable, "spec.egress[0]"),
@@ -269,10 +229,7 @@ fn warnings_do_not_refuse() {
         (Code::NoAddresses, "spec.ingress[2].from[0]"),
         (Code::OneFamily, "spec.ingress[3]"),
     ] {
-        assert!(
-            codes.contains(&expected),
-            "{expected:?} is not among {codes:?}"
-        );
+        assert!(codes.contains(&expected), "{expected:?} is not among {codes:?}");
     }
 }
 
@@ -281,12 +238,7 @@ fn hostile_files_end_at_a_bound() {
     let limit = |text: &str| {
         let checked = check(text);
         let codes: Vec<_> = checked.errors().map(|d| d.code).collect();
-        assert_eq!(
-            codes.first(),
-            Some(&Code::Limit),
-            "{:?}",
-            checked.diagnostics.first()
-        );
+        assert_eq!(codes.first(), Some(&Code::Limit), "{:?}", checked.diagnostics.first());
         checked
     };
     // A billion laughs.

@@ -64,9 +64,7 @@ fn explains_in_words() {
     assert!(policy.is_valid(), "{:?}", policy.diagnostics);
     let lowered: Vec<Policy> = policy.documents.iter().map(|d| d.lower(3)).collect();
     let engine = Engine::build(&lowered).unwrap();
-    let explain = |src: &str, dst: &str, port| {
-        engine.explain(src.parse().unwrap(), dst.parse().unwrap(), 6, port)
-    };
+    let explain = |src: &str, dst: &str, port| engine.explain(src.parse().unwrap(), dst.parse().unwrap(), 6, port);
 
     let web = explain("10.20.0.10", "10.20.0.20", 5432);
     assert_eq!(web.verdict, Verdict::Allow);
@@ -78,18 +76,9 @@ fn explains_in_words() {
         client.reason,
         "10.20.0.30 → 10.20.0.20 TCP/5432: denied: policy database@3 governs what 10.20.0.20 may receive, and no rule allows this"
     );
-    assert_eq!(
-        explain("10.20.0.30", "10.20.0.10", 443).verdict,
-        Verdict::Allow
-    );
-    assert_eq!(
-        explain("10.20.0.30", "10.20.0.10", 22).verdict,
-        Verdict::Deny
-    );
-    assert_eq!(
-        explain("10.20.0.30", "10.20.0.31", 22).verdict,
-        Verdict::Ungoverned
-    );
+    assert_eq!(explain("10.20.0.30", "10.20.0.10", 443).verdict, Verdict::Allow);
+    assert_eq!(explain("10.20.0.30", "10.20.0.10", 22).verdict, Verdict::Deny);
+    assert_eq!(explain("10.20.0.30", "10.20.0.31", 22).verdict, Verdict::Ungoverned);
 }
 
 #[test]
@@ -123,7 +112,14 @@ fn ten_thousand_rules_are_decided() {
         "apiVersion: garrison.dev/v1alpha1\nkind: ZeroTrustPolicy\nmetadata: {name: p}\nspec:\n  mode: enforce\n  subject: {cidrs: [10.0.0.0/8]}\n  ingress:\n",
     );
     for i in 0..10_000u32 {
-        writeln!(text, "  - {{name: r{i}, from: [{{cidr: 172.16.{}.{}}}], ports: [{{protocol: TCP, port: {}}}]}}", i / 256, i % 256, i + 1).unwrap();
+        writeln!(
+            text,
+            "  - {{name: r{i}, from: [{{cidr: 172.16.{}.{}}}], ports: [{{protocol: TCP, port: {}}}]}}",
+            i / 256,
+            i % 256,
+            i + 1
+        )
+        .unwrap();
     }
     let checked = check(&text);
     assert!(checked.is_valid(), "{:?}", checked.diagnostics);

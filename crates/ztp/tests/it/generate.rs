@@ -24,10 +24,7 @@ pub(crate) const RIGHT: [&str; 6] = [
 ];
 
 pub(crate) fn hosts() -> Vec<IpAddr> {
-    LEFT.iter()
-        .chain(&RIGHT)
-        .map(|t| t.parse().unwrap())
-        .collect()
+    LEFT.iter().chain(&RIGHT).map(|t| t.parse().unwrap()).collect()
 }
 
 const NETS: &[&str] = &[
@@ -109,9 +106,7 @@ fn label_selector() -> impl Strategy<Value = LabelSelector> {
             key: key.to_owned(),
             operator,
             values: match operator {
-                LabelOperator::In | LabelOperator::NotIn => {
-                    values.into_iter().map(str::to_owned).collect()
-                }
+                LabelOperator::In | LabelOperator::NotIn => values.into_iter().map(str::to_owned).collect(),
                 _ => Vec::new(),
             },
         });
@@ -144,11 +139,8 @@ fn peer(labels: bool) -> BoxedStrategy<Peer> {
     if !labels {
         return by_address.boxed();
     }
-    let by_labels = (
-        prop::option::of(label_selector()),
-        prop::option::of(label_selector()),
-    )
-        .prop_map(|(pods, namespaces)| Peer {
+    let by_labels =
+        (prop::option::of(label_selector()), prop::option::of(label_selector())).prop_map(|(pods, namespaces)| Peer {
             pod_selector: if namespaces.is_none() {
                 Some(pods.unwrap_or_default())
             } else {
@@ -176,11 +168,7 @@ fn rules(labels: bool) -> impl Strategy<Value = Option<Vec<AnyRule>>> {
             prop::collection::vec(peer(labels), 1..3),
             prop::collection::vec(port(), 0..3),
         )
-            .prop_map(|(action, peers, ports)| AnyRule {
-                action,
-                peers,
-                ports,
-            })
+            .prop_map(|(action, peers, ports)| AnyRule { action, peers, ports })
     });
     prop::option::weighted(0.75, prop::collection::vec(rule, 0..4))
 }
@@ -189,10 +177,7 @@ fn rules(labels: bool) -> impl Strategy<Value = Option<Vec<AnyRule>>> {
 /// has addresses, and allow peers may have labels that no address projection can use.
 pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
     let subject = if labels {
-        (
-            select(&["blue", "green"][..]),
-            prop::option::of(label_selector()),
-        )
+        (select(&["blue", "green"][..]), prop::option::of(label_selector()))
             .prop_map(|(namespace, pod_selector)| Subject {
                 workloads: Some(Workloads {
                     namespace: namespace.to_owned(),

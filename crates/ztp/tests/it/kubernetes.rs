@@ -103,10 +103,7 @@ struct Requirement {
 }
 
 fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    selector
-        .match_labels
-        .iter()
-        .all(|(k, v)| labels.get(k) == Some(v))
+    selector.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
         && selector.match_expressions.iter().all(|r| {
             let value = labels.get(&r.key);
             assert_eq!(
@@ -130,8 +127,7 @@ fn peer_matches(policy: &NetworkPolicy, peer: &Peer, who: &Endpoint) -> bool {
             peer.namespace_selector.is_none() && peer.pod_selector.is_none(),
             "the API refuses both"
         );
-        return block.cidr.contains(&who.address)
-            && !block.except.iter().any(|e| e.contains(&who.address));
+        return block.cidr.contains(&who.address) && !block.except.iter().any(|e| e.contains(&who.address));
     }
     assert!(
         peer.namespace_selector.is_some() || peer.pod_selector.is_some(),
@@ -142,11 +138,7 @@ fn peer_matches(policy: &NetworkPolicy, peer: &Peer, who: &Endpoint) -> bool {
         Some(selector) => selects(selector, &pod.namespace_labels),
         None => pod.namespace == policy.metadata.namespace,
     };
-    in_namespace
-        && peer
-            .pod_selector
-            .as_ref()
-            .is_none_or(|s| selects(s, &pod.labels))
+    in_namespace && peer.pod_selector.as_ref().is_none_or(|s| selects(s, &pod.labels))
 }
 
 fn port_matches(ports: &[Port], protocol: u8, port: u16) -> bool {
@@ -172,13 +164,7 @@ fn port_matches(ports: &[Port], protocol: u8, port: u16) -> bool {
 }
 
 /// Whether the API server's documented semantics let the connection pass.
-fn passes(
-    policies: &[NetworkPolicy],
-    src: &Endpoint,
-    dst: &Endpoint,
-    protocol: u8,
-    port: u16,
-) -> bool {
+fn passes(policies: &[NetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
     if src.address == dst.address {
         return true;
     }
@@ -190,10 +176,7 @@ fn passes(
             };
             let isolating: Vec<_> = policies
                 .iter()
-                .filter(|p| {
-                    p.metadata.namespace == pod.namespace
-                        && selects(&p.spec.pod_selector, &pod.labels)
-                })
+                .filter(|p| p.metadata.namespace == pod.namespace && selects(&p.spec.pod_selector, &pod.labels))
                 .filter(|p| p.spec.policy_types.iter().any(|t| t == kind))
                 .collect();
             let rules = |p: &NetworkPolicy| {
@@ -224,10 +207,7 @@ fn compile_to(policies: &[Policy]) -> (Vec<NetworkPolicy>, compile::Compiled) {
 }
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs
-        .iter()
-        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-        .collect()
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
@@ -352,11 +332,5 @@ spec:
         }),
     };
     assert!(passes(&manifests, &pod("web", 1), &pod("db", 2), 6, 5432));
-    assert!(!passes(
-        &manifests,
-        &pod("guest", 1),
-        &pod("db", 2),
-        6,
-        5432
-    ));
+    assert!(!passes(&manifests, &pod("guest", 1), &pod("db", 2), 6, 5432));
 }

@@ -105,11 +105,7 @@ impl Ruleset {
         let mut words = rule.split(' ').peekable();
         let mut protocol_known = false;
         while let Some(word) = words.next() {
-            let mut next = || {
-                words
-                    .next()
-                    .unwrap_or_else(|| panic!("{rule}: something is missing"))
-            };
+            let mut next = || words.next().unwrap_or_else(|| panic!("{rule}: something is missing"));
             match word {
                 "counter" => {}
                 "drop" => return Flow::End(Verdict::Drop),
@@ -119,9 +115,7 @@ impl Ruleset {
                 // Neighbour discovery never is a connection between two others.
                 "icmpv6" => return Flow::Next,
                 "type" => {
-                    assert!(rule.starts_with(
-                        "type filter hook forward priority filter + 10; policy accept;"
-                    ));
+                    assert!(rule.starts_with("type filter hook forward priority filter + 10; policy accept;"));
                     return Flow::Next;
                 }
                 "meta" => match next() {
@@ -166,9 +160,7 @@ impl Ruleset {
                             assert!(protocol_known && side == "reply", "{rule}");
                             let ports = next();
                             let hit = match ports.strip_prefix('@') {
-                                Some(set) => self.sets[set]
-                                    .iter()
-                                    .any(|e| in_range(e, packet.port.into())),
+                                Some(set) => self.sets[set].iter().any(|e| in_range(e, packet.port.into())),
                                 None => in_range(ports, packet.port.into()),
                             };
                             if !hit {
@@ -177,30 +169,19 @@ impl Ruleset {
                         }
                         family @ ("ip" | "ip6") => {
                             assert_eq!(next(), "saddr");
-                            let address = if side == "original" {
-                                packet.src
-                            } else {
-                                packet.dst
-                            };
+                            let address = if side == "original" { packet.src } else { packet.dst };
                             if address.is_ipv4() != (family == "ip") {
                                 return Flow::Next;
                             }
                             match next() {
                                 "vmap" => {
                                     let map = &self.maps[next().strip_prefix('@').unwrap()];
-                                    let hits: Vec<_> = map
-                                        .iter()
-                                        .filter(|(key, _)| in_net(key, address))
-                                        .collect();
-                                    assert!(
-                                        hits.len() < 2,
-                                        "the kernel refuses overlapping elements"
-                                    );
+                                    let hits: Vec<_> = map.iter().filter(|(key, _)| in_net(key, address)).collect();
+                                    assert!(hits.len() < 2, "the kernel refuses overlapping elements");
                                     let Some((_, verdict)) = hits.first() else {
                                         return Flow::Next;
                                     };
-                                    return self
-                                        .run(verdict.strip_prefix("jump ").unwrap(), packet);
+                                    return self.run(verdict.strip_prefix("jump ").unwrap(), packet);
                                 }
                                 set => {
                                     let set = &self.sets[set.strip_prefix('@').unwrap()];
@@ -222,10 +203,7 @@ impl Ruleset {
 }
 
 fn elements(lines: &[String]) -> Vec<String> {
-    let start = lines
-        .iter()
-        .position(|l| l == "elements = {")
-        .expect("elements");
+    let start = lines.iter().position(|l| l == "elements = {").expect("elements");
     let list = lines[start + 1..].iter().take_while(|l| *l != "}");
     list.map(|l| l.trim_end_matches(',').to_owned()).collect()
 }

@@ -49,12 +49,7 @@ pub(crate) fn in_namespace(script: &str, stdin: &str) -> (bool, String) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("unshare is missing: apt-get install util-linux");
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(stdin.as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = format!(
         "{}{}",
@@ -113,7 +108,7 @@ fn the_lab_compiles_to_a_readable_ruleset() {
 #[test]
 fn nothing_to_enforce_is_an_empty_table() {
     require_nft();
-    let compiled = compile::nftables(&[]);
+    let compiled = compile::nftables::<Policy>(&[]);
     let (taken, text) = in_namespace("nft -f -", &compiled.files[0].content);
     assert!(taken, "{text}");
 }

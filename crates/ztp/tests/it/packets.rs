@@ -94,11 +94,7 @@ impl Host {
             child.stdin.take().unwrap(),
             BufReader::new(child.stdout.take().unwrap()),
         );
-        let mut host = Self {
-            child,
-            stdin,
-            stdout,
-        };
+        let mut host = Self { child, stdin, stdout };
         host.expect("up"); // it is in its namespace
         sh(&format!(
             "ip link add {name} type veth peer name eth0 netns {pid}; ip link set {name} up"
@@ -132,10 +128,7 @@ impl Host {
     fn line(&mut self) -> String {
         loop {
             let mut line = String::new();
-            assert!(
-                self.stdout.read_line(&mut line).unwrap() > 0,
-                "the host went away"
-            );
+            assert!(self.stdout.read_line(&mut line).unwrap() > 0, "the host went away");
             if let Some((_, said)) = line.split_once("host> ") {
                 return said.trim().to_owned();
             }
@@ -156,9 +149,7 @@ impl Host {
         self.say(&format!("try {}", texts.join(",")));
         let answer = self.line();
         let indexes = answer.strip_prefix("passed").unwrap().split_whitespace();
-        indexes
-            .map(|i| connections[i.parse::<usize>().unwrap()])
-            .collect()
+        indexes.map(|i| connections[i.parse::<usize>().unwrap()]).collect()
     }
 }
 
@@ -176,11 +167,7 @@ fn attempts(from: &[&str], to: &[&str]) -> Vec<Attempt> {
     let parse = |t: &&str| t.parse::<IpAddr>().unwrap();
     let mut all = Vec::new();
     for src in from.iter().map(parse) {
-        for dst in to
-            .iter()
-            .map(parse)
-            .filter(|d| d.is_ipv4() == src.is_ipv4())
-        {
+        for dst in to.iter().map(parse).filter(|d| d.is_ipv4() == src.is_ipv4()) {
             all.extend(TCP.map(|port| (src, dst, 6, port)));
             all.extend(UDP.map(|port| (src, dst, 17, port)));
         }
@@ -195,19 +182,13 @@ fn load(policies: &[Policy]) -> String {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    nft.stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
+    nft.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(nft.wait().unwrap().success(), "{text}");
     text
 }
 
 fn router() {
-    sh(
-        "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip link set lo up",
-    );
+    sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip link set lo up");
     let mut left = Host::start("left", &LEFT, ["10.77.1.1", "fd77:1::1"]);
     let mut right = Host::start("right", &RIGHT, ["10.77.2.1", "fd77:2::1"]);
     for host in [&mut left, &mut right] {
@@ -232,10 +213,7 @@ fn router() {
         let documents = strategy.new_tree(&mut runner).unwrap().current();
         let lowered: Vec<Policy> = documents.iter().map(|d| lower(d, 1)).collect();
         let text = load(&lowered);
-        let enforced: Vec<_> = documents
-            .iter()
-            .filter(|d| d.spec.mode == Mode::Enforce)
-            .collect();
+        let enforced: Vec<_> = documents.iter().filter(|d| d.spec.mode == Mode::Enforce).collect();
         for (host, attempts) in [(&mut left, &there), (&mut right, &back)] {
             let expected: BTreeSet<Attempt> = attempts
                 .iter()
@@ -261,9 +239,7 @@ fn router() {
         passed > 500 && dropped > 500,
         "{passed} passed and {dropped} were dropped: too one-sided to mean much"
     );
-    eprintln!(
-        "{RULESETS} rulesets: {passed} connections passed, {dropped} were dropped, as computed"
-    );
+    eprintln!("{RULESETS} rulesets: {passed} connections passed, {dropped} were dropped, as computed");
 
     // A policy takes effect on a connection that is already open.
     load(&[]);
@@ -315,9 +291,7 @@ async fn host() {
                 let parts: Vec<&str> = rest.split(' ').collect();
                 let to = SocketAddr::new(parts[1].parse().unwrap(), parts[2].parse().unwrap());
                 let socket = TcpSocket::new_v4().unwrap();
-                socket
-                    .bind(SocketAddr::new(parts[0].parse().unwrap(), 0))
-                    .unwrap();
+                socket.bind(SocketAddr::new(parts[0].parse().unwrap(), 0)).unwrap();
                 open = Some(socket.connect(to).await.unwrap());
                 println!("host> {}", echo(open.as_mut().unwrap()).await);
             }
@@ -354,8 +328,7 @@ async fn listen() {
     // A UDP answer must come from the address that was asked, so each address has its socket.
     for address in LEFT.iter().chain(&RIGHT) {
         for port in UDP {
-            let Ok(socket) = UdpSocket::bind(SocketAddr::new(address.parse().unwrap(), port)).await
-            else {
+            let Ok(socket) = UdpSocket::bind(SocketAddr::new(address.parse().unwrap(), port)).await else {
                 continue; // an address of the other host
             };
             tokio::spawn(async move {

@@ -41,10 +41,7 @@ pub(crate) fn in_net(text: &str, address: IpAddr) -> bool {
 }
 
 pub(crate) fn labels_match(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    selector
-        .match_labels
-        .iter()
-        .all(|(k, v)| labels.get(k) == Some(v))
+    selector.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
         && selector.match_expressions.iter().all(|r| {
             let value = labels.get(&r.key);
             match r.operator {
@@ -92,10 +89,7 @@ fn peer_matches(document: &ZeroTrustPolicy, peer: &Peer, who: &Endpoint, by: By)
         let group = &document.spec.groups[group];
         let has_labels = group.pod_selector.is_some() || group.namespace_selector.is_some();
         return if by == By::Label && has_labels {
-            labelled(
-                group.pod_selector.as_ref(),
-                group.namespace_selector.as_ref(),
-            )
+            labelled(group.pod_selector.as_ref(), group.namespace_selector.as_ref())
         } else {
             group.cidrs.iter().any(|c| in_net(c, who.address))
         };
@@ -107,10 +101,7 @@ fn governs(document: &ZeroTrustPolicy, who: &Endpoint, by: By) -> bool {
     let subject = &document.spec.subject;
     match by {
         By::Address => match &subject.group {
-            Some(group) => document.spec.groups[group]
-                .cidrs
-                .iter()
-                .any(|c| in_net(c, who.address)),
+            Some(group) => document.spec.groups[group].cidrs.iter().any(|c| in_net(c, who.address)),
             None => subject.cidrs.iter().any(|c| in_net(c, who.address)),
         },
         By::Label => match (&subject.workloads, &who.pod) {
@@ -172,11 +163,7 @@ fn side(
     let Some(first) = here.first() else {
         return Side::Silent;
     };
-    let default = Side::Decided(
-        first.metadata.name.clone(),
-        "default-deny".to_owned(),
-        false,
-    );
+    let default = Side::Decided(first.metadata.name.clone(), "default-deny".to_owned(), false);
     let mut tiers: Vec<u16> = here.iter().map(|d| d.spec.tier).collect();
     tiers.dedup();
     for tier in tiers {
@@ -204,11 +191,7 @@ fn side(
                         && peers.iter().any(|p| peer_matches(document, p, peer, by))
                         && port_matches(ports, protocol, port)
                     {
-                        return Side::Decided(
-                            document.metadata.name.clone(),
-                            name.clone(),
-                            action == Action::Allow,
-                        );
+                        return Side::Decided(document.metadata.name.clone(), name.clone(), action == Action::Allow);
                     }
                 }
             }
