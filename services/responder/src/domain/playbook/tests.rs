@@ -12,7 +12,7 @@ metadata: { name: block-scanners }
 spec:
   when: { detectors: ['scan.*'], minSeverity: high, minConfidence: 0.8 }
   do:
-- { action: block, target: source, ttl: 1h, priority: 10 }
+    - { action: block, target: source, ttl: 1h, priority: 10 }
 ";
 
 fn fields(document: &str) -> Vec<String> {
