@@ -12,9 +12,7 @@ pub struct TenantId(Arc<str>);
 
 /// The text is no tenant id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is not a tenant id: use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end"
-)]
+#[error("{0:?} is not a tenant id: use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end")]
 pub struct InvalidTenant(String);
 
 impl TenantId {
@@ -37,10 +35,8 @@ impl FromStr for TenantId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        let valid = (1..=63).contains(&text.len())
-            && text.bytes().all(inner)
-            && !text.starts_with('-')
-            && !text.ends_with('-');
+        let valid =
+            (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-');
         if valid {
             Ok(Self(Arc::from(text)))
         } else {
@@ -82,10 +78,7 @@ mod tests {
     #[test]
     fn takes_what_is_safe_as_a_subject_token_and_nothing_else() {
         for good in ["a", "acme", "acme-eu-1", "0", &"x".repeat(63)] {
-            assert_eq!(
-                good.parse::<TenantId>().map(|t| t.to_string()),
-                Ok(good.to_owned())
-            );
+            assert_eq!(good.parse::<TenantId>().map(|t| t.to_string()), Ok(good.to_owned()));
         }
         for bad in [
             "",

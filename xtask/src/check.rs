@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{paths, setup};
+use crate::{build, paths, setup};
 
 struct Step {
     name: &'static str,
@@ -31,7 +31,7 @@ struct Counts {
 pub fn run(only: &[String]) -> Result<()> {
     setup::run()?;
     setup::rust_components()?;
-    let steps: [Check; 5] = [
+    let steps: [Check; 6] = [
         ("format", || plain(&["fmt", "--all", "--check"])),
         ("lints", || {
             plain(&[
@@ -55,6 +55,7 @@ pub fn run(only: &[String]) -> Result<()> {
                 "garrison-e2e",
             ])
         }),
+        ("documents", || build::reference(true).map(|()| Counts::default())),
         ("end to end", || {
             plain(&["build", "--workspace", "--bins", "--locked"])?;
             tests(&["test", "--package", "garrison-e2e", "--locked", "--no-fail-fast"])

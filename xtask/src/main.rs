@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod client;
 mod demo;
+mod docs;
 mod fleet;
 mod narrate;
 mod network;
@@ -37,7 +38,7 @@ enum Task {
     Up(fleet::UpOptions),
     /// Check everything: format, lints, dependencies, tests, end to end
     Test {
-        /// Only these steps: format, lints, dependencies, tests, end-to-end
+        /// Only these steps: format, lints, dependencies, tests, documents, end-to-end
         only: Vec<String>,
     },
     /// Measure
