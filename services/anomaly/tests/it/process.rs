@@ -210,11 +210,23 @@ async fn killed_at_any_step_it_neither_loses_nor_doubles_an_alert() {
 async fn absent_servers_delay_alerts_and_lose_none() {
     let mut world = World::new().await;
     let acme = tenant("acme");
-    // Neither is there at the start.
-    world.start("[checkpoint]\ninterval_ms = 100").await;
+    // Flows are there before the service, and neither server when it starts.
     for probe in probes(1..=14) {
         world.publish(&acme, &[probe]).await;
     }
+    world.stack.postgres().stop();
+    world.stack.nats().stop();
+    world.launch("[checkpoint]\ninterval_ms = 100");
+    world
+        .until("alive", async || world.page("/livez").await.starts_with("HTTP/1.1 200"))
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!world.is_ready().await);
+    world.stack.nats().resume().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!world.is_ready().await);
+    world.stack.postgres().resume().unwrap();
+    world.until("ready", async || world.is_ready().await).await;
     world.settle().await;
     world.stack.postgres().stop();
     world.publish(&acme, &probes(15..=15)).await;

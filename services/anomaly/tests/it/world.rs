@@ -55,14 +55,22 @@ impl World {
         }
     }
 
-    /// Writes the configuration and starts the service.
+    /// Writes the configuration, starts the service and waits until it is ready.
     pub(crate) async fn start(&mut self, extra: &str) {
+        self.launch(extra);
+        self.until("ready", async || self.is_ready().await).await;
+    }
+
+    /// Writes the configuration and starts the service.
+    pub(crate) fn launch(&mut self, extra: &str) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_anomaly"));
         command.arg("run").arg("--config").arg(self.config(extra));
         let log = self.dir.path().join("anomaly.log");
         self.process = Some(Process::start("anomaly", command, &log).unwrap());
-        self.until("ready", async || self.page("/readyz").await.starts_with("HTTP/1.1 200"))
-            .await;
+    }
+
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.page("/readyz").await.starts_with("HTTP/1.1 200")
     }
 
     /// SIGKILL.
