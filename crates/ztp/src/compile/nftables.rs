@@ -279,12 +279,7 @@ impl Ruleset {
         if set.is_full() {
             return vec![String::new()];
         }
-        let mut whole: Vec<String> = if set.has_all_portless() {
-            // All but the protocols with ports: written as the ranges between them.
-            ["0-5", "7-16", "18-131", "133-255"].map(str::to_owned).to_vec()
-        } else {
-            set.portless().map(|p| p.to_string()).collect()
-        };
+        let mut whole: Vec<String> = set.portless().map(|p| p.to_string()).collect();
         let mut matches = Vec::new();
         for (protocol, word) in PORT_PROTOCOLS.into_iter().zip(["tcp", "udp", "sctp"]) {
             let Some(ports) = set.ports(protocol) else {
