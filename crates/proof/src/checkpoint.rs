@@ -53,12 +53,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// The text that is signed.
     pub fn body(&self) -> String {
-        let mut body = format!(
-            "{}\n{}\n{}\n",
-            self.origin,
-            self.size,
-            STANDARD.encode(self.root)
-        );
+        let mut body = format!("{}\n{}\n{}\n", self.origin, self.size, STANDARD.encode(self.root));
         for line in &self.extensions {
             body.push_str(line);
             body.push('\n');
@@ -103,11 +98,8 @@ impl Checkpoint {
             .next()
             .filter(|l| !l.is_empty())
             .ok_or(CheckpointError::Body("the origin is empty"))?;
-        let size = lines
-            .next()
-            .ok_or(CheckpointError::Body("the tree size is missing"))?;
-        let canonical =
-            size == "0" || (size.bytes().all(|b| b.is_ascii_digit()) && !size.starts_with('0'));
+        let size = lines.next().ok_or(CheckpointError::Body("the tree size is missing"))?;
+        let canonical = size == "0" || (size.bytes().all(|b| b.is_ascii_digit()) && !size.starts_with('0'));
         let size = size
             .parse()
             .ok()
@@ -143,13 +135,7 @@ impl Checkpoint {
     /// # Errors
     /// [`ProofError`].
     pub fn verify_entry(&self, index: u64, body: &[u8], proof: &[Hash]) -> Result<(), ProofError> {
-        merkle::verify_inclusion(
-            &merkle::leaf_hash(body),
-            index,
-            self.size,
-            proof,
-            &self.root,
-        )
+        merkle::verify_inclusion(&merkle::leaf_hash(body), index, self.size, proof, &self.root)
     }
 }
 

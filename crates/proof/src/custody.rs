@@ -32,13 +32,7 @@ pub struct CustodyEntry {
 
 impl CustodyEntry {
     /// Makes the entry that follows `previous`.
-    pub fn following(
-        previous: Option<&Self>,
-        time: &str,
-        actor: &str,
-        action: &str,
-        detail: &str,
-    ) -> Self {
+    pub fn following(previous: Option<&Self>, time: &str, actor: &str, action: &str, detail: &str) -> Self {
         let mut entry = Self {
             sequence: previous.map_or(0, |p| p.sequence + 1),
             time: time.to_owned(),
@@ -75,9 +69,7 @@ pub enum CustodyError {
     #[error("custody entry {0} was changed: its hash does not fit")]
     Changed(u64),
     /// An entry does not follow the one before.
-    #[error(
-        "custody entry {0} does not follow the one before: an entry was removed, added or moved"
-    )]
+    #[error("custody entry {0} does not follow the one before: an entry was removed, added or moved")]
     Broken(u64),
 }
 
@@ -85,9 +77,7 @@ pub enum CustodyError {
 ///
 /// # Errors
 /// [`CustodyError`] names the first entry that is wrong.
-pub fn verify_chain<'a>(
-    entries: impl IntoIterator<Item = &'a CustodyEntry>,
-) -> Result<Option<String>, CustodyError> {
+pub fn verify_chain<'a>(entries: impl IntoIterator<Item = &'a CustodyEntry>) -> Result<Option<String>, CustodyError> {
     let mut head: Option<String> = None;
     for (at, entry) in (0u64..).zip(entries) {
         if entry.sequence != at || entry.previous != head.as_deref().unwrap_or(GENESIS) {
@@ -125,13 +115,7 @@ mod tests {
     fn chain() -> Vec<CustodyEntry> {
         let mut entries: Vec<CustodyEntry> = Vec::new();
         for action in ["created", "gathered", "sealed", "downloaded"] {
-            let next = CustodyEntry::following(
-                entries.last(),
-                "2026-01-01T00:00:00Z",
-                "users/1",
-                action,
-                "",
-            );
+            let next = CustodyEntry::following(entries.last(), "2026-01-01T00:00:00Z", "users/1", action, "");
             entries.push(next);
         }
         entries

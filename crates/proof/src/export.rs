@@ -71,9 +71,7 @@ pub enum ExportError {
         found: String,
     },
     /// An entry is not where it should be.
-    #[error(
-        "entry {expected} is missing: line {line} holds entry {found}; an entry was removed, added or moved"
-    )]
+    #[error("entry {expected} is missing: line {line} holds entry {found}; an entry was removed, added or moved")]
     OutOfOrder {
         /// The line, from 1.
         line: u64,
@@ -89,9 +87,7 @@ pub enum ExportError {
         index: u64,
     },
     /// The entries of a range are not those that were signed.
-    #[error(
-        "between entry {first} and entry {last} the log was changed: the hashes do not give the signed root"
-    )]
+    #[error("between entry {first} and entry {last} the log was changed: the hashes do not give the signed root")]
     Altered {
         /// First entry of the smallest range that is known to be wrong.
         first: u64,
@@ -119,9 +115,7 @@ pub enum ExportError {
         index: u64,
     },
     /// An earlier checkpoint of the same log is not a prefix.
-    #[error(
-        "the log does not extend the earlier checkpoint of {size} entries: its history was rewritten"
-    )]
+    #[error("the log does not extend the earlier checkpoint of {size} entries: its history was rewritten")]
     Rewritten {
         /// Entries of the earlier checkpoint.
         size: u64,
@@ -240,11 +234,7 @@ fn write_line(out: &mut impl Write, value: &impl Serialize) -> std::io::Result<(
 }
 
 /// The signed root decides; `suspect` is the smallest range whose stated hash did not fit.
-fn close(
-    tree: &Tree,
-    checkpoint: &Checkpoint,
-    suspect: Option<(u64, u64)>,
-) -> Result<(), ExportError> {
+fn close(tree: &Tree, checkpoint: &Checkpoint, suspect: Option<(u64, u64)>) -> Result<(), ExportError> {
     let whole = (0, tree.size().saturating_sub(1));
     if tree.size() < checkpoint.size {
         return Err(match suspect {
@@ -269,10 +259,7 @@ fn close(
 ///
 /// # Errors
 /// [`ExportError`] says which entry was changed, removed, added or moved.
-pub fn verify_export(
-    mut input: impl BufRead,
-    options: &ExportOptions,
-) -> Result<ExportReport, ExportError> {
+pub fn verify_export(mut input: impl BufRead, options: &ExportOptions) -> Result<ExportReport, ExportError> {
     let mut line = 0;
     let mut buffer = Vec::new();
     let header: Header = match next_line(&mut input, &mut buffer, &mut line)? {
@@ -289,11 +276,7 @@ pub fn verify_export(
         return Err(ExportError::Malformed { line, reason });
     }
     let key = VerifierKey::parse(&header.verifier_key).map_err(CheckpointError::Note)?;
-    if let Some(trusted) = options
-        .trusted_key
-        .as_ref()
-        .filter(|trusted| **trusted != key)
-    {
+    if let Some(trusted) = options.trusted_key.as_ref().filter(|trusted| **trusted != key) {
         return Err(ExportError::OtherKey {
             expected: trusted.to_string(),
             found: key.to_string(),
@@ -358,10 +341,7 @@ pub fn verify_export(
     })
 }
 
-fn parse<T: for<'a> Deserialize<'a> + Serialize>(
-    buffer: &[u8],
-    line: u64,
-) -> Result<T, ExportError> {
+fn parse<T: for<'a> Deserialize<'a> + Serialize>(buffer: &[u8], line: u64) -> Result<T, ExportError> {
     let wrong = |reason: String| ExportError::Malformed { line, reason };
     let value: T = serde_json::from_slice(buffer).map_err(|e| wrong(e.to_string()))?;
     if serde_json::to_vec(&value).map_err(|e| wrong(e.to_string()))? != buffer {
@@ -370,11 +350,7 @@ fn parse<T: for<'a> Deserialize<'a> + Serialize>(
     Ok(value)
 }
 
-fn next_line(
-    input: &mut impl BufRead,
-    buffer: &mut Vec<u8>,
-    line: &mut u64,
-) -> Result<bool, ExportError> {
+fn next_line(input: &mut impl BufRead, buffer: &mut Vec<u8>, line: &mut u64) -> Result<bool, ExportError> {
     buffer.clear();
     *line += 1;
     let n = input.take(MAX_LINE + 1).read_until(b'\n', buffer)?;

@@ -46,11 +46,7 @@ fn edit(bytes: &[u8], change: impl Fn(&mut Vec<serde_json::Value>)) -> Vec<u8> {
     let mut lines = lines.map(|l| serde_json::from_slice(l).unwrap()).collect();
     change(&mut lines);
     let mut out = Vec::new();
-    write_line(
-        &mut out,
-        &serde_json::from_value::<Header>(lines.remove(0)).unwrap(),
-    )
-    .unwrap();
+    write_line(&mut out, &serde_json::from_value::<Header>(lines.remove(0)).unwrap()).unwrap();
     for line in lines {
         write_line(&mut out, &serde_json::from_value::<Line>(line).unwrap()).unwrap();
     }
@@ -99,10 +95,7 @@ fn says_which_entry_was_removed_or_moved() {
         });
         match verify(&bad) {
             Err(ExportError::OutOfOrder { expected, .. }) => assert_eq!(expected, i as u64),
-            Err(ExportError::Cut {
-                first: 20,
-                last: 20,
-            }) => assert_eq!(i, 20),
+            Err(ExportError::Cut { first: 20, last: 20 }) => assert_eq!(i, 20),
             other => panic!("{other:?}"),
         }
         // Renumbered, so that no gap shows.
@@ -118,9 +111,7 @@ fn says_which_entry_was_removed_or_moved() {
         ));
         if i < 20 {
             let bad = edit(&good, |l| l.swap(i + 1, i + 2));
-            assert!(
-                matches!(verify(&bad), Err(ExportError::OutOfOrder { expected, .. }) if expected == i as u64)
-            );
+            assert!(matches!(verify(&bad), Err(ExportError::OutOfOrder { expected, .. }) if expected == i as u64));
             let bad = edit(&good, |l| {
                 l.swap(i + 1, i + 2);
                 l[i + 1]["index"] = (i as u64).into();
@@ -189,10 +180,7 @@ fn a_writer_refuses_what_the_checkpoint_does_not_cover() {
     writer.entry(0, body(0).as_bytes()).unwrap();
     assert!(writer.entry(2, b"{}").is_err());
     assert!(writer.entry(1, &[0xff]).is_err());
-    assert!(matches!(
-        writer.finish(),
-        Err(ExportError::Cut { first: 1, last: 2 })
-    ));
+    assert!(matches!(writer.finish(), Err(ExportError::Cut { first: 1, last: 2 })));
 }
 
 proptest! {

@@ -51,8 +51,7 @@ mod tests {
 
     #[test]
     fn sorts_keys_at_every_depth_and_writes_no_space() {
-        let value =
-            json!({"b": [1, {"z": null, "a": "é\n\u{1}"}], "a": true, "\u{20ac}": 1, "\r": 2});
+        let value = json!({"b": [1, {"z": null, "a": "é\n\u{1}"}], "a": true, "\u{20ac}": 1, "\r": 2});
         assert_eq!(
             String::from_utf8(canonical(&value)).unwrap(),
             "{\"\\r\":2,\"a\":true,\"b\":[1,{\"a\":\"é\\n\\u0001\",\"z\":null}],\"€\":1}"

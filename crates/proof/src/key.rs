@@ -7,9 +7,7 @@ use ring::{
 };
 
 /// What precedes the 32 key bytes in an Ed25519 SubjectPublicKeyInfo (RFC 8410 §4).
-const SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// A PEM file larger than this is no key.
 const MAX_PEM: usize = 16 << 10;
 
@@ -60,8 +58,7 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError::Random`] when the system has no random bytes.
     pub fn generate_pkcs8_pem() -> Result<String, KeyError> {
-        let document =
-            Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| KeyError::Random)?;
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| KeyError::Random)?;
         Ok(pem_text("PRIVATE KEY", document.as_ref()))
     }
 
@@ -144,9 +141,7 @@ fn pem_block(pem: &str, label: &'static str) -> Result<Vec<u8>, KeyError> {
         .and_then(|(_, rest)| rest.split_once(&format!("-----END {label}-----")))
         .map(|(body, _)| body.split_ascii_whitespace().collect::<String>())
         .ok_or(KeyError::NoPem(label))?;
-    STANDARD
-        .decode(body)
-        .map_err(|_| KeyError::NotEd25519(label))
+    STANDARD.decode(body).map_err(|_| KeyError::NotEd25519(label))
 }
 
 #[cfg(test)]

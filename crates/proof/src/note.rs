@@ -74,8 +74,7 @@ impl VerifierKey {
     /// [`NoteError::Key`].
     pub fn parse(text: &str) -> Result<Self, NoteError> {
         let mut parts = text.trim_end_matches('\n').splitn(3, '+');
-        let (Some(name), Some(hash), Some(data)) = (parts.next(), parts.next(), parts.next())
-        else {
+        let (Some(name), Some(hash), Some(data)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(NoteError::Key("it has not three parts"));
         };
         if data.len() > 256 {
@@ -87,10 +86,7 @@ impl VerifierKey {
         let Some((&ED25519, key)) = data.split_first() else {
             return Err(NoteError::Key("the algorithm is not Ed25519"));
         };
-        let key = PublicKey(
-            key.try_into()
-                .map_err(|_| NoteError::Key("the key is not 32 bytes"))?,
-        );
+        let key = PublicKey(key.try_into().map_err(|_| NoteError::Key("the key is not 32 bytes"))?);
         let verifier = Self::new(name, key)?;
         if hash != hex::encode(verifier.hash()) {
             return Err(NoteError::Key("the hash does not fit the key"));
@@ -142,10 +138,7 @@ pub fn sign(text: &str, name: &str, key: &SigningKey) -> Result<String, NoteErro
     let verifier = VerifierKey::new(name, key.public())?;
     check_text(text)?;
     let signature = [&verifier.hash()[..], &key.sign(text.as_bytes())].concat();
-    Ok(format!(
-        "{text}\n\u{2014} {name} {}\n",
-        STANDARD.encode(signature)
-    ))
+    Ok(format!("{text}\n\u{2014} {name} {}\n", STANDARD.encode(signature)))
 }
 
 fn check_text(text: &str) -> Result<(), NoteError> {
@@ -182,11 +175,9 @@ impl SignedNote {
             .ok_or(NoteError::Malformed("no empty line ends its text"))?;
         let text = &note[..=split];
         check_text(text)?;
-        let block = note[split + 2..]
-            .strip_suffix('\n')
-            .ok_or(NoteError::Malformed(
-                "the last signature line does not end in a newline",
-            ))?;
+        let block = note[split + 2..].strip_suffix('\n').ok_or(NoteError::Malformed(
+            "the last signature line does not end in a newline",
+        ))?;
         let mut signatures = Vec::new();
         for line in block.split('\n') {
             if signatures.len() == MAX_SIGNATURES {
@@ -195,16 +186,12 @@ impl SignedNote {
             let (name, data) = line
                 .strip_prefix("\u{2014} ")
                 .and_then(|rest| rest.split_once(' '))
-                .ok_or(NoteError::Malformed(
-                    "a signature line is not \"— name base64\"",
-                ))?;
+                .ok_or(NoteError::Malformed("a signature line is not \"— name base64\""))?;
             let data = STANDARD
                 .decode(data)
                 .map_err(|_| NoteError::Malformed("a signature is not base64"))?;
             if !valid_name(name) || data.len() < 5 {
-                return Err(NoteError::Malformed(
-                    "a signature line is not \"— name base64\"",
-                ));
+                return Err(NoteError::Malformed("a signature line is not \"— name base64\""));
             }
             signatures.push((name.to_owned(), data));
         }
@@ -247,19 +234,12 @@ mod tests {
     #[test]
     fn verifies_the_example_of_the_go_reference_implementation() {
         // golang.org/x/mod/sumdb/note, package documentation.
-        let key = VerifierKey::parse(
-            "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW",
-        )
-        .unwrap();
+        let key = VerifierKey::parse("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW").unwrap();
         let note = "If you think cryptography is the answer to your problem,\n\
                     then you don't know what your problem is.\n\
                     \n\
                     \u{2014} PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n";
-        let text = SignedNote::parse(note)
-            .unwrap()
-            .verify(&key)
-            .unwrap()
-            .to_owned();
+        let text = SignedNote::parse(note).unwrap().verify(&key).unwrap().to_owned();
         assert!(text.ends_with("problem is.\n"));
         assert_eq!(
             key.to_string(),
@@ -277,10 +257,7 @@ mod tests {
         let note = SignedNote::parse(&sign("text\n", "log", &ours).unwrap()).unwrap();
         let verifier = |k: &SigningKey| VerifierKey::new("log", k.public()).unwrap();
         assert_eq!(note.verify(&verifier(&ours)), Ok("text\n"));
-        assert_eq!(
-            note.verify(&verifier(&theirs)),
-            Err(NoteError::NotSigned("log".into()))
-        );
+        assert_eq!(note.verify(&verifier(&theirs)), Err(NoteError::NotSigned("log".into())));
     }
 
     proptest! {

@@ -20,9 +20,7 @@ pub enum TarError {
     #[error("the archive could not be read or written")]
     Io(#[from] io::Error),
     /// A path that the format cannot hold or that is unsafe to unpack.
-    #[error(
-        "{0:?} is no path for an archive: use up to 100 letters, digits, dots, hyphens, underscores and slashes"
-    )]
+    #[error("{0:?} is no path for an archive: use up to 100 letters, digits, dots, hyphens, underscores and slashes")]
     Path(String),
     /// A file that is too large.
     #[error("{path} has {size} bytes, more than an archive of this form can hold")]
@@ -81,8 +79,7 @@ pub fn header(path: &str, size: u64, mtime: u64) -> Result<[u8; BLOCK], TarError
         });
     }
     let mut block = [0; BLOCK];
-    let mut put =
-        |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
+    let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
     put(0, path);
     put(100, "0000444\0");
     put(108, "0000000\0");
@@ -182,9 +179,7 @@ impl<R: Read> Reader<R> {
                 self.offset += buffer.len() as u64;
                 Ok(())
             }
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(TarError::Truncated {
-                offset: self.offset,
-            }),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(TarError::Truncated { offset: self.offset }),
             Err(e) => Err(TarError::Io(e)),
         }
     }
@@ -211,17 +206,12 @@ impl<R: Read> Reader<R> {
             self.fill(&mut block)?;
             let mut byte = [0];
             if block.iter().any(|b| *b != 0) || self.inner.read(&mut byte)? != 0 {
-                return Err(TarError::Stray {
-                    offset: self.offset,
-                });
+                return Err(TarError::Stray { offset: self.offset });
             }
             return Ok(None);
         }
         let wrong = |reason| TarError::Header { offset, reason };
-        let end = block[..MAX_PATH]
-            .iter()
-            .position(|b| *b == 0)
-            .unwrap_or(MAX_PATH);
+        let end = block[..MAX_PATH].iter().position(|b| *b == 0).unwrap_or(MAX_PATH);
         let path = std::str::from_utf8(&block[..end]).map_err(|_| wrong("the path is not text"))?;
         let size = octal(&block[124..135]).ok_or_else(|| wrong("the size is no number"))?;
         let mtime = octal(&block[136..147]).ok_or_else(|| wrong("the time is no number"))?;
@@ -242,9 +232,7 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// [`TarError::Truncated`] when the archive ends first.
     pub fn read_body(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
-        let want = buffer
-            .len()
-            .min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        let want = buffer.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
         if want == 0 {
             return Ok(0);
         }
@@ -255,9 +243,7 @@ impl<R: Read> Reader<R> {
             }
         };
         if got == 0 {
-            return Err(TarError::Truncated {
-                offset: self.offset,
-            });
+            return Err(TarError::Truncated { offset: self.offset });
         }
         self.offset += got as u64;
         self.remaining -= got as u64;
@@ -281,9 +267,7 @@ mod tests {
     fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
         let mut writer = Writer::new(Vec::new(), 1_700_000_000);
         for (path, content) in files {
-            writer
-                .file(path, content.len() as u64, &mut &content[..])
-                .unwrap();
+            writer.file(path, content.len() as u64, &mut &content[..]).unwrap();
         }
         writer.finish().unwrap()
     }
@@ -327,14 +311,8 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&out.stderr)
         );
-        assert_eq!(
-            String::from_utf8_lossy(&out.stdout),
-            "e/a.txt\ne/b\ne/empty\n"
-        );
-        assert_eq!(
-            std::fs::read(dir.path().join("e/b")).unwrap(),
-            vec![7; 1024]
-        );
+        assert_eq!(String::from_utf8_lossy(&out.stdout), "e/a.txt\ne/b\ne/empty\n");
+        assert_eq!(std::fs::read(dir.path().join("e/b")).unwrap(), vec![7; 1024]);
     }
 
     #[test]

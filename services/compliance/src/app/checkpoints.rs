@@ -132,11 +132,12 @@ impl Checkpoints {
                 () = shutdown.cancelled() => true,
             };
             // A log may have grown just before the last stop.
-            if !listed && !stopping {
-                if let Ok(tenants) = self.db.known_tenants().await {
-                    tenants.iter().for_each(|tenant| self.grown(tenant));
-                    listed = true;
-                }
+            if !listed
+                && !stopping
+                && let Ok(tenants) = self.db.known_tenants().await
+            {
+                tenants.iter().for_each(|tenant| self.grown(tenant));
+                listed = true;
             }
             let grown = std::mem::take(&mut *self.grown.lock().unwrap_or_else(PoisonError::into_inner));
             for tenant in grown {

@@ -19,6 +19,8 @@ use crate::{
     store::{self, Report},
 };
 
+/// Bytes of entries that a report quotes in full; gRPC messages are bounded, and so are people.
+const QUOTED: usize = 1 << 20;
 /// Entries read at a time.
 const PAGE: usize = 2_000;
 
@@ -60,6 +62,7 @@ pub async fn create(
         .map(|fact| fact.index)
         .collect();
     let mut proven = BTreeMap::new();
+    let mut bytes = 0;
     for index in quoted {
         let proof = store::prove(&mut tx, &Plan::inclusion(index, signed.size)?).await?;
         let body = store::entries(&mut tx, index, signed.size, 1)
@@ -70,6 +73,10 @@ pub async fn create(
             tenant: tenant.to_string(),
             reason: format!("entry {index} is missing"),
         })?;
+        bytes += body.len() + 32 * proof.len();
+        if bytes > QUOTED {
+            break;
+        }
         proven.insert(index, Proven { index, body, proof });
     }
 

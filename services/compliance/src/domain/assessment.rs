@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use super::controls::{CONTROLS, Control, Objective, Test};
+use super::controls::{CONTROLS, Control, Objective, Pattern, Test};
 
 /// What a report needs to know about one log entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +110,31 @@ struct Progress {
     overflow: bool,
 }
 
+impl Progress {
+    fn observe(&mut self, fact: &Fact, keep: usize) {
+        let matches = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(&fact.action));
+        let objective = self.finding.objective;
+        if !fact.denied && matches(objective.evidence) {
+            self.finding.evidence_total += 1;
+            if self.finding.evidence.len() < keep {
+                self.finding.evidence.push(fact.clone());
+            }
+        }
+        let Test::Concluded { opens, settles, .. } = objective.test else {
+            return;
+        };
+        if !fact.denied && matches(opens) {
+            if self.open.len() < MAX_OPEN {
+                self.open.insert(fact.resource.clone(), fact.clone());
+            } else {
+                self.overflow = true;
+            }
+        } else if matches(settles) {
+            self.open.remove(&fact.resource);
+        }
+    }
+}
+
 /// Takes entries one by one, in log order.
 pub struct Assessment {
     progress: Vec<Progress>,
@@ -147,32 +172,13 @@ impl Assessment {
         }
     }
 
-    /// Looks at one entry. What was refused is counted and is evidence of nothing that was done.
+    /// Looks at one entry. What was refused is counted and is evidence of nothing that was done, but it may settle
+    /// a matter: a response that a limit refuses waits for nobody any more.
     pub fn observe(&mut self, fact: &Fact) {
         self.entries += 1;
-        if fact.denied {
-            self.denied += 1;
-            return;
-        }
+        self.denied += u64::from(fact.denied);
         for progress in &mut self.progress {
-            let objective = progress.finding.objective;
-            if objective.evidence.iter().any(|p| p.matches(&fact.action)) {
-                progress.finding.evidence_total += 1;
-                if progress.finding.evidence.len() < self.keep {
-                    progress.finding.evidence.push(fact.clone());
-                }
-            }
-            if let Test::Concluded { opens, settles, .. } = objective.test {
-                if opens.iter().any(|p| p.matches(&fact.action)) {
-                    if progress.open.len() < MAX_OPEN {
-                        progress.open.insert(fact.resource.clone(), fact.clone());
-                    } else {
-                        progress.overflow = true;
-                    }
-                } else if settles.iter().any(|p| p.matches(&fact.action)) {
-                    progress.open.remove(&fact.resource);
-                }
-            }
+            progress.observe(fact, self.keep);
         }
     }
 
@@ -307,6 +313,18 @@ mod tests {
         let mut refused = fact(0, "garrison.policy.v1.PolicyService/ApplyPolicy", "policies/a");
         refused.denied = true;
         assert_eq!(judge(&[refused])["cc7.2-a"].status, Status::NoEvidence);
+    }
+
+    #[test]
+    fn a_response_that_waits_is_settled_by_a_decision_also_by_a_refusal() {
+        let mut facts = vec![fact(0, "response.pending_approval", "responses/1")];
+        assert_eq!(judge(&facts)["cc7.4-b"].status, Status::NotSatisfied);
+        let mut refused = fact(1, "response.refused", "responses/1");
+        refused.denied = true;
+        facts.push(refused);
+        assert_eq!(judge(&facts)["cc7.4-b"].status, Status::NoEvidence);
+        facts.push(fact(2, "garrison.response.v1.ResponseService/ApproveResponse", ""));
+        assert_eq!(judge(&facts)["cc7.4-b"].status, Status::Satisfied);
     }
 
     #[test]

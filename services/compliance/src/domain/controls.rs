@@ -61,7 +61,11 @@ impl Pattern {
 }
 
 const INCIDENT_OPENED: &[Pattern] = &[Pattern("incident.opened"), Pattern("incident.created")];
-const INCIDENT_SETTLED: &[Pattern] = &[Pattern("incident.closed"), Pattern("incident.contained")];
+const INCIDENT_SETTLED: &[Pattern] = &[
+    Pattern("incident.closed"),
+    Pattern("incident.contained"),
+    Pattern("incident.merged"),
+];
 
 /// CC7.2 to CC7.5.
 pub const CONTROLS: &[Control] = &[
@@ -79,6 +83,7 @@ pub const CONTROLS: &[Control] = &[
                     Pattern("garrison.alert.v1.DetectionService/FinishLearning"),
                     Pattern("garrison.response.v1.PlaybookService/*"),
                     Pattern("policy.*"),
+                    Pattern("learning.*"),
                     Pattern("model.*"),
                     Pattern("playbook.*"),
                 ],

@@ -122,11 +122,14 @@ impl Input<'_> {
 
     fn evidence(&self, fact: &Fact) -> Value {
         let mut props = vec![prop("log-index", &fact.index.to_string())];
+        // What is too much to embed is still in the log that the checkpoint covers.
+        let mut resource = "checkpoint".to_owned();
         if let Some(proven) = self.proven.get(&fact.index) {
+            resource = format!("entry {}", fact.index);
             props.push(prop("log-leaf-hash", &hex::encode(merkle::leaf_hash(&proven.body))));
         }
         json!({
-            "href": format!("#{}", self.id(&format!("entry {}", fact.index))),
+            "href": format!("#{}", self.id(&resource)),
             "description": format!(
                 "Log entry {}: at {} {} did {}{}{}",
                 fact.index, time(fact.occurred), fact.actor, fact.action,

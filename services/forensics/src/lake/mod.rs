@@ -3,6 +3,7 @@
 pub mod compact;
 mod files;
 mod prune;
+mod rows;
 pub mod search;
 mod segment;
 mod wal;

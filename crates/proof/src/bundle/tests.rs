@@ -2,8 +2,8 @@ use std::process::Command;
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::custody::CustodyEntry;
+use super::{verify::content, *};
+use crate::{custody::CustodyEntry, tar::Reader};
 
 fn key() -> SigningKey {
     SigningKey::from_pkcs8_pem(&SigningKey::generate_pkcs8_pem().unwrap()).unwrap()
@@ -86,11 +86,7 @@ fn a_sealed_bundle_holds_and_two_seals_are_equal() {
 fn public_tools_verify_it() {
     let key = key();
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(
-        dir.path().join("b.tar"),
-        seal(&key, &manifest(&key), &contents()),
-    )
-    .unwrap();
+    std::fs::write(dir.path().join("b.tar"), seal(&key, &manifest(&key), &contents())).unwrap();
     let run = |script: &str| {
         let out = Command::new("sh")
             .arg("-ec")
@@ -100,8 +96,7 @@ fn public_tools_verify_it() {
             .unwrap();
         (
             out.status.success(),
-            String::from_utf8_lossy(&out.stdout).into_owned()
-                + &String::from_utf8_lossy(&out.stderr),
+            String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr),
         )
     };
     if !run("command -v openssl && command -v sha256sum && command -v tar").0 {
@@ -112,16 +107,11 @@ fn public_tools_verify_it() {
         openssl pkeyutl -verify -pubin -inkey signing-key.pem -rawin -in manifest.json -sigfile manifest.json.sig && \
         openssl pkeyutl -verify -pubin -inkey signing-key.pem -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig";
     let (good, output) = run(verify);
-    assert!(
-        good && output.contains("Signature Verified Successfully"),
-        "{output}"
-    );
-    let (same, id) =
-        run("cd evidence-* && openssl pkey -pubin -in signing-key.pem -outform DER | sha256sum");
+    assert!(good && output.contains("Signature Verified Successfully"), "{output}");
+    let (same, id) = run("cd evidence-* && openssl pkey -pubin -in signing-key.pem -outform DER | sha256sum");
     assert!(same && id.starts_with(&key.public().key_id()), "{id}");
-    let (changed, _) = run(
-        "cd evidence-* && chmod u+w alerts.jsonl && echo >> alerts.jsonl && sha256sum -c SHA256SUMS",
-    );
+    let (changed, _) =
+        run("cd evidence-* && chmod u+w alerts.jsonl && echo >> alerts.jsonl && sha256sum -c SHA256SUMS");
     assert!(!changed);
 }
 
@@ -138,9 +128,7 @@ fn repack(bytes: &[u8], change: impl Fn(&mut Vec<(String, Vec<u8>)>)) -> Vec<u8>
     change(&mut files);
     let mut writer = Writer::new(Vec::new(), mtime);
     for (path, body) in files {
-        writer
-            .file(&path, body.len() as u64, &mut &body[..])
-            .unwrap();
+        writer.file(&path, body.len() as u64, &mut &body[..]).unwrap();
     }
     writer.finish().unwrap()
 }
@@ -149,9 +137,7 @@ fn repack(bytes: &[u8], change: impl Fn(&mut Vec<(String, Vec<u8>)>)) -> Vec<u8>
 fn missing_extra_renamed_and_moved_files_are_found() {
     let key = key();
     let good = seal(&key, &manifest(&key), &contents());
-    let at = |files: &[(String, Vec<u8>)], name: &str| {
-        files.iter().position(|(p, _)| p.ends_with(name)).unwrap()
-    };
+    let at = |files: &[(String, Vec<u8>)], name: &str| files.iter().position(|(p, _)| p.ends_with(name)).unwrap();
     verify_bundle(&repack(&good, |_| {})[..], None).unwrap();
     for name in [
         MANIFEST,
@@ -175,10 +161,7 @@ fn missing_extra_renamed_and_moved_files_are_found() {
         assert!(verify_bundle(&bad[..], None).is_err(), "{name} renamed");
     }
     let bad = repack(&good, |f| f.push(("evidence-0190/more".into(), vec![])));
-    assert!(matches!(
-        verify_bundle(&bad[..], None),
-        Err(BundleError::Extra { .. })
-    ));
+    assert!(matches!(verify_bundle(&bad[..], None), Err(BundleError::Extra { .. })));
     let bad = repack(&good, |f| {
         let last = f.len() - 1;
         f.swap(last, last - 1);
@@ -218,11 +201,7 @@ fn every_flipped_byte_is_found() {
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);
-        assert!(
-            verify_bundle(&bad[..], None).is_err(),
-            "byte {at} of {}",
-            good.len()
-        );
+        assert!(verify_bundle(&bad[..], None).is_err(), "byte {at} of {}", good.len());
     }
 }
 
