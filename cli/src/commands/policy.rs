@@ -103,7 +103,7 @@ pub fn check(file: &Path, printer: &Printer) -> Result<(), CliError> {
         printer.json(&json!({ "valid": checked.is_valid(), "diagnostics": found }));
     } else {
         for diagnostic in &checked.diagnostics {
-            println!("{}: {diagnostic}", file.display());
+            println!("{}:{diagnostic}", file.display());
         }
     }
     let errors = checked.errors().count();
@@ -247,7 +247,7 @@ impl Policy {
 fn documents(file: &Path, expected_version: Option<u64>) -> Result<Vec<String>, CliError> {
     let checked = garrison_ztp::check(&read_text(file)?);
     for diagnostic in &checked.diagnostics {
-        eprintln!("{}: {diagnostic}", file.display());
+        eprintln!("{}:{diagnostic}", file.display());
     }
     if !checked.is_valid() {
         let errors = checked.errors().count();

@@ -1,0 +1,175 @@
+//! The program as a person runs it, in what needs no fleet.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+fn garrison(arguments: &[&str]) -> Output {
+    garrison_in(Path::new("/nonexistent/config.toml"), arguments)
+}
+
+fn garrison_in(config: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_garrison"))
+        .env("GARRISON_CONFIG", config)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn example() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs/examples/lab-policy.yaml")
+        .display()
+        .to_string()
+}
+
+#[test]
+fn the_readme_s_policy_example_has_no_errors_and_says_so_on_stderr() {
+    let output = garrison(&["policy", "check", &example()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "");
+    assert!(stderr(&output).contains("2 policies, no errors"));
+}
+
+#[test]
+fn a_wrong_policy_ends_with_6_and_names_field_line_and_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("wrong.yaml");
+    let text = std::fs::read_to_string(example())
+        .unwrap()
+        .replace("port: 5432", "port: 543210");
+    std::fs::write(&file, text).unwrap();
+    let output = garrison(&["policy", "check", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(6));
+    let said = stdout(&output);
+    assert!(
+        said.contains("spec.ingress[0].ports[0].port") && said.contains("wrong.yaml:16:38: error") && said.contains("GAR-POLICY-"),
+        "{said}"
+    );
+
+    let output = garrison(&["policy", "check", file.to_str().unwrap(), "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["valid"], false);
+    assert!(
+        json["diagnostics"][0]["remedy"]
+            .as_str()
+            .is_some_and(|remedy| !remedy.is_empty())
+    );
+}
+
+#[test]
+fn standard_input_is_taken_for_a_dash() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_garrison"))
+        .args(["policy", "check", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"{").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(6));
+}
+
+#[test]
+fn exit_statuses_tell_usage_configuration_and_login_apart() {
+    assert_eq!(garrison(&["alerts", "lits"]).status.code(), Some(2));
+    let output = garrison(&["alerts", "list"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("/nonexistent/config.toml"));
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    std::fs::write(dir.path().join("ca.pem"), "").unwrap();
+    std::fs::write(&config, "[profiles.default]\nca_file = \"ca.pem\"\n").unwrap();
+    let output = garrison_in(&config, &["alerts", "list"]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr(&output).contains("run `garrison login`"));
+    let output = garrison_in(&config, &["bus", "apply"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("bus"));
+}
+
+#[test]
+fn a_service_that_does_not_answer_ends_with_5() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    std::fs::write(dir.path().join("ca.pem"), "").unwrap();
+    std::fs::write(dir.path().join("password"), "x").unwrap();
+    let text =
+        "[profiles.default]\nca_file = \"ca.pem\"\n[profiles.default.endpoints]\niam = \"https://127.0.0.1:1\"\n";
+    std::fs::write(&config, text).unwrap();
+    let password = dir.path().join("password");
+    let output = garrison_in(
+        &config,
+        &[
+            "login",
+            "ana",
+            "--tenant",
+            "acme",
+            "--password-file",
+            password.to_str().unwrap(),
+        ],
+    );
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert!(stderr(&output).contains("GAR-CLI-0001") && stderr(&output).contains("127.0.0.1:1"));
+}
+
+#[test]
+fn what_is_no_evidence_is_refused_with_6_and_a_missing_file_with_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("not.tar");
+    std::fs::write(&file, b"not an archive").unwrap();
+    for arguments in [["evidence", "verify"], ["audit", "verify"]] {
+        let output = garrison(&[arguments[0], arguments[1], file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(6), "{arguments:?}: {}", stderr(&output));
+        let output = garrison(&[arguments[0], arguments[1], "/nonexistent/file"]);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn completions_and_permissions_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = garrison(&["completion", shell]);
+        assert!(
+            stdout(&output).contains("garrison") && output.status.success(),
+            "{shell}"
+        );
+    }
+    let output = garrison(&[
+        "bus",
+        "permissions",
+        "--trust-domain",
+        "example.org",
+        "--enforcer",
+        "edge-1",
+    ]);
+    assert!(stdout(&output).contains("spiffe://example.org/enforcer/edge-1"));
+    let output = garrison(&[
+        "bus",
+        "permissions",
+        "--trust-domain",
+        "example.org",
+        "--enforcer",
+        "no good",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it_quietly() {
+    let script = format!("'{}' reference | head -n 1", env!("CARGO_BIN_EXE_garrison"));
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(stdout(&output), "# Command line\n");
+    assert_eq!(stderr(&output), "");
+}
