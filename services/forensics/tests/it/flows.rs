@@ -172,3 +172,34 @@ async fn wrong_filters_name_their_field_and_strangers_are_refused() {
         .unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_more_than_is_kept_goes_oldest_first() {
+    let mut world = World::running().await;
+    for part in 0..3 {
+        world.publish("acme", part * 100, (part + 1) * 100).await;
+        let rows = i64::from((part + 1) * 100);
+        world
+            .until("in Parquet", async || world.catalogue("acme").await.1 == rows)
+            .await;
+    }
+    let mut tx = world.db.begin(&tenant("acme")).await.unwrap();
+    let newest: i64 = sqlx::query_scalar("SELECT bytes FROM flow_file ORDER BY stored DESC LIMIT 1")
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+    drop(tx);
+    world.kill();
+    world.lake = format!("roll_interval_ms = 300\nreserve_bytes = 0\nretention_bytes = {newest}");
+    world.start();
+    world.until_ready().await;
+    world
+        .until("deleted", async || world.catalogue("acme").await == (1, 100))
+        .await;
+    let kept = world.until_found("acme", 100).await;
+    assert_eq!(kept[0].flow_id, flow_id(200).to_string());
+    let parquet = files(&world.data)
+        .into_iter()
+        .filter(|f| f.extension().is_some_and(|e| e == "parquet"));
+    assert_eq!(parquet.count(), 1);
+}
