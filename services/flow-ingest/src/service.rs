@@ -101,10 +101,11 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     let drain = Duration::from_millis(config.core.lifecycle.drain_timeout_ms);
     let hurry = CancellationToken::new();
     service.spawn("sensors", {
-        let (shutdown, hurry) = (service.shutdown(), hurry.clone());
+        let (shutdown, hurry, queue) = (service.shutdown(), hurry.clone(), Arc::clone(&queue));
         async move {
             shutdown.cancelled().await;
             stop.store(true, Ordering::Relaxed);
+            queue.stop_waiting();
             // Most of the drain time belongs to the broker, the rest to the spool.
             tokio::spawn(async move {
                 tokio::time::sleep(drain.mul_f32(0.6)).await;

@@ -71,6 +71,7 @@ pub struct Queue {
     arrived: Notify,
     memory: usize,
     closed: AtomicBool,
+    stopping: AtomicBool,
     run: Uuid,
 }
 
@@ -88,6 +89,7 @@ impl Queue {
             arrived: Notify::new(),
             memory,
             closed: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             run: Uuid::new_v4(),
         }
     }
@@ -191,9 +193,14 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// Octets in memory are few enough that a file may go on.
+    /// Octets in memory are few enough that a file may go on. While the service stops nobody is to wait.
     pub fn has_room(&self) -> bool {
-        self.lock().bytes < self.memory / 2
+        self.stopping.load(Ordering::Acquire) || self.lock().bytes < self.memory / 2
+    }
+
+    /// The service stops: files no longer wait for room.
+    pub fn stop_waiting(&self) {
+        self.stopping.store(true, Ordering::Release);
     }
 
     /// Messages wait in numbers, because the broker is behind.

@@ -300,16 +300,6 @@ impl Drop for Ring {
 }
 
 impl Block<'_> {
-    /// The next frame.
-    pub fn next_packet(&mut self) -> Option<Packet<'_>> {
-        loop {
-            let (packet, outgoing) = self.read()?;
-            if !(outgoing && self.filter_outgoing) {
-                return Some(packet);
-            }
-        }
-    }
-
     /// Every frame, handed over a few at a time.
     pub fn bursts(mut self, mut take: impl FnMut(&[Packet<'_>])) {
         loop {
@@ -330,7 +320,7 @@ impl Block<'_> {
         }
     }
 
-    // The packet's lifetime is chosen by the callers above, which end before the block is dropped.
+    // The packet's lifetime is chosen by `bursts`, whose callers cannot keep a packet beyond their call.
     fn read<'p>(&mut self) -> Option<(Packet<'p>, bool)> {
         if self.left == 0 || self.offset + size_of::<libc::tpacket3_hdr>() > BLOCK {
             return None;
@@ -344,7 +334,7 @@ impl Block<'_> {
             return None;
         }
         // SAFETY: the frame lies within the block (checked above), which the kernel does not write to until the block is
-        // dropped; both callers keep the packet no longer than that.
+        // dropped; `bursts` lets the packet go before that.
         let data = unsafe { std::slice::from_raw_parts(self.base.add(start).as_ptr(), len) };
         let address =
             self.offset + libc::TPACKET_ALIGNMENT * size_of::<libc::tpacket3_hdr>().div_ceil(libc::TPACKET_ALIGNMENT);

@@ -1,5 +1,7 @@
 //! The meter: packets in, flow records out. One belongs to one thread and shares nothing.
 
+use std::sync::LazyLock;
+
 use garrison_flow::{FlowRow, FlowState, LossLedger};
 
 use super::{
@@ -390,18 +392,21 @@ fn note_payload(extra: &mut Extra, side: usize, packet: &Decoded<'_>) {
 // How many octets of a side's first payload its entropy is of.
 const ENTROPY_OCTETS: usize = 256;
 
-// Shannon entropy, bits an octet.
+// Shannon entropy, bits an octet, of at most `ENTROPY_OCTETS` octets.
 fn entropy(data: &[u8]) -> f32 {
+    // n log2 n for every count that can occur.
+    static TERMS: LazyLock<[f32; ENTROPY_OCTETS + 1]> =
+        LazyLock::new(|| std::array::from_fn(|n| if n == 0 { 0.0 } else { n as f32 * (n as f32).log2() }));
+    let terms = &*TERMS;
     let mut counts = [0_u16; 256];
     for &octet in data {
         counts[usize::from(octet)] += 1;
     }
-    let total = data.len() as f32;
     let sum: f32 = counts
         .iter()
-        .filter(|&&count| count > 0)
-        .map(|&count| f32::from(count) * f32::from(count).log2())
+        .map(|&count| terms.get(usize::from(count)).copied().unwrap_or_default())
         .sum();
+    let total = data.len() as f32;
     total.log2() - sum / total
 }
 
@@ -475,4 +480,18 @@ fn is_server_port(port: u16) -> bool {
             | 11211
             | 27017
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entropy_is_shannons() {
+        assert_eq!(entropy(b"aaaa"), 0.0);
+        assert_eq!(entropy(b"ab"), 1.0);
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(entropy(&all), 8.0);
+        assert!((entropy(b"aab") - 0.918_296).abs() < 1e-5);
+    }
 }
