@@ -1,0 +1,55 @@
+//! `alert.v1`: models and detectors.
+
+use garrison_proto::alert::v1::{
+    FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ModelPhase, StartLearningRequest,
+};
+
+use super::cases;
+use crate::seed::Side;
+
+cases! {
+    "alert.v1.DetectionService/ListDetectors" => |world| {
+        // The detectors are the program's; how often they spoke is the tenant's. Nobody's spoke yet: the alerts of
+        // these tests do not come from anomaly.
+        let answer = world.globex.admin.detection.clone().list_detectors(ListDetectorsRequest {}).await.unwrap();
+        assert!(!answer.into_inner().detectors.is_empty());
+    };
+    "alert.v1.DetectionService/GetModel" => |world| {
+        assert_eq!(phase(&world.acme).await, ModelPhase::Learning);
+        assert_eq!(phase(&world.globex).await, ModelPhase::Idle);
+    };
+    "alert.v1.DetectionService/FinishLearning" => |world| {
+        // globex is not learning; that acme is must neither help nor hurt.
+        let outcome = world.globex.admin.detection.clone().finish_learning(FinishLearningRequest {}).await;
+        assert!(outcome.is_err(), "{outcome:?}");
+        assert_eq!(phase(&world.acme).await, ModelPhase::Learning);
+    };
+    "alert.v1.DetectionService/StartLearning" => |world| {
+        let before = learnt(&world.acme).await;
+        world.globex.admin.detection.clone().start_learning(StartLearningRequest {}).await.unwrap();
+        assert_eq!(phase(&world.globex).await, ModelPhase::Learning);
+        assert!(learnt(&world.acme).await >= before, "acme's learning began anew");
+    };
+}
+
+async fn phase(side: &Side) -> ModelPhase {
+    let answer = side
+        .admin
+        .detection
+        .clone()
+        .get_model(GetModelRequest {})
+        .await
+        .unwrap();
+    answer.into_inner().model.unwrap().phase()
+}
+
+async fn learnt(side: &Side) -> u64 {
+    let answer = side
+        .admin
+        .detection
+        .clone()
+        .get_model(GetModelRequest {})
+        .await
+        .unwrap();
+    answer.into_inner().model.unwrap().learnt_flows
+}
