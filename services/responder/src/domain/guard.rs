@@ -42,9 +42,16 @@ impl Target {
     }
 }
 
-impl From<IpAddr> for Target {
-    fn from(address: IpAddr) -> Self {
-        Self(IpNet::from(address.to_canonical()))
+impl TryFrom<IpAddr> for Target {
+    type Error = InvalidTarget;
+
+    // Under the same check as text: what is stored is read back as text.
+    fn try_from(address: IpAddr) -> Result<Self, Self::Error> {
+        let net = IpNet::from(address.to_canonical());
+        match special(net) {
+            Some(what) => Err(InvalidTarget::Special(net, what)),
+            None => Ok(Self(net)),
+        }
     }
 }
 
@@ -65,10 +72,10 @@ impl FromStr for Target {
             },
             other => other,
         };
-        if let Some(what) = special(net) {
-            return Err(InvalidTarget::Special(net, what));
+        match special(net) {
+            Some(what) => Err(InvalidTarget::Special(net, what)),
+            None => Ok(Self(net)),
         }
-        Ok(Self(net))
     }
 }
 

@@ -332,7 +332,8 @@ impl Playbook {
             && incident.score >= self.incident_score
     }
 
-    /// What it asks for. Entities without an address cannot be acted on and are passed over.
+    /// What it asks for. Entities without an address that may be acted on are passed over: nobody blocks loopback
+    /// because a packet claimed to come from there.
     pub fn drafts(&self, alert: &AlertFacts) -> Vec<Draft> {
         let mut drafts = Vec::new();
         for planned in &self.actions {
@@ -345,10 +346,13 @@ impl Playbook {
                     .take(MAX_DESTINATIONS)
                     .collect(),
             };
-            for address in addresses {
+            for target in addresses
+                .into_iter()
+                .filter_map(|address| Target::try_from(address).ok())
+            {
                 drafts.push(Draft {
                     action: planned.action,
-                    target: Target::from(address),
+                    target,
                     ttl: planned.ttl,
                     packets_per_second: planned.packets_per_second,
                     priority: planned.priority,

@@ -17,8 +17,9 @@ fn new_response(asked: CreateResponseRequest) -> Result<NewResponse, Status> {
         None => None,
         Some(given) => {
             let whole = Duration::try_seconds(given.seconds)
+                .and_then(|whole| whole.checked_add(&Duration::nanoseconds(i64::from(given.nanos))))
                 .ok_or_else(|| status(AppError::field("ttl", "outside what can be counted")))?;
-            Some(whole + Duration::nanoseconds(i64::from(given.nanos)))
+            Some(whole)
         }
     };
     let request = match asked.request_id.as_str() {

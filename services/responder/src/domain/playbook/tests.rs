@@ -46,6 +46,24 @@ fn reads_a_document_and_drafts_its_actions() {
 }
 
 #[test]
+fn a_source_that_no_action_may_touch_makes_no_draft() {
+    let playbook = Playbook::parse(GOOD).unwrap();
+    for source in [
+        "127.0.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+    ] {
+        let alert = AlertFacts::read(&sample(source, &["10.0.0.2"]), Utc::now()).unwrap();
+        assert!(playbook.drafts(&alert).is_empty(), "{source}");
+    }
+}
+
+#[test]
 fn sides_are_judged_by_the_tenants_networks() {
     let inside = GOOD.replace("minSeverity: high", "source: internal, destination: external");
     let playbook = Playbook::parse(&inside).unwrap();
