@@ -21,23 +21,19 @@ pub async fn begin_attempt(
     now: DateTime<Utc>,
 ) -> Result<AttemptStanding> {
     let operation = "counting a login attempt";
-    // The insert makes the row that the select locks, so that two first attempts queue up as later ones do.
-    sqlx::query(
-        "INSERT INTO login_attempts (tenant_id, login_mac, failures, last_at) VALUES ($1, $2, 0, $3)
-         ON CONFLICT (tenant_id, login_mac) DO NOTHING",
+    // One statement makes the row or locks the one that is there: a login that succeeds meanwhile may delete it, and a
+    // select would then find nothing.
+    let (failures, last_at, locked_until): (i32, DateTime<Utc>, Option<DateTime<Utc>>) = sqlx::query_as(
+        "INSERT INTO login_attempts AS known (tenant_id, login_mac, failures, last_at) VALUES ($1, $2, 0, $3)
+         ON CONFLICT (tenant_id, login_mac) DO UPDATE SET failures = known.failures
+         RETURNING failures, last_at, locked_until",
     )
     .bind(tenant_of(tx))
     .bind(login_mac)
     .bind(now)
-    .execute(&mut **tx)
+    .fetch_one(&mut **tx)
     .await
     .map_err(Error::query(operation))?;
-    let (failures, last_at, locked_until): (i32, DateTime<Utc>, Option<DateTime<Utc>>) =
-        sqlx::query_as("SELECT failures, last_at, locked_until FROM login_attempts WHERE login_mac = $1 FOR UPDATE")
-            .bind(login_mac)
-            .fetch_one(&mut **tx)
-            .await
-            .map_err(Error::query(operation))?;
     if let Some(until) = locked_until.filter(|until| *until > now) {
         return Ok(AttemptStanding::Locked(until));
     }
