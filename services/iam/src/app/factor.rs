@@ -38,6 +38,7 @@ impl Iam {
         self.limit(&tenant, true, "", address).await?;
         let now = self.now();
         let mut tx = self.begin(&tenant, operation).await?;
+        let tenant_enabled = store::hold_enabled(&mut tx).await?;
         let stored = store::find_challenge(&mut tx, token.id)
             .await?
             .filter(|stored| token.matches(&stored.secret_sha256) && now < stored.expires)
@@ -47,9 +48,6 @@ impl Iam {
             .await?
             .ok_or(Error::Challenge)?;
         let user = &account.user;
-        let tenant_enabled = store::find_tenant(&mut tx, tenant.as_str())
-            .await?
-            .is_some_and(|tenant| !tenant.disabled);
         let attempt = |outcome| Attempt {
             outcome,
             user: Some(user.id),

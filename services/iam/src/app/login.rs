@@ -209,7 +209,10 @@ impl Iam {
         let operation = "finishing a login";
         let now = self.now();
         let mut tx = self.begin(tenant, operation).await?;
-        // Read again under lock: an administrator may have changed the account while the password was hashed.
+        // Read again under lock: the tenant or the account may have been changed while the password was hashed.
+        if !store::hold_enabled(&mut tx).await? {
+            return Err(Error::Credentials);
+        }
         let account = store::find_account(&mut tx, verified.user.id)
             .await?
             .filter(|account| !account.user.disabled && account.password_hash == verified.password_hash)

@@ -21,7 +21,7 @@ pub use sessions::{
     find_session_owner, forget_revocations, insert_session, list_open_sessions, list_revocations, record_revocation,
     rotate_session,
 };
-pub use tenants::{find_tenant, insert_tenant, list_tenants, set_tenant_disabled};
+pub use tenants::{find_tenant, hold_enabled, insert_tenant, list_tenants, set_tenant_disabled};
 pub use users::{
     Account, NewUser, count_active_admins, find_account, find_account_by_login, insert_user, list_accounts,
     lock_tenant, record_login, set_disabled, set_password, set_roles, set_totp_pending, set_totp_step, store_totp,

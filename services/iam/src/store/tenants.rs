@@ -37,6 +37,18 @@ pub async fn find_tenant(tx: &mut Tx<'_>, id: &str) -> Result<Option<Tenant>> {
         .transpose()
 }
 
+/// Whether the transaction's own tenant is enabled, which then holds until its end: who disables the tenant waits, and
+/// so sees the sessions that were opened. To be asked before an account is locked, as `lock_tenant` is.
+pub async fn hold_enabled(tx: &mut Tx<'_>) -> Result<bool> {
+    let id = tenant_of(tx);
+    let disabled: Option<bool> = sqlx::query_scalar("SELECT disabled FROM tenants WHERE tenant_id = $1 FOR SHARE")
+        .bind(id)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(Error::query("holding a tenant"))?;
+    Ok(disabled == Some(false))
+}
+
 /// Tenants after an id, in order.
 pub async fn list_tenants(tx: &mut Tx<'_>, after: &str, limit: i64) -> Result<Vec<Tenant>> {
     sqlx::query_as::<_, Row>(
