@@ -416,6 +416,8 @@ mod tests {
             assert_eq!(time(Some(0), Some(-1), 7), 6_000_000_000);
             assert_eq!(time(Some(0x81), None, 3), 1_500_000_000);
             assert_eq!(time(Some(12), None, 5_000), 5);
+            assert_eq!(time(None, Some(i64::MIN / 1_000_000_000), 0), 0);
+            assert_eq!(time(None, Some(i64::MAX / 1_000_000_000), 0), 1 << 62);
         }
     }
 

@@ -214,6 +214,9 @@ impl Interface {
             0 => (ticks as i64).wrapping_mul(self.scale),
             units => (u128::from(ticks) * 1_000_000_000 / u128::from(units)) as i64,
         };
-        nanoseconds.wrapping_add(self.offset.wrapping_mul(1_000_000_000))
+        // A file may say any time. From 1970 to 2116 there is room to add to it and to subtract any other.
+        nanoseconds
+            .wrapping_add(self.offset.wrapping_mul(1_000_000_000))
+            .clamp(0, 1 << 62)
     }
 }
