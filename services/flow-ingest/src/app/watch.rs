@@ -10,7 +10,10 @@ use std::{
 
 use super::{recorder::Recorder, sensor::Sensor};
 use crate::{
-    capture::afpacket::{Ring, RingOptions, wait},
+    capture::{
+        CaptureError,
+        afpacket::{Interface, Ring, RingOptions, wait},
+    },
     domain::{Meter, record::EndReason},
 };
 
@@ -19,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long the worker sleeps at most, with flows in the table and without.
 const NAP: Duration = Duration::from_millis(20);
 const SLEEP: Duration = Duration::from_millis(200);
-/// Blocks taken from one ring before the next one has its turn.
+/// Blocks taken before timers and batches have their turn.
 const TURN: usize = 8;
 
 /// Nanoseconds since the epoch.
@@ -29,10 +32,11 @@ pub fn now() -> i64 {
         .map_or(0, |since| since.as_nanos() as i64)
 }
 
-struct Interfaces {
-    rings: Vec<Ring>,
-    missing: Vec<String>,
+struct Capture {
+    names: Vec<String>,
     options: RingOptions,
+    ring: Option<Ring>,
+    listening: Vec<Interface>,
     looked: Option<Instant>,
     dropped: u64,
     problem: Option<String>,
@@ -47,18 +51,19 @@ pub fn watch(
     mut recorder: Recorder,
     stop: &AtomicBool,
 ) {
-    let mut interfaces = Interfaces {
-        rings: Vec::new(),
-        missing: interfaces,
+    let mut capture = Capture {
+        names: interfaces,
         options,
+        ring: None,
+        listening: Vec::new(),
         looked: None,
         dropped: 0,
         problem: None,
     };
     while !stop.load(Ordering::Relaxed) {
-        interfaces.look(sensor);
+        capture.look(sensor);
         let mut busy = false;
-        for ring in &mut interfaces.rings {
+        if let Some(ring) = &mut capture.ring {
             for _ in 0..TURN {
                 let Some(block) = ring.block() else { break };
                 busy = true;
@@ -66,66 +71,35 @@ pub fn watch(
             }
         }
         meter.tick(now(), &mut recorder);
-        recorder.note(&meter, interfaces.dropped);
+        recorder.note(&meter, capture.dropped);
         let due = recorder.flush_due(Instant::now());
         if !busy {
             let nap = if meter.active_flows() == 0 { SLEEP } else { NAP };
             let until_due = due.map_or(nap, |due| due.saturating_duration_since(Instant::now()));
-            wait(&interfaces.rings, nap.min(until_due));
+            match &capture.ring {
+                Some(ring) => wait(ring, nap.min(until_due)),
+                None => std::thread::sleep(nap.min(until_due)),
+            }
         }
     }
-    interfaces.count_drops();
+    capture.count_drops();
     meter.finish(EndReason::Shutdown, &mut recorder);
-    recorder.note(&meter, interfaces.dropped);
+    recorder.note(&meter, capture.dropped);
     recorder.flush();
 }
 
-impl Interfaces {
-    // Opens what is missing, closes what is gone, asks the kernel for its drops.
+impl Capture {
+    // Follows interfaces that come and go, and asks the kernel for its drops.
     fn look(&mut self, sensor: &Sensor) {
         if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
             return;
         }
         self.looked = Some(Instant::now());
         self.count_drops();
-        let mut problem = None;
-        for i in (0..self.rings.len()).rev() {
-            if let Some(error) = self.rings[i].take_error() {
-                tracing::warn!(sensor = sensor.id, interface = self.rings[i].interface(), %error, "the interface is down");
-            }
-            if self.rings[i].is_orphaned() {
-                let ring = self.rings.swap_remove(i);
-                tracing::warn!(
-                    sensor = sensor.id,
-                    interface = ring.interface(),
-                    "the interface is gone; waiting for it"
-                );
-                self.missing.push(ring.interface().to_owned());
-            }
-        }
-        for i in (0..self.missing.len()).rev() {
-            match Ring::open(&self.missing[i], &self.options) {
-                Ok(ring) => {
-                    tracing::info!(
-                        sensor = sensor.id,
-                        interface = ring.interface(),
-                        link = ring.link().name(),
-                        "capturing"
-                    );
-                    let link = ring.link();
-                    sensor.update(|status| status.link = Some(link));
-                    self.rings.push(ring);
-                    self.missing.swap_remove(i);
-                }
-                Err(error) => {
-                    let mut text = error.to_string();
-                    if let Some(cause) = std::error::Error::source(&error) {
-                        text.push_str(&format!(": {cause}"));
-                    }
-                    problem = Some(text);
-                }
-            }
-        }
+        let problem = self.follow(sensor).err().map(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            format!("{error}{}", cause.unwrap_or_default())
+        });
         if problem != self.problem {
             if let Some(problem) = &problem {
                 tracing::warn!(
@@ -139,12 +113,49 @@ impl Interfaces {
         }
     }
 
-    fn count_drops(&mut self) {
-        for ring in &self.rings {
-            // A ring whose interface is gone has no more to say.
-            if let Ok(drops) = ring.drops() {
-                self.dropped += drops.dropped;
+    fn follow(&mut self, sensor: &Sensor) -> Result<(), CaptureError> {
+        let mut missing = None;
+        let mut found = Vec::new();
+        for name in &self.names {
+            match Interface::find(name) {
+                Ok(interface) => found.push(interface),
+                Err(error) => missing = Some(error),
             }
+        }
+        if self.ring.is_none() {
+            self.ring = Some(Ring::open(&sensor.id, &self.options)?);
+        }
+        if let Some(ring) = self.ring.as_ref().filter(|_| found != self.listening) {
+            let refused = |operation| {
+                let sensor = sensor.id.clone();
+                move |source| CaptureError::Socket {
+                    sensor,
+                    operation,
+                    source,
+                }
+            };
+            let indices: Vec<u32> = found.iter().map(|interface| interface.index).collect();
+            ring.listen_on(&indices).map_err(refused("setting a filter"))?;
+            if self.options.promiscuous {
+                for new in found.iter().filter(|interface| !self.listening.contains(interface)) {
+                    ring.promiscuous(new.index).map_err(refused("promiscuous mode"))?;
+                }
+            }
+            let (of, present) = (self.names.len(), found.len());
+            tracing::info!(sensor = sensor.id, source = sensor.source, present, of, "capturing");
+            let link = found.first().map(|interface| interface.link);
+            sensor.update(|status| status.link = link);
+            self.listening = found;
+        }
+        match missing {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    fn count_drops(&mut self) {
+        if let Some(Ok(drops)) = self.ring.as_ref().map(Ring::drops) {
+            self.dropped += drops.dropped;
         }
     }
 }

@@ -37,16 +37,15 @@ pub struct RingOptions {
 const BLOCK: usize = 1 << 17;
 const FRAME: usize = 1 << 11;
 
-/// A capture ring on one interface.
+/// A capture ring. One ring serves all interfaces of a sensor, because that keeps their packets in the order in which
+/// they came: with a ring for each, an answer could be read before its question.
 pub struct Ring {
     socket: OwnedFd,
     map: NonNull<u8>,
     len: usize,
     blocks: usize,
     next: usize,
-    link: LinkType,
-    index: u32,
-    interface: String,
+    snaplen: u32,
     filter_outgoing: bool,
 }
 
@@ -59,7 +58,6 @@ pub struct Block<'a> {
     base: NonNull<u8>,
     offset: usize,
     left: u32,
-    link: LinkType,
     filter_outgoing: bool,
     status: &'a AtomicU32,
 }
@@ -82,26 +80,12 @@ pub fn interface_index(name: &str) -> Option<u32> {
 }
 
 impl Ring {
-    /// Opens a ring on an interface.
+    /// Opens a ring that takes from no interface yet. `sensor` is what errors call it.
     ///
     /// # Errors
-    /// [`CaptureError`] names the interface and what the kernel refused.
-    pub fn open(interface: &str, options: &RingOptions) -> Result<Self, CaptureError> {
-        let fail = |operation| {
-            let interface = interface.to_owned();
-            move |source: io::Error| match source.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => CaptureError::Forbidden { interface, source },
-                Some(libc::ENODEV | libc::ENXIO) => CaptureError::NoInterface { interface },
-                _ => CaptureError::Socket {
-                    interface,
-                    operation,
-                    source,
-                },
-            }
-        };
-        let index = interface_index(interface).ok_or_else(|| CaptureError::NoInterface {
-            interface: interface.to_owned(),
-        })?;
+    /// [`CaptureError`] says what the kernel refused.
+    pub fn open(sensor: &str, options: &RingOptions) -> Result<Self, CaptureError> {
+        let fail = |operation| refusal(sensor, operation);
         // Protocol 0: nothing arrives before the ring is there and the socket is bound.
         // SAFETY: a system call without pointers.
         let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
@@ -110,7 +94,6 @@ impl Ring {
         }
         // SAFETY: the descriptor was just made and belongs to nobody else.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        let link = link_type(&socket, interface)?;
         let version = libc::tpacket_versions::TPACKET_V3 as libc::c_int;
         set(&socket, libc::PACKET_VERSION, &version).map_err(fail("choosing TPACKET_V3"))?;
         let mut filter_outgoing = false;
@@ -119,7 +102,7 @@ impl Ring {
             let on: libc::c_int = 1;
             filter_outgoing = set(&socket, libc::PACKET_IGNORE_OUTGOING, &on).is_err();
         }
-        cut_to(&socket, options.snaplen).map_err(fail("setting the snap length"))?;
+        accept(&socket, &[], options.snaplen).map_err(fail("setting a filter"))?;
         let blocks = options.bytes.div_ceil(BLOCK).clamp(2, 8192);
         let request = libc::tpacket_req3 {
             tp_block_size: BLOCK as u32,
@@ -156,29 +139,44 @@ impl Ring {
             len,
             blocks,
             next: 0,
-            link,
-            index,
-            interface: interface.to_owned(),
+            snaplen: options.snaplen,
             filter_outgoing,
         };
-        if options.promiscuous {
-            let membership = libc::packet_mreq {
-                mr_ifindex: index as libc::c_int,
-                mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
-                mr_alen: 0,
-                mr_address: [0; 8],
-            };
-            set(&ring.socket, libc::PACKET_ADD_MEMBERSHIP, &membership).map_err(fail("promiscuous mode"))?;
-        }
         ring.bind().map_err(fail("binding the packet socket"))?;
         Ok(ring)
+    }
+
+    /// Takes from these interfaces, by their numbers, and from no other.
+    ///
+    /// # Errors
+    /// When the kernel refuses the filter, or beyond 250 interfaces.
+    pub fn listen_on(&self, indices: &[u32]) -> io::Result<()> {
+        if indices.len() > MAX_INTERFACES {
+            return Err(io::Error::other("a sensor takes at most 250 interfaces"));
+        }
+        accept(&self.socket, indices, self.snaplen)
+    }
+
+    /// Also takes frames that are not for this host, while the interface lasts.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn promiscuous(&self, index: u32) -> io::Result<()> {
+        let membership = libc::packet_mreq {
+            mr_ifindex: index as libc::c_int,
+            mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        set(&self.socket, libc::PACKET_ADD_MEMBERSHIP, &membership)
     }
 
     fn bind(&self) -> io::Result<()> {
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as libc::c_ushort,
             sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
-            sll_ifindex: self.index as libc::c_int,
+            // All interfaces; the filter chooses.
+            sll_ifindex: 0,
             sll_hatype: 0,
             sll_pkttype: 0,
             sll_halen: 0,
@@ -197,21 +195,6 @@ impl Ring {
         } else {
             Err(io::Error::last_os_error())
         }
-    }
-
-    /// How its frames begin.
-    pub fn link(&self) -> LinkType {
-        self.link
-    }
-
-    /// The interface's name.
-    pub fn interface(&self) -> &str {
-        &self.interface
-    }
-
-    /// The interface it was opened on is gone, or another one has its name now.
-    pub fn is_orphaned(&self) -> bool {
-        interface_index(&self.interface) != Some(self.index)
     }
 
     /// The next block the kernel has filled, if any.
@@ -237,7 +220,6 @@ impl Ring {
             base,
             offset: header.offset_to_first_pkt as usize,
             left: header.num_pkts,
-            link: self.link,
             filter_outgoing: self.filter_outgoing,
             status,
         })
@@ -270,23 +252,6 @@ impl Ring {
             }),
             _ => Err(io::Error::last_os_error()),
         }
-    }
-
-    /// Takes the error the kernel noted on the socket, such as that the interface went down.
-    pub fn take_error(&self) -> Option<io::Error> {
-        let mut error: libc::c_int = 0;
-        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` octets into `error`, which is that long.
-        unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ERROR,
-                (&raw mut error).cast(),
-                &raw mut len,
-            );
-        }
-        (error != 0).then(|| io::Error::from_raw_os_error(error))
     }
 }
 
@@ -336,15 +301,19 @@ impl Block<'_> {
         // SAFETY: the frame lies within the block (checked above), which the kernel does not write to until the block is
         // dropped; `bursts` lets the packet go before that.
         let data = unsafe { std::slice::from_raw_parts(self.base.add(start).as_ptr(), len) };
-        let address =
-            self.offset + libc::TPACKET_ALIGNMENT * size_of::<libc::tpacket3_hdr>().div_ceil(libc::TPACKET_ALIGNMENT);
-        let kind = address + offset_of!(libc::sockaddr_ll, sll_pkttype);
-        // SAFETY: as above; the sender's address follows the header within the block.
-        let outgoing = kind < BLOCK && unsafe { self.base.add(kind).read() } == libc::PACKET_OUTGOING;
+        let address = self.offset + size_of::<libc::tpacket3_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
+        if address + size_of::<libc::sockaddr_ll>() > BLOCK {
+            return None;
+        }
+        // SAFETY: the kernel puts the sender's address behind the header; it lies within the block (checked above) and is
+        // read unaligned.
+        let address = unsafe { self.base.add(address).cast::<libc::sockaddr_ll>().read_unaligned() };
+        let outgoing = address.sll_pkttype == libc::PACKET_OUTGOING;
         let tagged = header.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
         let packet = Packet {
             time: i64::from(header.tp_sec) * 1_000_000_000 + i64::from(header.tp_nsec),
-            link: self.link,
+            // Interfaces of other kinds were not listened on.
+            link: link_type(address.sll_hatype).unwrap_or(LinkType::Raw),
             data,
             wire_len: header.tp_len.max(header.tp_snaplen),
             vlan_tci: tagged.then_some(header.hv1.tp_vlan_tci as u16),
@@ -365,28 +334,32 @@ impl Drop for Block<'_> {
     }
 }
 
-/// Waits until a ring has a block or `timeout` is over.
-pub fn wait(rings: &[Ring], timeout: Duration) {
-    let mut polls: Vec<libc::pollfd> = rings
-        .iter()
-        .map(|ring| libc::pollfd {
-            fd: ring.socket.as_raw_fd(),
-            events: libc::POLLIN | libc::POLLERR,
-            revents: 0,
-        })
-        .collect();
+/// Waits until the ring has a block or `timeout` is over.
+pub fn wait(ring: &Ring, timeout: Duration) {
+    let mut poll = libc::pollfd {
+        fd: ring.socket.as_raw_fd(),
+        events: libc::POLLIN | libc::POLLERR,
+        revents: 0,
+    };
     let timeout = libc::timespec {
         tv_sec: timeout.as_secs() as libc::time_t,
         tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),
     };
-    // SAFETY: the array is as long as said and the timeout lives through the call; the signal mask is left alone.
+    // SAFETY: one descriptor is given and both arguments live through the call; the signal mask is left alone.
     unsafe {
-        libc::ppoll(
-            polls.as_mut_ptr(),
-            polls.len() as libc::nfds_t,
-            &raw const timeout,
-            std::ptr::null(),
-        );
+        libc::ppoll(&raw mut poll, 1, &raw const timeout, std::ptr::null());
+    }
+}
+
+fn refusal(sensor: &str, operation: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
+    let sensor = sensor.to_owned();
+    move |source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => CaptureError::Forbidden { sensor, source },
+        _ => CaptureError::Socket {
+            sensor,
+            operation,
+            source,
+        },
     }
 }
 
@@ -412,17 +385,28 @@ fn set_level<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value
     }
 }
 
-// A filter of one instruction, "return snaplen", cuts every frame in the kernel.
-fn cut_to(socket: &OwnedFd, snaplen: u32) -> io::Result<()> {
-    let mut filter = libc::sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
-        jt: 0,
+const MAX_INTERFACES: usize = 250;
+
+// A filter: is the interface's number one of these, then the first octets of the frame, else nothing.
+fn accept(socket: &OwnedFd, indices: &[u32], snaplen: u32) -> io::Result<()> {
+    let step = |code: u32, jt: usize, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: jt as u8,
         jf: 0,
-        k: snaplen.max(64),
+        k,
     };
+    let number = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX) as u32;
+    let mut filter = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, number)];
+    for (place, index) in indices.iter().enumerate() {
+        // On equality over the remaining comparisons and the refusal.
+        let over = indices.len() - place;
+        filter.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, over, *index));
+    }
+    filter.push(step(libc::BPF_RET | libc::BPF_K, 0, 0));
+    filter.push(step(libc::BPF_RET | libc::BPF_K, 0, snaplen.max(64)));
     let program = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut filter,
+        len: filter.len() as libc::c_ushort,
+        filter: filter.as_mut_ptr(),
     };
     set_level(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
@@ -430,33 +414,64 @@ fn cut_to(socket: &OwnedFd, snaplen: u32) -> io::Result<()> {
 // linux/if_arp.h.
 const ARPHRD_RAWIP: u16 = 519;
 
-fn link_type(socket: &OwnedFd, interface: &str) -> Result<LinkType, CaptureError> {
-    // SAFETY: all zeros is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (place, octet) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
-        *place = octet as libc::c_char;
-    }
-    // SAFETY: the request is a whole `ifreq` with a name that ends with NUL; the kernel fills in the address.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) };
-    if result != 0 {
-        return Err(CaptureError::NoInterface {
-            interface: interface.to_owned(),
-        });
-    }
-    // SAFETY: SIOCGIFHWADDR fills in this member of the union.
-    let hardware = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
+fn link_type(hardware: u16) -> Option<LinkType> {
     match hardware {
-        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(LinkType::Ethernet),
+        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Some(LinkType::Ethernet),
         // Tunnels whose frames begin with IP.
         libc::ARPHRD_NONE
         | libc::ARPHRD_TUNNEL
         | libc::ARPHRD_TUNNEL6
         | libc::ARPHRD_SIT
         | libc::ARPHRD_PPP
-        | ARPHRD_RAWIP => Ok(LinkType::Raw),
-        _ => Err(CaptureError::Hardware {
-            interface: interface.to_owned(),
-            hardware,
-        }),
+        | ARPHRD_RAWIP => Some(LinkType::Raw),
+        _ => None,
+    }
+}
+
+/// An interface that can be captured on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// How its frames begin.
+    pub link: LinkType,
+}
+
+impl Interface {
+    /// Looks an interface up.
+    ///
+    /// # Errors
+    /// [`CaptureError`] when there is none with this name, or its frames cannot be read.
+    pub fn find(name: &str) -> Result<Self, CaptureError> {
+        let missing = || CaptureError::NoInterface {
+            interface: name.to_owned(),
+        };
+        let index = interface_index(name).ok_or_else(missing)?;
+        // SAFETY: a system call without pointers.
+        let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if socket < 0 {
+            return Err(refusal(name, "opening a socket")(io::Error::last_os_error()));
+        }
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        // SAFETY: all zeros is a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (place, octet) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+            *place = octet as libc::c_char;
+        }
+        // SAFETY: the request is a whole `ifreq` with a name that ends with NUL; the kernel fills in the address.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) };
+        if result != 0 {
+            return Err(missing());
+        }
+        // SAFETY: SIOCGIFHWADDR fills in this member of the union.
+        let hardware = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
+        match link_type(hardware) {
+            Some(link) => Ok(Self { index, link }),
+            None => Err(CaptureError::Hardware {
+                interface: name.to_owned(),
+                hardware,
+            }),
+        }
     }
 }

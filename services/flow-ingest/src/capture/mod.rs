@@ -151,12 +151,12 @@ pub enum CaptureError {
     },
     /// The process may not capture.
     #[error(
-        "GAR-FLOW-0011: capturing on {interface:?} needs the capability CAP_NET_RAW (and CAP_NET_ADMIN for \
+        "GAR-FLOW-0011: sensor {sensor:?} may not capture: it needs the capability CAP_NET_RAW (and CAP_NET_ADMIN for \
          promiscuous mode)"
     )]
     Forbidden {
-        /// The interface.
-        interface: String,
+        /// The sensor.
+        sensor: String,
         /// What the kernel said.
         #[source]
         source: std::io::Error,
@@ -170,10 +170,10 @@ pub enum CaptureError {
         hardware: u16,
     },
     /// The kernel refused a capture socket.
-    #[error("GAR-FLOW-0013: {operation} failed for interface {interface:?}")]
+    #[error("GAR-FLOW-0013: {operation} failed for sensor {sensor:?}")]
     Socket {
-        /// The interface.
-        interface: String,
+        /// The sensor.
+        sensor: String,
         /// What was tried.
         operation: &'static str,
         /// Why.

@@ -24,6 +24,7 @@ use flow_ingest::{
     domain::{Limits, Meter},
 };
 use garrison_flow::{FlowBatch, decode};
+use garrison_testkit::lab::Node;
 
 use crate::craft;
 
@@ -288,6 +289,56 @@ fn send(interface: &str, frame: &[u8]) {
         assert_eq!(sent, frame.len() as isize);
         libc::close(socket);
     }
+}
+
+#[test]
+fn on_a_router_forwarded_packets_count_once_and_directions_meet() {
+    in_a_namespace("live::inside_router");
+}
+
+#[test]
+#[ignore = "run by on_a_router_forwarded_packets_count_once_and_directions_meet in a namespace of its own"]
+fn inside_router() {
+    ip("link set lo up");
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    let client = Node::attach("client", [10, 1, 0, 2].into()).unwrap();
+    let server = Node::attach("server", [10, 2, 0, 2].into()).unwrap();
+    let watching = Watching::start(&[client.router_interface(), server.router_interface()]);
+    watching.capturing();
+    let listener = server.run(|| TcpListener::bind("10.2.0.2:8080").unwrap()).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 64];
+        assert!(stream.read(&mut request).unwrap() > 0);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+            .unwrap();
+    });
+    client
+        .run(|| {
+            let mut stream = TcpStream::connect("10.2.0.2:8080").unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+        })
+        .unwrap();
+    serving.join().unwrap();
+    // Neighbour discovery is captured too, so a number of packets says nothing: give the last ones time.
+    watching.until("packets", |s| s.status().counts.received >= 10);
+    std::thread::sleep(Duration::from_millis(100));
+    let (sensor, batches) = watching.finish();
+    let rows: Vec<_> = batches.iter().flat_map(FlowBatch::rows).collect();
+    let flows: Vec<_> = rows
+        .iter()
+        .filter(|row| row.protocol == 6 && row.end_reason.is_some())
+        .collect();
+    assert_eq!(flows.len(), 1, "one flow, seen from both sides");
+    let flow = flows[0];
+    assert_eq!((flow.src_ip.to_string(), flow.dst_port), ("10.1.0.2".to_owned(), 8080));
+    assert_eq!((flow.conn_state, flow.http_status), (Some("SF"), Some(200)));
+    // A packet counted on both interfaces would look like a repeat.
+    assert_eq!((flow.src_retransmits, flow.dst_retransmits), (Some(0), Some(0)));
+    assert_eq!(sensor.ledger().dropped_by_kernel, 0);
 }
 
 #[test]
