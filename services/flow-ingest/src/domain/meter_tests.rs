@@ -242,6 +242,21 @@ fn the_opener_is_the_client_even_if_its_first_packet_was_missed() {
 }
 
 #[test]
+fn an_answer_captured_before_its_question_does_no_harm() {
+    let mut lab = Lab::new(Limits::default());
+    lab.tcp(SERVER, CLIENT, SYN | ACK, 499, 100, b"");
+    lab.tcp(CLIENT, SERVER, SYN, 99, 0, b"");
+    lab.tcp(CLIENT, SERVER, ACK, 100, 500, b"");
+    lab.tcp(CLIENT, SERVER, FIN | ACK, 100, 500, b"");
+    lab.tcp(SERVER, CLIENT, FIN | ACK, 500, 101, b"");
+    let (batch, counts) = lab.finished();
+    assert_eq!(counts.opened, 1);
+    let last = batch.row(batch.len() - 1);
+    assert_eq!((last.src_port, last.conn_state), (40_000, Some("SF")));
+    assert_eq!(last.history, Some("^hSAFf"));
+}
+
+#[test]
 fn ports_used_again_make_another_flow() {
     let mut lab = Lab::new(Limits::default());
     for seq in [1000, 70_000] {

@@ -226,7 +226,13 @@ fn transition(flow: &mut Flow, side: usize, tcp: &TcpHeader, len: u32) -> Effect
         Inactive => {
             if syn {
                 if side == 0 {
-                    set(flow, 0, if ack { SynAckSent } else { SynSent });
+                    let opened = match (ack, peer) {
+                        (true, _) => SynAckSent,
+                        // The answer was captured before the question.
+                        (false, Established) => Established,
+                        (false, _) => SynSent,
+                    };
+                    set(flow, 0, opened);
                 } else {
                     // A SYN that answers a SYN-ACK comes from the real opener.
                     if matches!(peer, SynSent | SynAckSent) {
