@@ -20,7 +20,9 @@ pub fn free_port() -> std::io::Result<u16> {
     let _ = NEXT.compare_exchange(u32::MAX, beginning() % size, Ordering::Relaxed, Ordering::Relaxed);
     let mut refused = std::io::Error::other("no port was tried");
     for _ in 0..size {
-        let next = NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| Some((next + 1) % size)).unwrap_or_default();
+        let next = NEXT
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| Some((next + 1) % size))
+            .unwrap_or_default();
         let port = (RANGE.start + next) as u16;
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             Ok(_) => return Ok(port),
@@ -31,7 +33,10 @@ pub fn free_port() -> std::io::Result<u16> {
 }
 
 fn beginning() -> u32 {
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .subsec_nanos();
     nanos ^ std::process::id().wrapping_mul(2_654_435_761)
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::TryStreamExt as _;
 use garrison_bus::Bus;
 use garrison_proof::{Checkpoint, ExportOptions, VerifierKey, export::ExportWriter, verify_export};
 use garrison_proto::{
@@ -18,7 +19,6 @@ use garrison_proto::{
     },
 };
 use garrison_testkit::Fleet;
-use futures::TryStreamExt as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::Value;
 use uuid::Uuid;
@@ -58,11 +58,20 @@ fn killed_anywhere_the_loop_does_everything_once() {
         let mut options = options(&dir, false);
         options.extra.insert("flow-ingest".to_owned(), sensors(&dir));
         let fleet = prepare(options).await;
-        let mut services: Vec<Program> = programs().into_iter().map(|name| Program::start(&fleet, name)).collect();
+        let mut services: Vec<Program> = programs()
+            .into_iter()
+            .map(|name| Program::start(&fleet, name))
+            .collect();
         wait_ready(&mut services, Duration::from_secs(90));
         let doors = Doors::of(&fleet);
         let desk = log_in(&fleet, &doors, ACME, "admin").await;
-        let early = desk.log.clone().get_checkpoint(GetCheckpointRequest {}).await.unwrap().into_inner();
+        let early = desk
+            .log
+            .clone()
+            .get_checkpoint(GetCheckpointRequest {})
+            .await
+            .unwrap()
+            .into_inner();
 
         let mut chaos = Chaos {
             dice: StdRng::seed_from_u64(seed),
@@ -80,7 +89,9 @@ fn killed_anywhere_the_loop_does_everything_once() {
         chaos.settles().await;
         chaos.incidents_are_consistent().await;
         chaos.rules_are_in_the_kernel_once().await;
-        chaos.log_has_everything_once(&early.checkpoint, &early.verifier_key).await;
+        chaos
+            .log_has_everything_once(&early.checkpoint, &early.verifier_key)
+            .await;
         chaos.bundles_are_whole().await;
         chaos.undone_once().await;
         traces::assert_no_secrets(&chaos.fleet, &[&chaos.desk]);
@@ -123,7 +134,8 @@ impl Chaos {
         }
         if self.deck.is_empty() {
             self.deck = self.services.iter().map(|service| service.name().to_owned()).collect();
-            self.deck.extend(["responder", "enforcer", "nats", "postgres"].map(str::to_owned));
+            self.deck
+                .extend(["responder", "enforcer", "nats", "postgres"].map(str::to_owned));
             self.deck.shuffle(&mut self.dice);
         }
         let victim = self.deck.pop().unwrap();
@@ -158,7 +170,12 @@ impl Chaos {
     }
 
     async fn ask_for_evidence(&mut self) {
-        let list = self.desk.incidents.clone().list_incidents(ListIncidentsRequest::default()).await;
+        let list = self
+            .desk
+            .incidents
+            .clone()
+            .list_incidents(ListIncidentsRequest::default())
+            .await;
         let Ok(list) = list else { return };
         if let Some(incident) = list.into_inner().incidents.first() {
             let request = CreateBundleRequest {
@@ -199,7 +216,9 @@ impl Chaos {
         until(limit, "empty outboxes", || async {
             let mut left = 0;
             for schema in ["anomaly", "policy", "responder", "forensics", "compliance", "iam"] {
-                left += column(&self.fleet, &format!("select id::text from {schema}.outbox")).await.len();
+                left += column(&self.fleet, &format!("select id::text from {schema}.outbox"))
+                    .await
+                    .len();
             }
             (left == 0).then_some(())
         })
@@ -226,11 +245,19 @@ impl Chaos {
 
     async fn incidents_are_consistent(&self) {
         let incidents = self.incidents().await;
-        let living: Vec<&Incident> = incidents.iter().filter(|incident| incident.merged_into.is_empty()).collect();
+        let living: Vec<&Incident> = incidents
+            .iter()
+            .filter(|incident| incident.merged_into.is_empty())
+            .collect();
         let mut homes = BTreeMap::new();
         for incident in &living {
             let ids: BTreeSet<&String> = incident.alert_ids.iter().collect();
-            assert_eq!(ids.len(), incident.alert_ids.len(), "an alert is twice in {}", incident.name);
+            assert_eq!(
+                ids.len(),
+                incident.alert_ids.len(),
+                "an alert is twice in {}",
+                incident.name
+            );
             assert_eq!(ids.len() as u64, incident.alert_count, "{incident:?}");
             for id in ids {
                 let other = homes.insert(id.clone(), incident.name.clone());
@@ -253,21 +280,42 @@ impl Chaos {
         assert_eq!(targets, wanted, "not exactly one response for each source");
         // One for each fallen host, with its attacker's; the others stand alone.
         let both = living.iter().filter(|incident| incident.alert_count == 2).count();
-        assert_eq!(both, ROUNDS, "victims that went on are not in their attackers' incidents");
+        assert_eq!(
+            both, ROUNDS,
+            "victims that went on are not in their attackers' incidents"
+        );
         for response in &responses {
             let target: Ipv4Addr = plain(&response.target).parse().unwrap();
-            assert!(self.alerts.values().any(|order| *order == (target, response.action())), "{response:?}");
             assert!(
-                living.iter().any(|incident| incident.responses.contains(&response.name)),
+                self.alerts.values().any(|order| *order == (target, response.action())),
+                "{response:?}"
+            );
+            assert!(
+                living
+                    .iter()
+                    .any(|incident| incident.responses.contains(&response.name)),
                 "{} belongs to no incident",
                 response.name
             );
             let reached = |state: ResponseState| response.history.iter().filter(|step| step.state() == state).count();
-            let steps = [ResponseState::PendingApproval, ResponseState::Dispatched, ResponseState::Applied];
-            let wanted = if response.action() == Action::Block { [0, 1, 1] } else { [1, 0, 0] };
+            let steps = [
+                ResponseState::PendingApproval,
+                ResponseState::Dispatched,
+                ResponseState::Applied,
+            ];
+            let wanted = if response.action() == Action::Block {
+                [0, 1, 1]
+            } else {
+                [1, 0, 0]
+            };
             assert_eq!(steps.map(reached), wanted, "{:#?}", response.history);
         }
-        eprintln!("{} alerts, {} incidents, {} responses", homes.len(), living.len(), responses.len());
+        eprintln!(
+            "{} alerts, {} incidents, {} responses",
+            homes.len(),
+            living.len(),
+            responses.len()
+        );
     }
 
     fn blocks(&self) -> Vec<Ipv4Addr> {
@@ -288,21 +336,28 @@ impl Chaos {
         let responses = self.responses().await;
         // The last records may still be on their way.
         until(limit, "the last records in the log", || async {
-            let applied = self.actions().await.into_iter().filter(|(action, _)| action == "response.applied");
+            let applied = self
+                .actions()
+                .await
+                .into_iter()
+                .filter(|(action, _)| action == "response.applied");
             (applied.count() >= self.blocks().len()).then_some(())
         })
         .await;
         let actions = self.actions().await;
-        let count = |action: &str, resource: &str| {
-            actions.iter().filter(|(a, r)| a == action && r == resource).count()
-        };
+        let count = |action: &str, resource: &str| actions.iter().filter(|(a, r)| a == action && r == resource).count();
         for response in &responses {
             let steps: &[&str] = match response.action() {
                 Action::Block => &["response.dispatched", "response.applied"],
                 _ => &["response.pending_approval"],
             };
             for action in steps {
-                assert_eq!(count(action, &response.name), 1, "{action} of {} in the log", response.name);
+                assert_eq!(
+                    count(action, &response.name),
+                    1,
+                    "{action} of {} in the log",
+                    response.name
+                );
             }
         }
         for incident in self.incidents().await {
@@ -347,7 +402,13 @@ impl Chaos {
 
     async fn bundles_are_whole(&self) {
         let bundles = until(Duration::from_secs(90), "every bundle's seal", || async {
-            let answer = self.desk.evidence.clone().list_bundles(ListBundlesRequest::default()).await.unwrap();
+            let answer = self
+                .desk
+                .evidence
+                .clone()
+                .list_bundles(ListBundlesRequest::default())
+                .await
+                .unwrap();
             let bundles = answer.into_inner().bundles;
             let waiting = bundles.iter().any(|bundle| bundle.state() == BundleState::Gathering);
             (!waiting).then_some(bundles)
@@ -358,7 +419,14 @@ impl Chaos {
             let request = DownloadBundleRequest {
                 name: bundle.name.clone(),
             };
-            let parts = self.desk.evidence.clone().download_bundle(request).await.unwrap().into_inner();
+            let parts = self
+                .desk
+                .evidence
+                .clone()
+                .download_bundle(request)
+                .await
+                .unwrap()
+                .into_inner();
             let parts: Vec<_> = parts.try_collect().await.unwrap();
             let archive: Vec<u8> = parts.into_iter().flat_map(|part| part.chunk).collect();
             garrison_proof::verify_bundle(archive.as_slice(), Some(&bundle.key_id)).unwrap();
@@ -375,18 +443,31 @@ impl Chaos {
             reason: "a mistake".to_owned(),
         };
         self.desk.responses.clone().rollback_response(request).await.unwrap();
-        let at = self.services.iter().position(|service| service.name() == "enforcer").unwrap();
+        let at = self
+            .services
+            .iter()
+            .position(|service| service.name() == "enforcer")
+            .unwrap();
         self.services[at].kill();
         self.services[at] = Program::start(&self.fleet, "enforcer");
         let target: Ipv4Addr = plain(&response.target).parse().unwrap();
         until(Duration::from_secs(60), "the roll-back", || async {
-            let found = self.responses().await.into_iter().find(|other| other.name == response.name).unwrap();
+            let found = self
+                .responses()
+                .await
+                .into_iter()
+                .find(|other| other.name == response.name)
+                .unwrap();
             (found.state() == ResponseState::Reverted).then_some(())
         })
         .await;
         let blocked = blocked();
         assert!(!blocked.contains(&target), "{target} is rolled back and still blocked");
-        assert_eq!(blocked.len(), self.blocks().len() - 1, "more than {target} was unblocked");
+        assert_eq!(
+            blocked.len(),
+            self.blocks().len() - 1,
+            "more than {target} was unblocked"
+        );
     }
 }
 
@@ -404,10 +485,17 @@ fn plain(target: &str) -> &str {
 
 /// The addresses in the block sets of the kernel, as nft lists them.
 fn blocked() -> Vec<Ipv4Addr> {
-    let output = Command::new("nft").args(["-j", "list", "table", "inet", "garrison"]).output().unwrap();
+    let output = Command::new("nft")
+        .args(["-j", "list", "table", "inet", "garrison"])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let listing: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let sets = listing["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("set"));
+    let sets = listing["nftables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|item| item.get("set"));
     let blocks = sets.filter(|set| set["name"].as_str().is_some_and(|name| name.starts_with("block4_")));
     blocks
         .flat_map(|set| set["elem"].as_array().cloned().unwrap_or_default())

@@ -34,7 +34,11 @@ fn demo(arguments: &[&str]) -> Value {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(output.status.success(), "the demo ended with {}:\n{said}", output.status);
+    assert!(
+        output.status.success(),
+        "the demo ended with {}:\n{said}",
+        output.status
+    );
     serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap()
 }
 
@@ -46,7 +50,11 @@ fn number(value: &Value) -> u64 {
 fn assert_accounted(report: &Value) {
     let get = |name: &str| number(&report["ledger"][name]);
     assert_eq!(report["ledger_balances"], true);
-    assert_eq!(get("received"), get("parsed") + get("malformed") + get("shed"), "{report:#}");
+    assert_eq!(
+        get("received"),
+        get("parsed") + get("malformed") + get("shed"),
+        "{report:#}"
+    );
     assert_eq!(get("received"), number(&report["packets"]));
     assert!(get("flowsEnded") <= get("flowsOpened"));
     assert_eq!(get("recordsLost"), 0);
@@ -67,12 +75,26 @@ fn the_demo_does_what_it_claims() {
     assert_verified(&report, 12);
     assert_eq!(number(&report["incidents"]), 1, "{report:#}");
     for detector in ["bruteforce.http", "policy.violation"] {
-        assert!(number(&report["detectors"][detector]) > 0, "no {detector} in {report:#}");
+        assert!(
+            number(&report["detectors"][detector]) > 0,
+            "no {detector} in {report:#}"
+        );
     }
-    assert!(report["detectors"].as_object().unwrap().keys().any(|name| name.starts_with("scan.")));
+    assert!(
+        report["detectors"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .any(|name| name.starts_with("scan."))
+    );
     assert!(number(&report["responses"]["RESPONSE_STATE_APPLIED"]) > 0, "{report:#}");
-    assert!(number(&report["responses"]["RESPONSE_STATE_REVERTED"]) > 0, "{report:#}");
-    let contained = report["time_to_contain_ms"].as_f64().expect("time_to_contain_ms is a number");
+    assert!(
+        number(&report["responses"]["RESPONSE_STATE_REVERTED"]) > 0,
+        "{report:#}"
+    );
+    let contained = report["time_to_contain_ms"]
+        .as_f64()
+        .expect("time_to_contain_ms is a number");
     assert!(contained > 0.0, "contained before it began");
     eprintln!("unoptimised programs contained the attacker in {contained:.1} ms");
 
@@ -92,7 +114,11 @@ fn the_demo_does_what_it_claims() {
 }
 
 fn shell(dir: &Path, script: &str) -> (bool, String) {
-    let output = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
+    let output = Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(dir)
+        .output()
+        .unwrap();
     let said = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
@@ -118,7 +144,10 @@ fn evidence_verifies(archive: &Path, dir: &Path) -> u64 {
     let listed: Vec<&str> = listed.lines().map(|line| line.split("  ").nth(1).unwrap()).collect();
     for entry in fs::read_dir(dir).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();
-        assert!(listed.contains(&name.as_str()) || name.contains(".sig") || name == "SHA256SUMS", "{name} is not listed");
+        assert!(
+            listed.contains(&name.as_str()) || name.contains(".sig") || name == "SHA256SUMS",
+            "{name} is not listed"
+        );
     }
     let manifest: Value = serde_json::from_str(&fs::read_to_string(dir.join("manifest.json")).unwrap()).unwrap();
     let counted = manifest["counts"]["packets"].as_u64().unwrap();
@@ -145,8 +174,15 @@ fn packets_in(file: &[u8]) -> u64 {
     let (mut at, mut interfaces, mut packets) = (0, 0, 0);
     while at < file.len() {
         let (kind, length) = (word(at), word(at + 4) as usize);
-        assert!(length >= 12 && length % 4 == 0 && at + length <= file.len(), "a block of {length} octets at {at}");
-        assert_eq!(word(at + length - 4) as usize, length, "the lengths around the block at {at} differ");
+        assert!(
+            length >= 12 && length % 4 == 0 && at + length <= file.len(),
+            "a block of {length} octets at {at}"
+        );
+        assert_eq!(
+            word(at + length - 4) as usize,
+            length,
+            "the lengths around the block at {at} differ"
+        );
         match kind {
             SECTION => {
                 assert_eq!(word(at + 8), 0x1a2b_3c4d, "byte order");
@@ -156,7 +192,10 @@ fn packets_in(file: &[u8]) -> u64 {
             6 => {
                 assert!(word(at + 8) < interfaces, "the packet at {at} names no interface");
                 let (captured, original) = (word(at + 20) as usize, word(at + 24) as usize);
-                assert!(captured <= original && 28 + captured + 4 <= length, "the packet at {at} is not whole");
+                assert!(
+                    captured <= original && 28 + captured + 4 <= length,
+                    "the packet at {at} is not whole"
+                );
                 packets += 1;
             }
             _ => {}
@@ -173,7 +212,12 @@ fn attack() -> (Vec<Packet>, u64) {
     let mut packets = Vec::new();
     for turn in 0..40_u64 {
         let port = 41_000 + turn as u16;
-        packets.extend(capture::lookup(turn * 200_000, (office, port), Ipv4Addr::new(10, 60, 2, 53), "shop.test"));
+        packets.extend(capture::lookup(
+            turn * 200_000,
+            (office, port),
+            Ipv4Addr::new(10, 60, 2, 53),
+            "shop.test",
+        ));
         packets.extend(capture::connection(
             turn * 200_000 + 10_000,
             (office, port),
@@ -211,14 +255,28 @@ fn the_loop_runs_on_captures() {
     assert_eq!(number(&report["packets"]), sum);
     assert_eq!(number(&report["flows"]), 40 * 2 + 60 + 30);
     assert!(number(&report["detectors"]["bruteforce.http"]) > 0, "{report:#}");
-    assert!(report["detectors"].as_object().unwrap().keys().any(|name| name.starts_with("scan.")), "{report:#}");
+    assert!(
+        report["detectors"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .any(|name| name.starts_with("scan.")),
+        "{report:#}"
+    );
     assert!(number(&report["incidents"]) >= 1);
 
     // Public captures, where they are: a fleet start each, so three.
-    let Some(corpora) = std::env::var_os("GARRISON_CORPORA").map(PathBuf::from) else { return };
+    let Some(corpora) = std::env::var_os("GARRISON_CORPORA").map(PathBuf::from) else {
+        return;
+    };
     for file in corpus(&corpora) {
         let report = demo(&["--pcap", &file.display().to_string()]);
-        eprintln!("{}: {} packets, {} flows", file.display(), report["packets"], report["flows"]);
+        eprintln!(
+            "{}: {} packets, {} flows",
+            file.display(),
+            report["packets"],
+            report["flows"]
+        );
         assert_accounted(&report);
         assert_verified(&report, 1);
         assert!(number(&report["packets"]) > 0);
@@ -236,7 +294,9 @@ fn corpus(folder: &Path) -> Vec<PathBuf> {
             let length = entry.metadata().map_or(0, |metadata| metadata.len());
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "pcap" || extension == "pcapng")
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "pcap" || extension == "pcapng")
                 && (1_000..20_000_000).contains(&length)
             {
                 found.push((length, path));
@@ -244,6 +304,13 @@ fn corpus(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found.sort();
-    assert!(found.len() >= 3, "only {} captures under {}", found.len(), folder.display());
-    [0, found.len() / 2, found.len() - 1].map(|at| found[at].1.clone()).to_vec()
+    assert!(
+        found.len() >= 3,
+        "only {} captures under {}",
+        found.len(),
+        folder.display()
+    );
+    [0, found.len() / 2, found.len() - 1]
+        .map(|at| found[at].1.clone())
+        .to_vec()
 }

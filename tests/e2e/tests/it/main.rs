@@ -7,6 +7,7 @@ mod capture;
 mod configuration;
 mod crashes;
 mod demo;
+mod disks;
 mod identity;
 mod letters;
 mod outages;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use garrison_bus::Publisher;
-use garrison_proto::{flow::v1::FlowFilter, response::v1::AddProtectedHostRequest};
+use garrison_proto::{flow::v1::FlowFilter, response::v1::AddProtectedHostRequest, to_timestamp};
 use garrison_testkit::Fleet;
 use sqlx::Row as _;
 
@@ -53,7 +53,7 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
         let before = load.counts();
         fleet.postgres().kill();
         fleet.nats().kill();
-        let killed = Instant::now();
+        let (killed, killed_at) = (Instant::now(), chrono::Utc::now());
         while killed.elapsed() < AWAY {
             for service in &mut services {
                 service.assert_running();
@@ -61,7 +61,11 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         for service in &services {
-            assert!(!service.is_ready(), "{} says that it is ready with nothing to work with", service.name());
+            assert!(
+                !service.is_ready(),
+                "{} says that it is ready with nothing to work with",
+                service.name()
+            );
         }
         fleet.nats().resume().unwrap();
         fleet.postgres().resume().unwrap();
@@ -72,7 +76,10 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
             std::future::ready(flowing.then_some(()))
         })
         .await;
-        eprintln!("acknowledged before the outage {before:?}, after it {:?}", load.counts());
+        eprintln!(
+            "acknowledged before the outage {before:?}, after it {:?}",
+            load.counts()
+        );
 
         // Under load, one after the other and all at once.
         terminates_under_load(&fleet, &mut services);
@@ -82,6 +89,7 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
         }
         wait_ready(&mut services, Duration::from_secs(90));
         nothing_is_lost(&fleet, &desk, &sent, killed).await;
+        spooled_flows_arrived(&desk, killed_at).await;
         traces::assert_no_secrets(&fleet, &[&desk]);
     });
 }
@@ -93,7 +101,11 @@ fn starts_without_servers(fleet: &Fleet) -> Vec<Program> {
     for service in &mut services {
         let lacking = loop {
             service.assert_running();
-            assert!(began.elapsed() < Duration::from_secs(30), "{} opens no admin port", service.name());
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "{} opens no admin port",
+                service.name()
+            );
             let live = service.page("/livez").is_some_and(|(status, _)| status == 200);
             match service.page("/readyz") {
                 Some((503, body)) if live && body.contains("\"lacking\"") => break body,
@@ -222,8 +234,16 @@ fn terminates_under_load(fleet: &Fleet, services: &mut [Program]) {
     let mut slow = Vec::new();
     let mut ended = |service: &mut Program, began: Instant| match service.wait(DRAIN.saturating_sub(began.elapsed())) {
         Some(0) => eprintln!("{} drained in {:?}", service.name(), began.elapsed()),
-        Some(code) => slow.push(format!("{} ended with {code}:\n{}", service.name(), service.last_words())),
-        None => slow.push(format!("{} did not end within {DRAIN:?}:\n{}", service.name(), service.last_words())),
+        Some(code) => slow.push(format!(
+            "{} ended with {code}:\n{}",
+            service.name(),
+            service.last_words()
+        )),
+        None => slow.push(format!(
+            "{} did not end within {DRAIN:?}:\n{}",
+            service.name(),
+            service.last_words()
+        )),
     };
     for service in services.iter_mut().filter(|service| service.name() != "iam") {
         let began = Instant::now();
@@ -245,7 +265,10 @@ fn terminates_under_load(fleet: &Fleet, services: &mut [Program]) {
 async fn nothing_is_lost(fleet: &Fleet, desk: &Desk, sent: &Sent, killed: Instant) {
     let sums = (sent.alerts.len(), sent.flows.len(), sent.networks.len());
     eprintln!("acknowledged: {} alerts, {} flows, {} calls", sums.0, sums.1, sums.2);
-    assert!(sums.0 > 50 && sums.1 > 50 && sums.2 > 20, "too little for a test: {sums:?}");
+    assert!(
+        sums.0 > 50 && sums.1 > 50 && sums.2 > 20,
+        "too little for a test: {sums:?}"
+    );
     let limit = Duration::from_secs(60);
     for schema in ["responder", "forensics"] {
         until(limit, &format!("every alert in {schema}"), || async {
@@ -260,7 +283,12 @@ async fn nothing_is_lost(fleet: &Fleet, desk: &Desk, sent: &Sent, killed: Instan
     let distinct: BTreeSet<&String> = blocked.iter().collect();
     assert_eq!(blocked.len(), distinct.len(), "a source was blocked twice");
     // One more than was acknowledged may have been stored: the last, whose acknowledgement was cut off.
-    assert!(blocked.len() >= sent.alerts.len(), "{} of {} sources", blocked.len(), sent.alerts.len());
+    assert!(
+        blocked.len() >= sent.alerts.len(),
+        "{} of {} sources",
+        blocked.len(),
+        sent.alerts.len()
+    );
 
     until(limit, "every call in the audit log", || async {
         let (_, _, entries) = export(desk).await;
@@ -301,23 +329,53 @@ async fn nothing_is_lost(fleet: &Fleet, desk: &Desk, sent: &Sent, killed: Instan
             .collect();
         let gone = sent.flows.iter().filter(|(port, _)| !found.contains(port)).count();
         if missing.is_empty() {
-            eprintln!("{gone} of {} flows were lost in the broker's last moment", sent.flows.len());
+            eprintln!(
+                "{gone} of {} flows were lost in the broker's last moment",
+                sent.flows.len()
+            );
         }
         missing.is_empty().then_some(())
     })
     .await;
     // flow-ingest's own sensor, whose records waited in its spool meanwhile.
-    let sensors = desk.flows.clone().list_sensors(garrison_proto::flow::v1::ListSensorsRequest {}).await;
+    let sensors = desk
+        .flows
+        .clone()
+        .list_sensors(garrison_proto::flow::v1::ListSensorsRequest {})
+        .await;
     for sensor in sensors.unwrap().into_inner().sensors {
         let ledger = sensor.ledger.unwrap();
-        assert_eq!(ledger.received, ledger.parsed + ledger.malformed + ledger.shed, "{ledger:?}");
+        assert_eq!(
+            ledger.received,
+            ledger.parsed + ledger.malformed + ledger.shed,
+            "{ledger:?}"
+        );
         assert_eq!(ledger.records_lost, 0, "{ledger:?}");
     }
     assert_eq!(
-        column(fleet, "select id::text from responder.outbox union all select id::text from iam.outbox").await.len(),
+        column(
+            fleet,
+            "select id::text from responder.outbox union all select id::text from iam.outbox"
+        )
+        .await
+        .len(),
         0,
         "something never left an outbox"
     );
+}
+
+/// What flow-ingest saw on the wire while both servers were away waited in its spool and arrived.
+async fn spooled_flows_arrived(desk: &Desk, killed_at: chrono::DateTime<chrono::Utc>) {
+    let after = |seconds| Some(to_timestamp(killed_at + chrono::TimeDelta::seconds(seconds)));
+    let filter = FlowFilter {
+        since: after(2),
+        until: after(AWAY.as_secs() as i64 - 2),
+        ..FlowFilter::default()
+    };
+    let found = search(desk, filter).await;
+    let seen = found.iter().filter(|flow| flow.sensor == "wire-acme").count();
+    // Two a second.
+    assert!(seen >= 25, "only {seen} flows of the sixteen seconds are in the lake");
 }
 
 /// The one text column of a query.

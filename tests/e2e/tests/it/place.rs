@@ -101,7 +101,7 @@ where
     }
 }
 
-/// Runs the test `name` again in a process of its own that is root of fresh user and network namespaces, and true
+/// Runs the test `name` again in a process of its own that is root of fresh user, network and mount namespaces, and true
 /// there. Namespaces cannot be entered by a process that has threads, as every test harness has.
 pub fn in_namespaces(name: &str) -> bool {
     const INSIDE: &str = "GARRISON_E2E_INSIDE";
@@ -114,7 +114,15 @@ pub fn in_namespaces(name: &str) -> bool {
         return true;
     }
     let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--kill-child", "--fork", "--"])
+        .args([
+            "--user",
+            "--map-root-user",
+            "--net",
+            "--mount",
+            "--kill-child",
+            "--fork",
+            "--",
+        ])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
         .env(INSIDE, name)

@@ -39,7 +39,7 @@ static WORLD: OnceCell<World> = OnceCell::const_new();
 impl World {
     /// The shared fleet, started and filled by the first test that asks.
     pub async fn shared() -> &'static Self {
-        WORLD.get_or_init(Self::start).await
+        WORLD.get_or_init(|| Box::pin(Self::start())).await
     }
 
     async fn start() -> Self {
