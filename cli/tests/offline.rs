@@ -54,7 +54,9 @@ fn a_wrong_policy_ends_with_6_and_names_field_line_and_remedy() {
     assert_eq!(output.status.code(), Some(6));
     let said = stdout(&output);
     assert!(
-        said.contains("spec.ingress[0].ports[0].port") && said.contains("wrong.yaml:16:38: error") && said.contains("GAR-POLICY-"),
+        said.contains("spec.ingress[0].ports[0].port")
+            && said.contains("wrong.yaml:16:38: error")
+            && said.contains("GAR-POLICY-"),
         "{said}"
     );
 

@@ -130,7 +130,8 @@ fn summary() -> Result<String> {
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
             .collect();
-        pages.sort();
+        // A folder's own page before what is in it.
+        pages.sort_by_key(|page| (!page.ends_with("README.md"), page.clone()));
         for page in pages {
             let body = fs::read_to_string(&page)?;
             let heading = body.lines().find_map(|line| line.strip_prefix("# "));

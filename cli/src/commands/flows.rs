@@ -264,6 +264,7 @@ impl Sensors {
         let headers = [
             "sensor",
             "source",
+            "state",
             "flows",
             "received",
             "parsed",
@@ -276,7 +277,12 @@ impl Sensors {
         ];
         context.printer.list("sensors", &headers, &sensors, |sensor| {
             let ledger = sensor.ledger.unwrap_or_default();
-            let mut row = vec![sensor.name.clone(), sensor.source.clone()];
+            let state = match (sensor.problem.as_str(), sensor.finished) {
+                ("", true) => "finished".to_owned(),
+                ("", false) => if sensor.live { "live" } else { "reading" }.to_owned(),
+                (problem, _) => problem.to_owned(),
+            };
+            let mut row = vec![sensor.name.clone(), sensor.source.clone(), state];
             let numbers = [
                 sensor.active_flows,
                 ledger.received,

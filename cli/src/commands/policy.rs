@@ -108,7 +108,7 @@ pub fn check(file: &Path, printer: &Printer) -> Result<(), CliError> {
     }
     let errors = checked.errors().count();
     if errors > 0 {
-        return Err(CliError::Invalid(format!("{} has {errors} errors", file.display())));
+        return Err(CliError::Invalid(format!("{} has {}", file.display(), count(errors))));
     }
     eprintln!("{}: {} policies, no errors", file.display(), checked.documents.len());
     Ok(())
@@ -241,6 +241,10 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+fn count(errors: usize) -> String {
+    format!("{errors} error{}", if errors == 1 { "" } else { "s" })
 }
 
 // A file may hold several policies, and none is stored while one is wrong.

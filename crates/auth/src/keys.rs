@@ -52,6 +52,8 @@ struct Asked {
     generation: u64,
 }
 
+/// How often a call that goes on looks whether its session was revoked.
+const REVOCATION_POLL: Duration = Duration::from_millis(250);
 /// How often a token with an unknown key may make us ask iam.
 const UNKNOWN_KEY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a request with an unknown key waits for iam's answer.
@@ -109,6 +111,16 @@ impl KeyRing {
     /// Whether a session is revoked.
     pub fn is_revoked(&self, session: Uuid) -> bool {
         read(&self.revoked).contains_key(&session)
+    }
+
+    /// Waits until a session is revoked, for calls that outlast the check at their start. Never ends without one.
+    pub async fn revoked(&self, session: Option<Uuid>) {
+        let Some(session) = session else {
+            return std::future::pending().await;
+        };
+        while !self.is_revoked(session) {
+            tokio::time::sleep(REVOCATION_POLL).await;
+        }
     }
 
     /// Says that iam has other keys now; [`KeyRing::keep_fresh`] fetches them at once.

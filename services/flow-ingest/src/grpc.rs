@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use chrono::DateTime;
-use garrison_auth::caller;
+use garrison_auth::{Denial, KeyRing, caller};
 use garrison_flow::{Filter, FilterError};
 use garrison_proto::{
     Timestamp,
@@ -36,16 +36,24 @@ pub(crate) struct FlowGrpc {
     sensors: Vec<Arc<Sensor>>,
     hub: Arc<Hub>,
     max_slice: u64,
+    keys: Arc<KeyRing>,
     stop: CancellationToken,
 }
 
 impl FlowGrpc {
-    /// Serves these sensors until `stop`.
-    pub(crate) fn new(sensors: Vec<Arc<Sensor>>, hub: Arc<Hub>, max_slice: u64, stop: CancellationToken) -> Self {
+    /// Serves these sensors until `stop`. `keys` know which sessions are revoked.
+    pub(crate) fn new(
+        sensors: Vec<Arc<Sensor>>,
+        hub: Arc<Hub>,
+        max_slice: u64,
+        keys: Arc<KeyRing>,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             sensors,
             hub,
             max_slice,
+            keys,
             stop,
         }
     }
@@ -117,6 +125,21 @@ impl FlowService for FlowGrpc {
         let filter = request.into_inner().filter.unwrap_or_default();
         let filter = Filter::compile(&filter).map_err(|error| filter_error(&error))?;
         let (sender, receiver) = mpsc::channel(AHEAD);
+        // The layer asked once, when the call began; this call may outlast its session.
+        let (watcher, keys, stop) = (sender.clone(), Arc::clone(&self.keys), self.stop.clone());
+        let ended = CancellationToken::new();
+        let end = ended.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = keys.revoked(caller.session) => {
+                    end.cancel();
+                    // A client that is gone need not be told.
+                    let _ = watcher.send(Err(Denial::Revoked.into_status())).await;
+                }
+                () = stop.cancelled() => {}
+                () = watcher.closed() => {}
+            }
+        });
         // A tenant without a sensor here sees an open stream without flows, as it would with an idle one.
         if let Some((mut batches, mut seen)) = self.hub.watch(&caller.tenant) {
             let stop = self.stop.clone();
@@ -126,6 +149,7 @@ impl FlowService for FlowGrpc {
                     let next = tokio::select! {
                         next = batches.recv() => next,
                         () = stop.cancelled() => return,
+                        () = ended.cancelled() => return,
                         () = sender.closed() => return,
                     };
                     let watched = match next {
@@ -160,6 +184,7 @@ impl FlowService for FlowGrpc {
             tokio::spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
+                    () = ended.cancelled() => {}
                     () = sender.closed() => {}
                 }
             });

@@ -131,7 +131,7 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     });
 
     let max_slice = config.ring.as_ref().map_or(0, |ring| ring.max_slice_bytes);
-    let grpc = FlowGrpc::new(sensors, hub, max_slice, service.shutdown());
+    let grpc = FlowGrpc::new(sensors, hub, max_slice, service.key_ring(), service.shutdown());
     service.serve(Routes::new(FlowServiceServer::new(grpc))).await
 }
 
