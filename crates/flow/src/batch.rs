@@ -37,9 +37,7 @@ pub enum FlowError {
         problem: String,
     },
     /// The batch was written by a newer release.
-    #[error(
-        "GAR-FLOW-0102: flow schema version {found} is newer than {SCHEMA_VERSION}: upgrade this service"
-    )]
+    #[error("GAR-FLOW-0102: flow schema version {found} is newer than {SCHEMA_VERSION}: upgrade this service")]
     Newer {
         /// The version found.
         found: u32,
@@ -168,8 +166,7 @@ pub fn encode(batch: &FlowBatch, meta: &BatchMeta) -> Result<Bytes, FlowError> {
     let size = batch.batch.get_array_memory_size() + 16_384;
     let write = || -> Result<Vec<u8>, ArrowError> {
         let options = IpcWriteOptions::try_new(8, false, arrow_ipc::MetadataVersion::V5)?;
-        let mut writer =
-            StreamWriter::try_new_with_options(Vec::with_capacity(size), &schema, options)?;
+        let mut writer = StreamWriter::try_new_with_options(Vec::with_capacity(size), &schema, options)?;
         writer.write(&batch.batch.clone().with_schema(schema.clone())?)?;
         writer.into_inner()
     };
@@ -208,9 +205,7 @@ fn read_stream(bytes: &[u8]) -> Result<(FlowBatch, BatchMeta), FlowError> {
         None => return Err(FlowError::Malformed("no record batch".to_owned())),
     };
     if reader.next().is_some() {
-        return Err(FlowError::Malformed(
-            "more than one record batch".to_owned(),
-        ));
+        return Err(FlowError::Malformed("more than one record batch".to_owned()));
     }
     if batch.num_rows() > MAX_ROWS {
         return Err(FlowError::TooLarge {
@@ -227,13 +222,10 @@ fn read_stream(bytes: &[u8]) -> Result<(FlowBatch, BatchMeta), FlowError> {
 
 fn read_metadata(metadata: &Metadata) -> Result<BatchMeta, FlowError> {
     fn get<'a>(metadata: &'a Metadata, key: &'static str) -> Result<&'a str, FlowError> {
-        metadata
-            .get(key)
-            .map(String::as_str)
-            .ok_or(FlowError::Metadata {
-                key,
-                problem: "is missing".to_owned(),
-            })
+        metadata.get(key).map(String::as_str).ok_or(FlowError::Metadata {
+            key,
+            problem: "is missing".to_owned(),
+        })
     }
     fn wrong(key: &'static str) -> impl FnOnce(String) -> FlowError {
         move |problem| FlowError::Metadata { key, problem }
@@ -247,9 +239,7 @@ fn read_metadata(metadata: &Metadata) -> Result<BatchMeta, FlowError> {
     }
     let sensor = get(metadata, SENSOR_KEY)?;
     if sensor.is_empty() || sensor.len() > 128 || sensor.chars().any(char::is_control) {
-        return Err(wrong(SENSOR_KEY)(
-            "is not 1 to 128 printable octets".to_owned(),
-        ));
+        return Err(wrong(SENSOR_KEY)("is not 1 to 128 printable octets".to_owned()));
     }
     Ok(BatchMeta {
         tenant: get(metadata, TENANT_KEY)?
@@ -331,13 +321,8 @@ mod tests {
 
     #[test]
     fn a_newer_version_is_refused_by_its_number() {
-        let metadata = Metadata::new()
-            .with(VERSION_KEY, "99")
-            .with(TENANT_KEY, "acme");
-        assert!(matches!(
-            read_metadata(&metadata),
-            Err(FlowError::Newer { found: 99 })
-        ));
+        let metadata = Metadata::new().with(VERSION_KEY, "99").with(TENANT_KEY, "acme");
+        assert!(matches!(read_metadata(&metadata), Err(FlowError::Newer { found: 99 })));
     }
 
     #[test]
@@ -347,18 +332,9 @@ mod tests {
             .with(TENANT_KEY, "acme")
             .with(SENSOR_KEY, "s")
             .with(SEQUENCE_KEY, "0")
-            .with(
-                LEDGER_KEY,
-                serde_json::to_string(&LossLedger::default()).unwrap(),
-            );
+            .with(LEDGER_KEY, serde_json::to_string(&LossLedger::default()).unwrap());
         assert!(read_metadata(&whole).is_ok());
-        for key in [
-            VERSION_KEY,
-            TENANT_KEY,
-            SENSOR_KEY,
-            SEQUENCE_KEY,
-            LEDGER_KEY,
-        ] {
+        for key in [VERSION_KEY, TENANT_KEY, SENSOR_KEY, SEQUENCE_KEY, LEDGER_KEY] {
             let mut lacking = whole.clone();
             lacking.remove(key);
             let error = read_metadata(&lacking).unwrap_err().to_string();
@@ -382,9 +358,7 @@ mod tests {
     fn filters_select_by_every_field() {
         let batch = decode(&encoded()).unwrap().0;
         let row = batch.row(0);
-        let holds = |filter: garrison_proto::flow::v1::FlowFilter| {
-            Filter::compile(&filter).unwrap().matches(&row)
-        };
+        let holds = |filter: garrison_proto::flow::v1::FlowFilter| Filter::compile(&filter).unwrap().matches(&row);
         use garrison_proto::flow::v1::FlowFilter as F;
         assert!(holds(F::default()));
         assert!(holds(F {
@@ -447,13 +421,7 @@ mod tests {
     fn a_ledger_that_lost_a_packet_does_not_balance() {
         let ledger = meta().ledger;
         assert!(ledger.balances());
-        assert!(
-            !LossLedger {
-                parsed: 4,
-                ..ledger
-            }
-            .balances()
-        );
+        assert!(!LossLedger { parsed: 4, ..ledger }.balances());
         assert!(
             !LossLedger {
                 flows_ended: 1,

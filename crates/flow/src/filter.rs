@@ -60,18 +60,13 @@ impl Filter {
                 u16::try_from(*port).map_err(|_| format!("{port} is no port: use 0 to 65535"))
             })?,
             protocols: each("protocols", &filter.protocols, |number| {
-                u8::try_from(*number)
-                    .map_err(|_| format!("{number} is no IP protocol number: use 0 to 255"))
+                u8::try_from(*number).map_err(|_| format!("{number} is no IP protocol number: use 0 to 255"))
             })?,
-            services: each("services", &filter.services, |name| {
-                Ok(name.to_ascii_lowercase())
-            })?,
+            services: each("services", &filter.services, |name| Ok(name.to_ascii_lowercase()))?,
             community_ids: each("community_ids", &filter.community_ids, |id| {
                 match id.starts_with("1:") {
                     true => Ok(id.clone()),
-                    false => Err(format!(
-                        "{id:?} is no Community ID of version 1: it starts with \"1:\""
-                    )),
+                    false => Err(format!("{id:?} is no Community ID of version 1: it starts with \"1:\"")),
                 }
             })?,
             flow_ids: each("flow_ids", &filter.flow_ids, |id| {
@@ -81,9 +76,7 @@ impl Filter {
             })?,
             states: each("states", &filter.states, |state| match state {
                 1..=3 => Ok(*state as u8),
-                _ => Err(format!(
-                    "{state} is no flow state: use NEW, ACTIVE or ENDED"
-                )),
+                _ => Err(format!("{state} is no flow state: use NEW, ACTIVE or ENDED")),
             })?,
             since: time("since", filter.since.as_ref())?,
             until: time("until", filter.until.as_ref())?,
@@ -96,9 +89,7 @@ impl Filter {
             && self.until.is_none_or(|until| row.first_seen < until)
             && any(&self.protocols, |&protocol| protocol == row.protocol)
             && any(&self.states, |&state| state == row.state)
-            && any(&self.ports, |&port| {
-                port == row.src_port || port == row.dst_port
-            })
+            && any(&self.ports, |&port| port == row.src_port || port == row.dst_port)
             && any(&self.hosts, |net| {
                 net.contains(&row.src_ip) || net.contains(&row.dst_ip)
             })
@@ -114,18 +105,11 @@ fn any<T>(values: &[T], test: impl Fn(&T) -> bool) -> bool {
     values.is_empty() || values.iter().any(test)
 }
 
-fn each<T, U>(
-    name: &str,
-    values: &[T],
-    read: impl Fn(&T) -> Result<U, String>,
-) -> Result<Vec<U>, FilterError> {
+fn each<T, U>(name: &str, values: &[T], read: impl Fn(&T) -> Result<U, String>) -> Result<Vec<U>, FilterError> {
     if values.len() > MAX_VALUES {
         return Err(FilterError {
             field: name.to_owned(),
-            message: format!(
-                "has {} values; at most {MAX_VALUES} are taken",
-                values.len()
-            ),
+            message: format!("has {} values; at most {MAX_VALUES} are taken", values.len()),
         });
     }
     let item = |(index, value)| {
@@ -148,10 +132,7 @@ fn network(text: &str) -> Result<IpNet, String> {
     })
 }
 
-fn time(
-    field: &str,
-    value: Option<&garrison_proto::Timestamp>,
-) -> Result<Option<i64>, FilterError> {
+fn time(field: &str, value: Option<&garrison_proto::Timestamp>) -> Result<Option<i64>, FilterError> {
     let Some(value) = value else { return Ok(None) };
     match from_timestamp(value).and_then(|time| time.timestamp_nanos_opt()) {
         Some(nanoseconds) => Ok(Some(nanoseconds)),

@@ -14,6 +14,6 @@ pub use convert::flow_id_text;
 pub use filter::{Filter, FilterError, MAX_VALUES};
 pub use ledger::LossLedger;
 pub use schema::{
-    ColumnDescription, Columns, FIRST_LENGTHS, FlowBatchBuilder, FlowRow, FlowState,
-    SCHEMA_VERSION, VERSION_KEY, describe, schema,
+    ColumnDescription, Columns, FIRST_LENGTHS, FlowBatchBuilder, FlowRow, FlowState, SCHEMA_VERSION, VERSION_KEY,
+    describe, schema,
 };

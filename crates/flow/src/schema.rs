@@ -6,8 +6,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use arrow_array::{
-    ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int16Array, RecordBatch,
-    StringArray, TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+    ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int16Array, RecordBatch, StringArray,
+    TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
     builder::{
         FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder, Int16Builder, StringBuilder,
         TimestampNanosecondBuilder, UInt8Builder, UInt16Builder, UInt32Builder, UInt64Builder,
@@ -562,9 +562,7 @@ impl FlowBatchBuilder {
 /// The Arrow schema of a flow batch, without metadata.
 pub fn schema() -> SchemaRef {
     static SCHEMA: std::sync::OnceLock<SchemaRef> = std::sync::OnceLock::new();
-    SCHEMA
-        .get_or_init(|| Arc::new(Schema::new(fields())))
-        .clone()
+    SCHEMA.get_or_init(|| Arc::new(Schema::new(fields()))).clone()
 }
 
 /// Checks that a schema has our columns, in order, with our types. Its metadata may differ.

@@ -320,6 +320,8 @@ fn a_revoked_session_is_shut_out_everywhere_within_a_second() {
         for service in SERVICES {
             knock(&world.doors, service, &desk.access).await.unwrap();
         }
+        let follow = garrison_proto::flow::v1::StreamFlowsRequest::default();
+        let mut followed = desk.flows.clone().stream_flows(follow).await.unwrap().into_inner();
         let session = desk
             .authentication
             .clone()
@@ -353,6 +355,26 @@ fn a_revoked_session_is_shut_out_everywhere_within_a_second() {
             eprintln!("{service} refused the session {took:?} after its revocation");
             assert!(took < Duration::from_secs(1), "{service} took {took:?}");
         }
+        // A call that was open already ends too.
+        let ended = async {
+            loop {
+                match followed.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("the stream ended without saying why"),
+                    Err(status) => return status,
+                }
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(5), ended)
+            .await
+            .expect("the stream went on");
+        assert_eq!(reason(&ended), "GAR-AUTH-0004", "{ended:?}");
+        assert!(
+            since.elapsed() < Duration::from_secs(2),
+            "the stream took {:?}",
+            since.elapsed()
+        );
+
         // Its refresh token is worth nothing either.
         let request = garrison_proto::iam::v1::RefreshTokenRequest {
             refresh_token: desk.refresh.clone(),
