@@ -11,7 +11,7 @@ use garrison_testkit::{Fleet, bootstrap::Source};
 
 use super::{
     Options,
-    report::{Report, Verification, items, number, text},
+    report::{Report, Verification, items, living, number, text},
     story::{TENANT, fleet_options, login, until},
 };
 use crate::{client::Client, narrate::Narrator, paths};
@@ -139,14 +139,14 @@ async fn conclude(
     for (detector, count) in &report.detectors {
         narrator.say(&format!("{count} alerts of {detector}"));
     }
-    for incident in items(&incidents, "incidents") {
+    for incident in living(&incidents) {
         narrator.say(&format!(
             "incident: {} ({} alerts)",
             text(&incident["title"]),
             number(&incident["alertCount"])
         ));
     }
-    if let Some(incident) = items(&incidents, "incidents").first() {
+    if let Some(incident) = living(&incidents).first() {
         let name = text(&incident["name"]);
         let bundle = analyst.json(&["evidence", "create", &name, "--wait"])?;
         let archive = out.join("evidence.tar").display().to_string();

@@ -73,7 +73,7 @@ impl Report {
         for alert in items(alerts, "alerts") {
             *self.detectors.entry(text(&alert["detector"])).or_default() += 1;
         }
-        self.incidents = items(incidents, "incidents").len();
+        self.incidents = living(incidents).len();
         self.responses.clear();
         for response in items(responses, "responses") {
             *self.responses.entry(text(&response["state"])).or_default() += 1;
@@ -95,6 +95,15 @@ impl Report {
 /// The items of a list.
 pub fn items<'a>(answer: &'a Value, name: &str) -> &'a [Value] {
     answer[name].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The incidents that were not merged into another.
+pub fn living(answer: &Value) -> Vec<&Value> {
+    let merged = |incident: &&Value| !text(&incident["mergedInto"]).is_empty();
+    items(answer, "incidents")
+        .iter()
+        .filter(|incident| !merged(incident))
+        .collect()
 }
 
 /// A 64-bit number, which protobuf's JSON writes as text.

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{
     Options,
-    report::{Report, Verification, items, text},
+    report::{Report, Verification, items, living, text},
 };
 use crate::{
     actor,
@@ -350,7 +350,7 @@ impl Story {
         self.narrator.chapter("Proof");
         let incidents = self.analyst.json(&["incidents", "list"])?;
         self.claim(
-            items(&incidents, "incidents").len() == 1,
+            living(&incidents).len() == 1,
             "scan, password guessing and lateral movement are one incident",
         );
 
