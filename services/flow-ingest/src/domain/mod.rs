@@ -12,6 +12,8 @@ pub mod meter;
 #[cfg(test)]
 mod meter_tests;
 pub mod packet;
+#[cfg(test)]
+mod packet_tests;
 pub mod record;
 pub mod table;
 pub mod tcp;
