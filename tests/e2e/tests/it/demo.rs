@@ -249,6 +249,10 @@ fn the_loop_runs_on_captures() {
     let file = folder("capture").join("attack.pcap");
     let (packets, sum) = attack();
     capture::write(&file, 1_760_000_000, packets);
+    // Cut off in the middle of one record more, as a capture is whose disk was full.
+    let mut bytes = fs::read(&file).unwrap();
+    bytes.extend_from_within(24..60);
+    fs::write(&file, bytes).unwrap();
     let report = demo(&["--pcap", &file.display().to_string()]);
     assert_accounted(&report);
     assert_verified(&report, 2);

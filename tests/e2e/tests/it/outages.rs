@@ -72,7 +72,7 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
         wait_ready(&mut services, Duration::from_secs(90));
         until(Duration::from_secs(30), "traffic after the outage", || {
             let now = load.counts();
-            let flowing = now.0 > before.0 + 20 && now.1 > before.1 + 20 && now.2 > before.2 + 5;
+            let flowing = now.0 > before.0 + 20 && now.1 > before.1 + 20 && now.2 > before.2 + 3;
             std::future::ready(flowing.then_some(()))
         })
         .await;
