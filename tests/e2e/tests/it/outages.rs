@@ -266,7 +266,7 @@ async fn nothing_is_lost(fleet: &Fleet, desk: &Desk, sent: &Sent, killed: Instan
     let sums = (sent.alerts.len(), sent.flows.len(), sent.networks.len());
     eprintln!("acknowledged: {} alerts, {} flows, {} calls", sums.0, sums.1, sums.2);
     assert!(
-        sums.0 > 50 && sums.1 > 50 && sums.2 > 20,
+        sums.0 > 50 && sums.1 > 50 && sums.2 > 8,
         "too little for a test: {sums:?}"
     );
     let limit = Duration::from_secs(60);
