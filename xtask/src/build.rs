@@ -22,22 +22,14 @@ pub const PROGRAMS: [&str; 9] = [
 /// Builds every program, with cargo's own progress.
 pub fn fleet(profile: Profile) -> Result<()> {
     let mut command = Command::new(paths::cargo());
-    command.args(["build", "--locked", "--bins"]).current_dir(paths::root());
-    for package in [
-        "flow-ingest",
-        "anomaly",
-        "policy",
-        "responder",
-        "forensics",
-        "compliance",
-        "iam",
-        "garrison",
-    ] {
-        command.args(["--package", package]);
-    }
-    if profile == Profile::Release {
-        command.arg("--release");
-    }
+    command
+        .args(["build", "--locked", "--workspace", "--bins"])
+        .current_dir(paths::root());
+    match profile {
+        Profile::Release => command.arg("--release"),
+        // As the tests are built: without them other features would be chosen, and everything be built twice.
+        Profile::Dev => command.arg("--tests"),
+    };
     let status = command.status().context("starting cargo failed")?;
     ensure!(status.success(), "building the fleet failed");
     Ok(())

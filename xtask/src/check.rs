@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, paths, setup};
+use crate::{
+    build,
+    paths::{self, Profile},
+    setup,
+};
 
 struct Step {
     name: &'static str,
@@ -57,7 +61,7 @@ pub fn run(only: &[String]) -> Result<()> {
         }),
         ("documents", || build::reference(true).map(|()| Counts::default())),
         ("end to end", || {
-            plain(&["build", "--workspace", "--bins", "--locked"])?;
+            build::fleet(Profile::Dev)?;
             tests(&["test", "--package", "garrison-e2e", "--locked", "--no-fail-fast"])
         }),
     ];

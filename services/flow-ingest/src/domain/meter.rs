@@ -328,7 +328,9 @@ impl Meter {
         if news.facts || news.refused {
             flow.marks |= mark::PENDING;
             let reported = flow.first_seen + i64::from(flow.reported) * 1_000_000;
-            if flow.records == 1 || packet.time - reported >= self.table.fact_interval() {
+            // What opens a conversation and the first refused login are never held back: containment waits for them.
+            let urgent = flow.records == 1 || (news.refused && flow.records == 2);
+            if urgent || packet.time - reported >= self.table.fact_interval() {
                 self.report(slot, FlowState::Active, None, None, sink);
             } else {
                 over = true;

@@ -105,12 +105,13 @@ fn an_http_conversation_is_told_exactly() {
     lab.tcp(CLIENT, SERVER, ACK, 101 + q, 501 + r, b"");
     let (batch, counts) = lab.finished();
     assert_eq!(counts.received, 9);
-    // First packet, request known, response with its refusal 1 ms later (reported with the end), end.
+    // First packet, request known, the response's refusal 1 ms later and yet at once, end.
     use FlowState::{Active, Ended, New};
-    assert_eq!(states(&batch), [New, Active, Ended]);
+    assert_eq!(states(&batch), [New, Active, Active, Ended]);
     let sequence: Vec<u32> = batch.rows().map(|row| row.record_seq).collect();
-    assert_eq!(sequence, [0, 1, 2]);
-    let last = batch.row(2);
+    assert_eq!(sequence, [0, 1, 2, 3]);
+    assert_eq!(batch.row(2).http_auth_failures, Some(1));
+    let last = batch.row(3);
     assert!(batch.rows().all(|row| row.flow_id == last.flow_id));
     assert_eq!((last.src_packets, last.dst_packets), (Some(6), Some(3)));
     assert_eq!(
