@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{bench, demo, fleet, runtime};
 
+/// This program, also when building the fleet has put a newer one in its place.
+const OURSELVES: &str = "/proc/self/exe";
+
 /// The office machine that the attacker breaks into.
 pub const OFFICE: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 10);
 /// The web server.
@@ -40,7 +43,7 @@ pub enum Task {
 /// Runs a task in a child of ours that has entered namespaces of its own, and waits for it. On Ctrl-C the child
 /// cleans up, and we wait for that too.
 pub fn run(task: &Task) -> Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(OURSELVES);
     command.arg("inside").arg(serde_json::to_string(task)?);
     let mut child = command.spawn().context("starting the lab failed")?;
     let runtime = runtime()?;
@@ -179,7 +182,7 @@ impl Lab {
 }
 
 fn act(node: &Node, arguments: &[&str]) -> Result<Command> {
-    let mut command = node.command(std::env::current_exe()?);
+    let mut command = node.command(OURSELVES);
     command.arg("actor").args(arguments).stdin(Stdio::null());
     Ok(command)
 }
