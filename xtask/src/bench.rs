@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -289,7 +288,7 @@ fn build_times() -> Result<()> {
     }
     let build = |what: &str| -> Result<()> {
         let began = Instant::now();
-        let status = Command::new(paths::cargo())
+        let status = paths::cargo()
             .args(["build", "--locked", "--workspace", "--bins", "--release", "--quiet"])
             .env("CARGO_TARGET_DIR", &target)
             .current_dir(paths::root())

@@ -21,7 +21,7 @@ pub const PROGRAMS: [&str; 9] = [
 
 /// Builds every program, with cargo's own progress.
 pub fn fleet(profile: Profile) -> Result<()> {
-    let mut command = Command::new(paths::cargo());
+    let mut command = paths::cargo();
     command
         .args(["build", "--locked", "--workspace", "--bins"])
         .current_dir(paths::root());

@@ -181,7 +181,7 @@ fn number_before(text: &str, word: &str) -> u64 {
 }
 
 fn cargo(arguments: &[&str]) -> Command {
-    let mut command = Command::new(paths::cargo());
+    let mut command = paths::cargo();
     command.args(arguments).current_dir(paths::root());
     command
 }

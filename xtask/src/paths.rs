@@ -1,8 +1,8 @@
 //! Where things are in the checkout.
 
 use std::{
-    ffi::OsString,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// The checkout.
@@ -16,10 +16,23 @@ pub fn state() -> PathBuf {
     root().join(".garrison")
 }
 
-/// The cargo that runs us.
-pub fn cargo() -> OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+/// The cargo that runs us, in the environment that it was started in itself. What it told us of our own package would
+/// look like a change to build scripts that read it (ring's does), and everything above them be built again, here and
+/// the next time outside.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || OURS.contains(&name)
+        });
+        if told {
+            command.env_remove(name);
+        }
+    }
+    command
 }
+
+const OURS: [&str; 4] = ["CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
 
 /// Where a profile's binaries are.
 pub fn binaries(profile: Profile) -> PathBuf {

@@ -61,7 +61,7 @@ pub fn run() -> Result<()> {
 pub fn rust_components() -> Result<()> {
     for (tool, component, package) in [("fmt", "rustfmt", "rustfmt"), ("clippy", "clippy", "rust-clippy")] {
         let works = |tool: &str| {
-            let output = Command::new(paths::cargo()).args([tool, "--version"]).output();
+            let output = paths::cargo().args([tool, "--version"]).output();
             output.is_ok_and(|output| output.status.success())
         };
         if works(tool) {
