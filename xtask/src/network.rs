@@ -116,6 +116,11 @@ impl Lab {
         let www = Node::attach("www", WWW)?;
         let database = Node::attach("database", DATABASE)?;
         let attacker = Node::attach("attacker", ATTACKER)?;
+        // An IPv4 network: the kernel's own router solicitations would be traffic that nobody of the lab made.
+        for node in [&office, &www, &database, &attacker] {
+            node.run(|| no_ipv6("all"))?;
+            no_ipv6(node.router_interface());
+        }
         std::fs::create_dir_all(dir)?;
         let pki = dir.join("pki");
         garrison_testkit::Pki::open_or_create(&pki, "lab.test")?.identity("host/www")?;
@@ -179,6 +184,11 @@ impl Lab {
     pub fn act(&self, node: &Node, arguments: &[&str]) -> Result<Output> {
         Ok(act(node, arguments)?.output()?)
     }
+}
+
+// A kernel without IPv6 has no such setting, and needs none.
+fn no_ipv6(interface: &str) {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
 }
 
 fn act(node: &Node, arguments: &[&str]) -> Result<Command> {
