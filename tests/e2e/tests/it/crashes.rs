@@ -127,6 +127,11 @@ impl Chaos {
             while let Err(error) = self.anomaly.publisher().publish(&message).await {
                 assert!(began.elapsed() < Duration::from_secs(20), "{error}");
             }
+            if n == 2 {
+                // The detector says the same again: nothing is done twice for it.
+                let again = alert_message(ACME, &alert).with_id(Uuid::now_v7());
+                let _ = self.anomaly.publisher().publish(&again).await;
+            }
             self.alerts.insert(alert.alert_id, order);
         }
         if round % 4 == 1 {

@@ -335,6 +335,7 @@ fn malformed_and_repeated_alerts() {
             .incident
             .unwrap();
         assert_eq!((incident.alert_count, incident.alert_ids.len()), (1, 1), "{incident:?}");
+        // This fleet's enforcer only observes, so its orders fail; a repeat may ask again after that, and only then.
         let request = ListResponsesRequest {
             incident: incident.name,
             ..ListResponsesRequest::default()
@@ -347,11 +348,9 @@ fn malformed_and_repeated_alerts() {
             .unwrap()
             .into_inner()
             .responses;
-        let blocks = responses
-            .iter()
-            .filter(|response| response.action() == Action::Block)
-            .count();
-        assert_eq!(blocks, 1, "{responses:?}");
+        let open = |response: &&garrison_proto::response::v1::Response| response.state() != ResponseState::Failed;
+        let open = responses.iter().filter(open).count();
+        assert!(!responses.is_empty() && open <= 1, "{responses:?}");
     });
 }
 
