@@ -16,7 +16,7 @@ use garrison_proto::{
     flow::v1::{FetchPacketSliceRequest, ListSensorsRequest, flow_service_client::FlowServiceClient},
     forensics::v1::{DownloadBundleRequest, ListBundlesRequest, evidence_service_client::EvidenceServiceClient},
     iam::v1::{
-        GetCallerRequest, ListSessionsRequest, ListUsersRequest, RevokeSessionRequest,
+        GetCallerRequest, ListSessionsRequest, ListUsersRequest, RefreshTokenRequest, RevokeSessionRequest,
         authentication_service_client::AuthenticationServiceClient, user_service_client::UserServiceClient,
     },
     policy::v1::{ApplyPolicyRequest, ListPoliciesRequest, policy_service_client::PolicyServiceClient},
@@ -25,7 +25,7 @@ use garrison_proto::{
         response_service_client::ResponseServiceClient,
     },
 };
-use garrison_testkit::{IdentityFiles, TRUST_DOMAIN, bootstrap::SERVICES};
+use garrison_testkit::{Fleet, IdentityFiles, TRUST_DOMAIN, bootstrap::SERVICES};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, SanType};
 use ring::{
     rand::SystemRandom,
@@ -35,10 +35,10 @@ use tonic::{Code, Status, service::interceptor::InterceptedService, transport::C
 use uuid::Uuid;
 
 use crate::{
-    calls::{Bearer, Doors, reason},
-    place::run,
+    calls::{Bearer, Doors, log_in, reason},
+    place::{folder, run},
     stimuli::tenant,
-    world::{ACME, World},
+    world::{ACME, World, options, sensors},
 };
 
 /// Calls something harmless of a service, with a token.
@@ -376,7 +376,7 @@ fn a_revoked_session_is_shut_out_everywhere_within_a_second() {
         );
 
         // Its refresh token is worth nothing either.
-        let request = garrison_proto::iam::v1::RefreshTokenRequest {
+        let request = RefreshTokenRequest {
             refresh_token: desk.refresh.clone(),
         };
         let nobody = AuthenticationServiceClient::new(world.doors.channel("iam"))
@@ -400,5 +400,49 @@ fn a_revoked_session_is_shut_out_everywhere_within_a_second() {
             .into_inner()
             .sessions;
         assert!(left.iter().all(|other| other.name != session));
+    });
+}
+
+#[test]
+fn an_access_token_ends_at_its_time_everywhere_and_its_session_goes_on() {
+    const LIFE: Duration = Duration::from_secs(30);
+    run(async {
+        let dir = folder("expiry");
+        let mut options = options(&dir, true);
+        let sessions = format!(
+            "[sessions]\naccess_token_seconds = {}\nidle_minutes = 5\n",
+            LIFE.as_secs()
+        );
+        options.extra.insert("iam".to_owned(), sessions);
+        options.extra.insert("flow-ingest".to_owned(), sensors(&dir));
+        let fleet = match Fleet::start(options).await {
+            Ok(fleet) => fleet,
+            Err(error) => panic!("the fleet does not start: {error}"),
+        };
+        let doors = Doors::of(&fleet);
+        let desk = log_in(&fleet, &doors, ACME, "reader").await;
+        let issued = Instant::now();
+        for service in SERVICES {
+            knock(&doors, service, &desk.access).await.unwrap();
+        }
+        // Clocks may differ by so much.
+        let over = LIFE + Duration::from_secs(garrison_auth::token::LEEWAY as u64 + 1);
+        tokio::time::sleep(over.saturating_sub(issued.elapsed())).await;
+        for service in SERVICES {
+            let refused = knock(&doors, service, &desk.access).await.unwrap_err();
+            assert_eq!(
+                (refused.code(), reason(&refused).as_str()),
+                (Code::Unauthenticated, "GAR-AUTH-0003"),
+                "{service}: {refused:?}"
+            );
+        }
+        let request = RefreshTokenRequest {
+            refresh_token: desk.refresh,
+        };
+        let mut iam = AuthenticationServiceClient::new(doors.channel("iam"));
+        let next = iam.refresh_token(request).await.unwrap().into_inner().tokens.unwrap();
+        for service in SERVICES {
+            knock(&doors, service, &next.access_token).await.unwrap();
+        }
     });
 }

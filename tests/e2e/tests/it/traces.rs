@@ -28,15 +28,41 @@ pub fn assert_no_secrets(fleet: &Fleet, people: &[&Desk]) {
     let lines = command_lines(fleet);
     assert!(!lines.is_empty(), "no process of the fleet was found");
     places.extend(lines);
+    let found = leaks(&secrets, &places);
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+fn leaks(secrets: &[(String, String)], places: &[(String, String)]) -> Vec<String> {
     let mut found = Vec::new();
-    for (place, text) in &places {
-        for (what, secret) in &secrets {
+    for (place, text) in places {
+        for (what, secret) in secrets {
             if secret.len() >= 8 && text.contains(secret.as_str()) {
                 found.push(format!("{what} is in {place}"));
             }
         }
     }
-    assert!(found.is_empty(), "{found:#?}");
+    found
+}
+
+#[test]
+fn a_secret_in_a_log_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = garrison_testkit::Secrets::open_or_create(&dir.path().join("secrets")).unwrap();
+    let password = fs::read_to_string(secrets.password("x").unwrap()).unwrap();
+    let key = fs::read_to_string(secrets.signing_key("x").unwrap()).unwrap();
+    let identity = garrison_testkit::Pki::open_or_create(&dir.path().join("pki"), "a.test").unwrap();
+    let private = fs::read_to_string(identity.identity("svc/x").unwrap().key_file).unwrap();
+    let look = || leaks(&secrets_under(dir.path()), &logs_under(dir.path()));
+    fs::write(dir.path().join("x.log"), "nothing to see\n").unwrap();
+    assert_eq!(look(), Vec::<String>::new());
+    for secret in [
+        password.as_str(),
+        key.lines().nth(1).unwrap(),
+        private.lines().nth(1).unwrap(),
+    ] {
+        fs::write(dir.path().join("x.log"), format!("password={secret};")).unwrap();
+        assert_eq!(look().len(), 1, "{secret} was not noticed");
+    }
 }
 
 /// Passwords, keys and authenticator secrets: what is in the folders of secrets, and private keys of certificates,
