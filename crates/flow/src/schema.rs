@@ -9,7 +9,7 @@ use arrow_array::{
     ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int16Array, RecordBatch, StringArray,
     TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
     builder::{
-        FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder, Int16Builder, StringBuilder,
+        ArrayBuilder as _, FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder, Int16Builder, StringBuilder,
         TimestampNanosecondBuilder, UInt8Builder, UInt16Builder, UInt32Builder, UInt64Builder,
     },
     cast::AsArray as _,
@@ -108,11 +108,13 @@ macro_rules! kind {
     }};
     (append $scalar:ident, $b:expr, $v:expr) => { $b.append_value($v) };
 
-    (append_null lengths, $b:expr) => {{
-        $b.values().append_slice(&[0; FIRST_LENGTHS]);
-        $b.append(false);
-    }};
-    (append_null $scalar:ident, $b:expr) => { $b.append_null() };
+    (append_nulls lengths, $b:expr, $n:expr) => {
+        for _ in 0..$n {
+            $b.values().append_slice(&[0; FIRST_LENGTHS]);
+            $b.append(false);
+        }
+    };
+    (append_nulls $scalar:ident, $b:expr, $n:expr) => { $b.append_nulls($n) };
 
     (value id, $a:expr, $i:expr) => { read_fixed::<16>($a, $i) };
     (value mac, $a:expr, $i:expr) => { read_fixed::<6>($a, $i) };
@@ -127,12 +129,24 @@ macro_rules! row_type {
     ($l:lifetime optional $kind:ident) => { Option<kind!(row $l $kind)> };
 }
 
+// Most columns of most sources are null: nulls are caught up with only when a value follows or the batch is finished,
+// so that an absent value costs a comparison.
 macro_rules! append {
-    (required $kind:ident, $b:expr, $v:expr) => { kind!(append $kind, $b, $v) };
-    (optional $kind:ident, $b:expr, $v:expr) => {
-        match $v {
-            Some(value) => kind!(append $kind, $b, value),
-            None => kind!(append_null $kind, $b),
+    (required $kind:ident, $b:expr, $rows:expr, $v:expr) => { kind!(append $kind, $b, $v) };
+    (optional $kind:ident, $b:expr, $rows:expr, $v:expr) => {
+        if let Some(value) = $v {
+            catch_up!(optional $kind, $b, $rows);
+            kind!(append $kind, $b, value);
+        }
+    };
+}
+
+macro_rules! catch_up {
+    (required $kind:ident, $b:expr, $rows:expr) => {};
+    (optional $kind:ident, $b:expr, $rows:expr) => {
+        let behind = $rows - $b.len();
+        if behind > 0 {
+            kind!(append_nulls $kind, $b, behind);
         }
     };
 }
@@ -183,12 +197,13 @@ macro_rules! columns {
 
             /// Appends one record.
             pub fn push(&mut self, row: &FlowRow<'_>) {
-                $(append!($need $kind, self.$name, row.$name);)+
+                $(append!($need $kind, self.$name, self.rows, row.$name);)+
                 self.rows += 1;
             }
 
             /// Takes the rows collected so far as a batch.
             pub fn finish(&mut self) -> FlowBatch {
+                $(catch_up!($need $kind, self.$name, self.rows);)+
                 self.rows = 0;
                 let arrays: Vec<ArrayRef> = vec![$(Arc::new(self.$name.finish()),)+];
                 FlowBatch::from_built(schema(), arrays)
@@ -375,7 +390,8 @@ columns! {
     src_entropy: optional f32,
     /// Shannon entropy of the called side's first payload octets, bits an octet.
     dst_entropy: optional f32,
-    /// One in how many packets was looked at; 1 for all.
+    /// One in how many packets was looked at; 1 for all. Counters of a sampled flow are estimates: what was counted
+    /// times this.
     sampling: required u32,
     /// Why the flow ended: `fin`, `rst`, `idle`, `evicted`, `eof`, `shutdown`.
     end_reason: optional text,
@@ -435,6 +451,13 @@ columns! {
     dns_answers: optional text,
     /// Further facts of the application protocol as a JSON object.
     app: optional text,
+    /// The device that reported the flow to the sensor: the exporter, or the host that wrote the log.
+    exporter: optional ip,
+    /// What a firewall or policy on the path did with it, as its source says: `accept`, `deny` or `drop`.
+    verdict: optional text,
+    /// What the source says beyond these columns, as a JSON object: interfaces, autonomous systems, cloud resources,
+    /// fields of a vendor by name or number.
+    extra: optional text,
 }
 
 impl Default for FlowRow<'_> {
@@ -519,6 +542,9 @@ impl Default for FlowRow<'_> {
             dns_queries: None,
             dns_answers: None,
             app: None,
+            exporter: None,
+            verdict: None,
+            extra: None,
         }
     }
 }
@@ -614,4 +640,29 @@ fn read_lengths(array: &FixedSizeListArray, i: usize) -> [i16; FIRST_LENGTHS] {
     let mut lengths = [0; FIRST_LENGTHS];
     lengths.copy_from_slice(values.values());
     lengths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_values_stay_in_their_rows_however_sparse_and_through_reuse() {
+        let mut builder = FlowBatchBuilder::new(2);
+        for count in [5u64, 0, 9] {
+            let row = |i: u64| FlowRow {
+                src_packets: (i % 3 == 1).then_some(i),
+                service: (i == 4).then_some("http"),
+                first_lengths: (i == 2).then_some([1, -2, 3, 0, 0, 0, 0, 0]),
+                exporter: (i == 8).then_some(IpAddr::from([192, 0, 2, 1])),
+                ..FlowRow::default()
+            };
+            (0..count).for_each(|i| builder.push(&row(i)));
+            let batch = builder.finish();
+            assert_eq!(
+                batch.rows().collect::<Vec<_>>(),
+                (0..count).map(row).collect::<Vec<_>>()
+            );
+        }
+    }
 }
