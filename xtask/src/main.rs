@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod demo;
 mod docs;
+mod eval;
 mod fleet;
 mod narrate;
 mod network;
@@ -44,6 +45,9 @@ enum Task {
     /// Measure
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Compare with answers that others gave
+    #[command(subcommand)]
+    Eval(eval::Eval),
     /// Regenerate the reference pages that come from the code
     Docs {
         /// Fail when a page would change, and write nothing
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Task::Up(options) => fleet::up(options),
         Task::Test { only } => check::run(&only),
         Task::Bench(bench) => bench::run(bench),
+        Task::Eval(eval) => eval::run(eval),
         Task::Docs { check } => build::reference(check),
         Task::Inside { task } => network::inside(&task),
         Task::Actor(actor) => runtime().and_then(|runtime| runtime.block_on(actor.play())),
