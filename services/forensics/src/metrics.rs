@@ -55,7 +55,7 @@ impl Metrics {
                 .build(),
             bundles: counter(
                 "garrison_forensics_bundles",
-                "Evidence bundles, by outcome: sealed, failed, retried",
+                "Evidence bundles, by outcome: sealed, failed, retried, lost to another worker",
             ),
         }
     }

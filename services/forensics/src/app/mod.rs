@@ -3,4 +3,5 @@
 pub mod bundle;
 pub mod gather;
 pub mod packets;
+pub mod sealing;
 pub mod search;

@@ -84,6 +84,10 @@ fn bundle(row: &PgRow) -> Bundle {
     }
 }
 
+fn attempt(claimed: &Bundle) -> i32 {
+    i32::try_from(claimed.attempts).unwrap_or(i32::MAX)
+}
+
 fn state(state: BundleState) -> i16 {
     state as i16
 }
@@ -179,50 +183,74 @@ pub async fn claim(tx: &mut Tx<'_>, now: DateTime<Utc>, lease_until: DateTime<Ut
     Ok(rows.iter().map(bundle).collect())
 }
 
-/// Keeps a bundle that is being worked on.
+/// One bundle, which nobody else changes until the transaction ends.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub async fn renew(tx: &mut Tx<'_>, id: Uuid, lease_until: DateTime<Utc>) -> Result<(), Error> {
-    sqlx::query("UPDATE bundle SET lease_until = $2 WHERE bundle_id = $1 AND state = $3")
+pub async fn lock(tx: &mut Tx<'_>, id: Uuid) -> Result<Option<Bundle>, Error> {
+    sqlx::query("SELECT * FROM bundle WHERE bundle_id = $1 FOR UPDATE")
         .bind(id)
-        .bind(lease_until)
+        .fetch_optional(&mut **tx)
+        .await
+        .map(|row| row.as_ref().map(bundle))
+        .map_err(Error::database(READ))
+}
+
+/// Keeps a bundle that is being worked on. Like the others below, it does nothing and answers false when the bundle is
+/// not gathered any more or a later attempt than the claimed one has begun.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn renew(tx: &mut Tx<'_>, claimed: &Bundle, lease_until: DateTime<Utc>) -> Result<bool, Error> {
+    let done = sqlx::query("UPDATE bundle SET lease_until = $4 WHERE bundle_id = $1 AND attempts = $2 AND state = $3")
+        .bind(claimed.id)
+        .bind(attempt(claimed))
         .bind(state(BundleState::Gathering))
+        .bind(lease_until)
         .execute(&mut **tx)
         .await
-        .map(drop)
-        .map_err(Error::database(WRITE))
+        .map_err(Error::database(WRITE))?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Gives a bundle back, to be tried again later.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub async fn postpone(tx: &mut Tx<'_>, id: Uuid, next_attempt: DateTime<Utc>, error: &str) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE bundle SET lease_until = NULL, next_attempt = $2, error = $3 WHERE bundle_id = $1 AND state = $4",
+pub async fn postpone(
+    tx: &mut Tx<'_>,
+    claimed: &Bundle,
+    next_attempt: DateTime<Utc>,
+    error: &str,
+) -> Result<bool, Error> {
+    let done = sqlx::query(
+        "UPDATE bundle SET lease_until = NULL, next_attempt = $4, error = $5
+         WHERE bundle_id = $1 AND attempts = $2 AND state = $3",
     )
-    .bind(id)
+    .bind(claimed.id)
+    .bind(attempt(claimed))
+    .bind(state(BundleState::Gathering))
     .bind(next_attempt)
     .bind(error)
-    .bind(state(BundleState::Gathering))
     .execute(&mut **tx)
     .await
-    .map(drop)
-    .map_err(Error::database(WRITE))
+    .map_err(Error::database(WRITE))?;
+    Ok(done.rows_affected() == 1)
 }
 
-/// Marks a bundle as sealed. False when it was not being gathered any more.
+/// Marks a bundle as sealed.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub async fn seal(tx: &mut Tx<'_>, id: Uuid, sealed: &Sealed) -> Result<bool, Error> {
+pub async fn seal(tx: &mut Tx<'_>, claimed: &Bundle, sealed: &Sealed) -> Result<bool, Error> {
     let done = sqlx::query(
-        "UPDATE bundle SET state = $2, sealed = $3, sha256 = $4, bytes = $5, flows = $6, packets = $7, alerts = $8,
-                responses = $9, key_id = $10, omissions = $11, error = '', lease_until = NULL
-         WHERE bundle_id = $1 AND state = $12",
+        "UPDATE bundle SET state = $4, sealed = $5, sha256 = $6, bytes = $7, flows = $8, packets = $9, alerts = $10,
+                responses = $11, key_id = $12, omissions = $13, error = '', lease_until = NULL
+         WHERE bundle_id = $1 AND attempts = $2 AND state = $3",
     )
-    .bind(id)
+    .bind(claimed.id)
+    .bind(attempt(claimed))
+    .bind(state(BundleState::Gathering))
     .bind(state(BundleState::Sealed))
     .bind(sealed.time)
     .bind(&sealed.sha256)
@@ -233,7 +261,6 @@ pub async fn seal(tx: &mut Tx<'_>, id: Uuid, sealed: &Sealed) -> Result<bool, Er
     .bind(bound(sealed.counts.responses))
     .bind(&sealed.key_id)
     .bind(&sealed.omissions)
-    .bind(state(BundleState::Gathering))
     .execute(&mut **tx)
     .await
     .map_err(Error::database(WRITE))?;
@@ -244,16 +271,20 @@ pub async fn seal(tx: &mut Tx<'_>, id: Uuid, sealed: &Sealed) -> Result<bool, Er
 ///
 /// # Errors
 /// [`Error::Database`].
-pub async fn fail(tx: &mut Tx<'_>, id: Uuid, error: &str) -> Result<(), Error> {
-    sqlx::query("UPDATE bundle SET state = $2, error = $3, lease_until = NULL WHERE bundle_id = $1 AND state = $4")
-        .bind(id)
-        .bind(state(BundleState::Failed))
-        .bind(error)
-        .bind(state(BundleState::Gathering))
-        .execute(&mut **tx)
-        .await
-        .map(drop)
-        .map_err(Error::database(WRITE))
+pub async fn fail(tx: &mut Tx<'_>, claimed: &Bundle, error: &str) -> Result<bool, Error> {
+    let done = sqlx::query(
+        "UPDATE bundle SET state = $4, error = $5, lease_until = NULL
+         WHERE bundle_id = $1 AND attempts = $2 AND state = $3",
+    )
+    .bind(claimed.id)
+    .bind(attempt(claimed))
+    .bind(state(BundleState::Gathering))
+    .bind(state(BundleState::Failed))
+    .bind(error)
+    .execute(&mut **tx)
+    .await
+    .map_err(Error::database(WRITE))?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Adds to a bundle's chain of custody. Others who add to the same chain wait.

@@ -7,4 +7,5 @@ mod evidence;
 mod flows;
 mod ingest;
 mod outages;
+mod sealing;
 mod world;

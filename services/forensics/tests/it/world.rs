@@ -154,7 +154,7 @@ listen = "127.0.0.1:{admin}"
         )
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let database = &self.database;
         format!(
             r#"{}
