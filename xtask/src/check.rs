@@ -24,11 +24,48 @@ struct Step {
 
 type Check = (&'static str, fn() -> Result<Counts>);
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Counts {
     passed: u64,
     failed: u64,
-    skipped: u64,
+    /// Which, and why.
+    skipped: Vec<String>,
+    /// Those of them that are among the passed.
+    idle: u64,
+}
+
+impl Counts {
+    /// Takes a line of what cargo test prints.
+    fn read(&mut self, line: &str) {
+        if let Some(numbers) = line.strip_prefix("test result: ") {
+            self.passed += number_before(numbers, " passed");
+            self.failed += number_before(numbers, " failed");
+        } else if let Some(test) = line.strip_prefix("skipped: ") {
+            // It says so itself, and the harness counts it as passed.
+            self.skipped.push(test.to_owned());
+            self.idle += 1;
+        } else if let Some((test, reason)) = line
+            .strip_prefix("test ")
+            .and_then(|line| line.split_once(" ... ignored"))
+        {
+            // What another test runs, in a namespace of its own, is not skipped.
+            let reason = reason.trim_start_matches(", ");
+            if !reason.starts_with("run by ") {
+                self.skipped.push(format!("{test}: {reason}"));
+            }
+        }
+    }
+
+    /// Tests that ran and passed.
+    fn ran(&self) -> u64 {
+        self.passed.saturating_sub(self.idle)
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.passed += other.ran();
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped.iter().cloned());
+    }
 }
 
 /// Runs every step, whatever becomes of the ones before it, and fails when one has failed.
@@ -91,32 +128,32 @@ fn summarise(steps: &[Step]) -> Result<()> {
     for step in steps {
         let outcome = match &step.outcome {
             Ok(counts) => {
-                sum.passed += counts.passed;
-                sum.skipped += counts.skipped;
-                match counts.passed {
-                    0 => "ok".to_owned(),
-                    passed => format!("ok, {passed} tests"),
+                sum.add(counts);
+                match (counts.ran(), counts.skipped.len()) {
+                    (0, _) => "ok".to_owned(),
+                    (ran, 0) => format!("ok, {ran} tests"),
+                    (ran, skipped) => format!("ok, {ran} tests, {skipped} skipped"),
                 }
             }
             Err(error) => {
-                let counts = error.downcast_ref::<TestsFailed>().map_or(
-                    Counts {
-                        failed: 1,
-                        ..Counts::default()
-                    },
-                    |e| e.0,
-                );
-                sum.passed += counts.passed;
-                sum.failed += counts.failed.max(1);
-                sum.skipped += counts.skipped;
+                if let Some(TestsFailed(counts)) = error.downcast_ref() {
+                    sum.add(counts);
+                } else {
+                    sum.failed += 1;
+                }
                 format!("FAILED: {error}")
             }
         };
         println!("{:<14} {:>9.1}  {outcome}", step.name, step.took.as_secs_f64());
     }
+    for test in &sum.skipped {
+        println!("skipped: {test}");
+    }
     println!(
         "\n{} passed, {} failed, {} skipped",
-        sum.passed, sum.failed, sum.skipped
+        sum.passed,
+        sum.failed,
+        sum.skipped.len()
     );
     if sum.failed > 0 {
         bail!("{} failed", sum.failed);
@@ -153,11 +190,7 @@ fn tests(arguments: &[&str]) -> Result<Counts> {
         for line in BufReader::new(stdout).lines() {
             let line = line.context("reading what cargo prints")?;
             println!("{line}");
-            if let Some(numbers) = line.strip_prefix("test result: ") {
-                counts.passed += number_before(numbers, " passed");
-                counts.failed += number_before(numbers, " failed");
-                counts.skipped += number_before(numbers, " ignored");
-            }
+            counts.read(&line);
         }
     }
     let status = child.wait()?;
@@ -335,6 +368,32 @@ mod tests {
         let line = "ok. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out";
         assert_eq!(number_before(line, " passed"), 12);
         assert_eq!(number_before(line, " failed"), 3);
-        assert_eq!(number_before(line, " ignored"), 1);
+    }
+
+    #[test]
+    fn what_is_skipped_is_named_and_not_counted_as_passed() {
+        let mut counts = Counts::default();
+        for line in [
+            "test lab::inside ... ignored, run by lab::outside in a namespace of its own",
+            "test slow ... ignored, takes an hour",
+            "test bare ... ignored",
+            "skipped: corpora::zeek: GARRISON_CORPORA does not name the folder of the corpora",
+            "test corpora::zeek ... ok",
+            "test result: ok. 5 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out",
+        ] {
+            counts.read(line);
+        }
+        assert_eq!(
+            counts.skipped,
+            [
+                "slow: takes an hour",
+                "bare: ",
+                "corpora::zeek: GARRISON_CORPORA does not name the folder of the corpora"
+            ]
+        );
+        assert_eq!(counts.ran(), 4);
+        let mut sum = Counts::default();
+        sum.add(&counts);
+        assert_eq!((sum.passed, sum.skipped.len()), (4, 3));
     }
 }

@@ -2,6 +2,7 @@
 //! certificate authority and lab networks. Everything runs on free loopback ports out of one folder, needs
 //! no root where user namespaces serve, and ends with the process that started it.
 
+mod corpora;
 mod fleet;
 pub mod lab;
 mod nats;
@@ -10,6 +11,7 @@ mod postgres;
 mod process;
 mod stack;
 
+pub use corpora::corpora;
 pub use fleet::{Fleet, FleetError, FleetOptions};
 pub use garrison_bootstrap::{self as bootstrap, IdentityFiles, Pki, Secrets, TRUST_DOMAIN};
 pub use nats::{Nats, NatsOptions, find_nats_server};

@@ -1,20 +1,13 @@
 //! Agreement with Zeek and nDPI on public captures. Runs where `GARRISON_CORPORA` names the folder that has them.
 
-use std::path::PathBuf;
-
 use flow_ingest::agreement::{ndpi, zeek};
-
-fn corpora() -> Option<PathBuf> {
-    let folder = std::env::var_os("GARRISON_CORPORA");
-    if folder.is_none() {
-        eprintln!("GARRISON_CORPORA is not set: skipped");
-    }
-    folder.map(PathBuf::from)
-}
+use garrison_testkit::corpora;
 
 #[test]
 fn connections_are_those_of_zeek() {
-    let Some(corpora) = corpora() else { return };
+    let Some(corpora) = corpora("corpora::connections_are_those_of_zeek") else {
+        return;
+    };
     let sum = zeek::compare(&corpora.join("packets/zeek")).unwrap();
     let least = sum.connections * 90 / 100;
     assert!(sum.accounted() >= least, "{sum:?}");
@@ -22,7 +15,9 @@ fn connections_are_those_of_zeek() {
 
 #[test]
 fn flows_are_those_of_ndpi() {
-    let Some(corpora) = corpora() else { return };
+    let Some(corpora) = corpora("corpora::flows_are_those_of_ndpi") else {
+        return;
+    };
     let sum = ndpi::compare(&corpora.join("packets")).unwrap();
     assert!(sum.packets * 100 >= sum.flows * 85, "{} of {}", sum.packets, sum.flows);
     assert!(sum.ja4_equal * 100 >= sum.ja4 * 90, "{} of {}", sum.ja4_equal, sum.ja4);

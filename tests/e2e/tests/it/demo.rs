@@ -10,6 +10,7 @@ use std::{
 };
 
 use garrison_proof::{ExportOptions, verify_export};
+use garrison_testkit::corpora;
 use serde_json::Value;
 
 use crate::{
@@ -268,11 +269,15 @@ fn the_loop_runs_on_captures() {
         "{report:#}"
     );
     assert!(number(&report["incidents"]) >= 1);
+}
 
-    // Public captures, where they are: a fleet start each, so three.
-    let Some(corpora) = std::env::var_os("GARRISON_CORPORA").map(PathBuf::from) else {
+/// A fleet start each, so three.
+#[test]
+fn public_captures_run_through_the_loop() {
+    let Some(corpora) = corpora("demo::public_captures_run_through_the_loop") else {
         return;
     };
+    let _alone = alone();
     for file in corpus(&corpora) {
         let report = demo(&["--pcap", &file.display().to_string()]);
         eprintln!(
