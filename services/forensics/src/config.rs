@@ -14,6 +14,9 @@ pub struct Config {
     pub core: Core,
     /// The flow lake.
     pub lake: LakeConfig,
+    /// Alerts, events, incidents and responses.
+    #[serde(default)]
+    pub events: EventsConfig,
     /// Searches.
     #[serde(default)]
     pub search: SearchConfig,
@@ -47,6 +50,15 @@ pub struct LakeConfig {
     /// Bytes of Parquet that are kept for each tenant; the oldest go first.
     #[serde(default = "default_retention_bytes")]
     pub retention_bytes: u64,
+}
+
+/// Alerts, events, incidents and responses.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsConfig {
+    /// Days that they are kept after they last changed; a year's audit and a month to do it in. The version of a policy
+    /// that was in force stays. What is in a sealed bundle stays in it.
+    pub retention_days: u32,
 }
 
 /// Searches.
@@ -91,6 +103,12 @@ pub struct EvidenceConfig {
     /// How often a bundle is tried before it fails.
     #[serde(default = "default_attempts")]
     pub max_attempts: u32,
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self { retention_days: 400 }
+    }
 }
 
 impl Default for SearchConfig {
@@ -174,6 +192,7 @@ impl ServiceConfig for Config {
         range("lake.roll_bytes", self.lake.roll_bytes, 1 << 10, 1 << 30)?;
         range("lake.roll_interval_ms", self.lake.roll_interval_ms, 100, 3_600_000)?;
         range("lake.retention_hours", self.lake.retention_hours.into(), 1, 876_000)?;
+        range("events.retention_days", self.events.retention_days.into(), 1, 36_500)?;
         range("search.max_flows", self.search.max_flows as u64, 1, 1_000_000)?;
         range(
             "search.max_candidates",

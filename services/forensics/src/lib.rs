@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::{
-    app::{bundle::Bundles, gather::Gatherer, packets::Source, search::Searcher},
+    app::{bundle::Bundles, gather::Gatherer, packets::Source, retention::Retention, search::Searcher},
     bus::{AlertHandler, EventHandler, FlowHandler},
     config::Config,
     grpc::{evidence::Evidence, search::FlowSearch},
@@ -104,6 +104,17 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     let (worker, stop) = (Arc::clone(&bundles), service.shutdown());
     service.spawn("evidence", async move {
         worker.run(stop).await;
+        Ok::<(), Infallible>(())
+    });
+
+    let retention = Retention {
+        db: db.clone(),
+        days: config.events.retention_days,
+        metrics: metrics.clone(),
+    };
+    let stop = service.shutdown();
+    service.spawn("retention of events", async move {
+        retention.run(stop).await;
         Ok::<(), Infallible>(())
     });
 

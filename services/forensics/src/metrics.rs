@@ -17,6 +17,7 @@ pub struct Metrics {
     free: Gauge<u64>,
     searches: Histogram<f64>,
     bundles: Counter<u64>,
+    expired: Counter<u64>,
 }
 
 impl Metrics {
@@ -53,6 +54,10 @@ impl Metrics {
                 .with_description("Time of searches")
                 .with_unit("s")
                 .build(),
+            expired: counter(
+                "garrison_forensics_expired",
+                "Alerts, events, incidents and responses deleted by retention",
+            ),
             bundles: counter(
                 "garrison_forensics_bundles",
                 "Evidence bundles, by outcome: sealed, failed, retried, lost to another worker",
@@ -93,6 +98,10 @@ impl Metrics {
     /// A search took so many seconds.
     pub fn search(&self, seconds: f64) {
         self.searches.record(seconds, &[]);
+    }
+
+    pub(crate) fn expired(&self, rows: u64) {
+        self.expired.add(rows, &[]);
     }
 
     /// A bundle had this outcome.

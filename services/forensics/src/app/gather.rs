@@ -162,7 +162,7 @@ impl Gatherer {
         let unknown = incident.alert_ids.len().saturating_sub(alerts.len());
         if unknown > 0 {
             gathered.omissions.push(format!(
-                "alerts: {unknown} of {} never reached the event store",
+                "alerts: {unknown} of {} are not in the event store",
                 incident.alert_ids.len()
             ));
         }
@@ -174,7 +174,7 @@ impl Gatherer {
         if !missing.is_empty() {
             gathered
                 .omissions
-                .push(format!("responses: {} never reached the event store", missing.len()));
+                .push(format!("responses: {} are not in the event store", missing.len()));
         }
         let mut text = serde_json::to_vec_pretty(&json::of(&incident)).unwrap_or_default();
         text.push(b'\n');

@@ -102,7 +102,7 @@ pub async fn upsert_alert(tx: &mut Tx<'_>, id: Uuid, alert: &Alert, last_seen: D
         "INSERT INTO alert (tenant_id, alert_id, count, last_seen, message)
          VALUES (current_setting('garrison.tenant', true), $1, $2, $3, $4)
          ON CONFLICT (tenant_id, alert_id) DO UPDATE
-         SET count = excluded.count, last_seen = excluded.last_seen, message = excluded.message
+         SET count = excluded.count, last_seen = excluded.last_seen, message = excluded.message, stored = now()
          WHERE excluded.count >= alert.count",
     )
     .bind(id)
@@ -128,7 +128,8 @@ pub async fn upsert_incident(
     sqlx::query(
         "INSERT INTO incident (tenant_id, incident_id, updated, message)
          VALUES (current_setting('garrison.tenant', true), $1, $2, $3)
-         ON CONFLICT (tenant_id, incident_id) DO UPDATE SET updated = excluded.updated, message = excluded.message
+         ON CONFLICT (tenant_id, incident_id) DO UPDATE
+         SET updated = excluded.updated, message = excluded.message, stored = now()
          WHERE excluded.updated >= incident.updated",
     )
     .bind(id)
@@ -149,7 +150,7 @@ pub async fn upsert_response(tx: &mut Tx<'_>, id: Uuid, response: &Response) -> 
         "INSERT INTO response (tenant_id, response_id, incident, transitions, message)
          VALUES (current_setting('garrison.tenant', true), $1, $2, $3, $4)
          ON CONFLICT (tenant_id, response_id) DO UPDATE
-         SET incident = excluded.incident, transitions = excluded.transitions, message = excluded.message
+         SET incident = excluded.incident, transitions = excluded.transitions, message = excluded.message, stored = now()
          WHERE excluded.transitions >= response.transitions",
     )
     .bind(id)
@@ -201,6 +202,40 @@ pub async fn responses(tx: &mut Tx<'_>, incident: &str) -> Result<Vec<Response>,
             .await
             .map_err(Error::database(READ))?;
     messages.iter().map(|bytes| decode(bytes)).collect()
+}
+
+/// Deletes what was kept before a time, at most `limit` rows of each kind, and answers with how many that were.
+/// The version of a policy that was in force then stays, as later alerts refer to it, and so does an incident whose
+/// evidence is being gathered.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn expire(tx: &mut Tx<'_>, before: DateTime<Utc>, limit: i64) -> Result<u64, Error> {
+    let mut deleted = 0;
+    for statement in [
+        "DELETE FROM alert WHERE alert_id IN (
+             SELECT alert_id FROM alert WHERE stored < $1 ORDER BY stored LIMIT $2)",
+        "DELETE FROM response WHERE response_id IN (
+             SELECT response_id FROM response WHERE stored < $1 ORDER BY stored LIMIT $2)",
+        "DELETE FROM incident WHERE incident_id IN (
+             SELECT incident_id FROM incident AS i WHERE stored < $1 AND NOT EXISTS (
+                 SELECT 1 FROM bundle AS b WHERE b.incident_id = i.incident_id AND b.state = 1)
+             ORDER BY stored LIMIT $2)",
+        "DELETE FROM event WHERE event_id IN (
+             SELECT event_id FROM event AS e WHERE stored < $1 AND (subject NOT LIKE 'policies/%' OR EXISTS (
+                 SELECT 1 FROM event AS later WHERE later.subject = e.subject AND later.stored < $1
+                 AND (later.stored, later.event_id) > (e.stored, e.event_id)))
+             ORDER BY stored LIMIT $2)",
+    ] {
+        let done = sqlx::query(statement)
+            .bind(before)
+            .bind(limit)
+            .execute(&mut **tx)
+            .await
+            .map_err(Error::database("applying retention to events"))?;
+        deleted += done.rows_affected();
+    }
+    Ok(deleted)
 }
 
 fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, Error> {

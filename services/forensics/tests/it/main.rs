@@ -7,5 +7,6 @@ mod evidence;
 mod flows;
 mod ingest;
 mod outages;
+mod retention;
 mod sealing;
 mod world;
