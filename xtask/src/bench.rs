@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, each with its limit beside it.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     fs,
     net::Ipv4Addr,
     time::{Duration, Instant},
@@ -124,7 +125,7 @@ pub async fn contain_inside(options: ContainOptions) -> Result<()> {
     hops(&analyst.json(&["alerts", "list", "--limit", "1000"])?, &trials)?;
     // Spans arrive a little after what they tell of.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    spans(&collector.spans(), &trials);
+    spans(&collector.spans(), &trials)?;
     machine();
     Ok(())
 }
@@ -153,45 +154,63 @@ fn hops(alerts: &Value, blocks: &[Value]) -> Result<()> {
     Ok(())
 }
 
-// The spans of the traces that hold the blocks' decisions.
-fn spans(all: &[Span], blocks: &[Value]) {
-    let wanted: std::collections::HashSet<&str> = all
-        .iter()
-        .filter(|span| {
-            blocks.iter().any(|block| {
-                let id = text(&block["name"]);
-                let id = id.rsplit('/').next().unwrap_or_default();
-                !id.is_empty() && span.attributes.values().any(|value| value.contains(id))
-            })
-        })
-        .map(|span| span.trace_id.as_str())
-        .collect();
-    let mut by_name: std::collections::BTreeMap<(String, String), Vec<f64>> = std::collections::BTreeMap::new();
-    for span in all.iter().filter(|span| wanted.contains(span.trace_id.as_str())) {
-        let length = span.end_ns.saturating_sub(span.start_ns) as f64 / 1e6;
-        by_name
-            .entry((span.service.clone(), span.name.clone()))
-            .or_default()
-            .push(length);
+// The spans of the traces that hold the blocks' decisions: how long each takes, and when it begins.
+fn spans(all: &[Span], blocks: &[Value]) -> Result<()> {
+    // Trace → when its offending packet was captured, nanoseconds since the epoch.
+    let mut wanted: HashMap<&str, u64> = HashMap::new();
+    for span in all {
+        let block = blocks.iter().find(|block| {
+            let id = text(&block["name"]);
+            let id = id.rsplit('/').next().unwrap_or_default();
+            !id.is_empty() && span.attributes.values().any(|value| value.contains(id))
+        });
+        if let Some(block) = block {
+            let trigger = time(&block["triggerTime"])?.timestamp_nanos_opt().unwrap_or_default();
+            wanted.insert(&span.trace_id, u64::try_from(trigger).unwrap_or_default());
+        }
     }
-    println!("\nspans in {} traces of containments, from OTLP:", wanted.len());
-    for ((service, name), mut lengths) in by_name {
-        row(&format!("{service}: {name}"), &mut lengths, None);
+    let mut by_name: BTreeMap<(&str, &str), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for span in all {
+        let Some(trigger) = wanted.get(span.trace_id.as_str()) else {
+            continue;
+        };
+        let (begins, lasts) = by_name.entry((&span.service, &span.name)).or_default();
+        begins.push((span.start_ns as f64 - *trigger as f64) / 1e6);
+        lasts.push(span.end_ns.saturating_sub(span.start_ns) as f64 / 1e6);
     }
+    let mut rows: Vec<_> = by_name.into_iter().collect();
+    for (_, (begins, _)) in &mut rows {
+        begins.sort_by(f64::total_cmp);
+    }
+    rows.sort_by(|(_, (a, _)), (_, (b, _))| at(a, 0.5).total_cmp(&at(b, 0.5)));
+    println!(
+        "\nspans in {} traces of containments, from OTLP, in the order in which they begin:",
+        wanted.len()
+    );
+    for ((service, name), (begins, mut lasts)) in rows {
+        row(
+            &format!("{:>7.2} ms  {service}: {name}", at(&begins, 0.5)),
+            &mut lasts,
+            None,
+        );
+    }
+    Ok(())
+}
+
+// The value at a share of a sorted list.
+fn at(sorted: &[f64], share: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    sorted
+        .get((share * last as f64).round() as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 fn row(name: &str, values: &mut [f64], budget: Option<(f64, f64)>) {
     values.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        let last = values.len().saturating_sub(1);
-        values
-            .get((share * last as f64).round() as usize)
-            .copied()
-            .unwrap_or(f64::NAN)
-    };
-    let (p50, p90, p99, max) = (at(0.5), at(0.9), at(0.99), at(1.0));
+    let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(|share| at(values, share));
     print!(
-        "  {name:<44} n {:>4}  p50 {p50:>7.2}  p90 {p90:>7.2}  p99 {p99:>7.2}  max {max:>7.2} ms",
+        "  {name:<58} n {:>4}  p50 {p50:>7.2}  p90 {p90:>7.2}  p99 {p99:>7.2}  max {max:>7.2} ms",
         values.len()
     );
     if let Some((p50_budget, p99_budget)) = budget {
@@ -204,10 +223,11 @@ fn row(name: &str, values: &mut [f64], budget: Option<(f64, f64)>) {
     println!();
 }
 
+fn time(value: &Value) -> Result<chrono::DateTime<chrono::Utc>> {
+    text(value).parse().with_context(|| format!("{value} is no time"))
+}
+
 fn milliseconds(from: &Value, to: &Value) -> Result<f64> {
-    let time = |value: &Value| -> Result<chrono::DateTime<chrono::Utc>> {
-        text(value).parse().with_context(|| format!("{value} is no time"))
-    };
     let length = time(to)? - time(from)?;
     Ok(length.num_nanoseconds().context("the times are too far apart")? as f64 / 1e6)
 }

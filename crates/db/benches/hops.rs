@@ -60,7 +60,9 @@ async fn run() {
     let migrator = Migrator::with_migrations(Vec::new());
     let db = Db::connect(&stack.database("policy", &migrator).await, "policy").unwrap();
     let sender = Bus::connect(&stack.bus_config("svc/policy"), "policy").await.unwrap();
-    let reader = Bus::connect(&stack.bus_config("svc/anomaly"), "anomaly").await.unwrap();
+    let reader = Bus::connect(&stack.bus_config("svc/forensics"), "forensics")
+        .await
+        .unwrap();
     sender.connected().await;
     let tenant: TenantId = "acme".parse().unwrap();
 
@@ -88,7 +90,7 @@ async fn run() {
     let consumer = tokio::spawn(async move {
         run_consumer(
             &reader,
-            &topology::EVENTS_ANOMALY,
+            &topology::EVENTS_FORENSICS,
             Dispatch::Ordered,
             Arc::new(Arrivals(arrived)),
             token,

@@ -1,17 +1,20 @@
 use std::{
     collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
+use garrison_bus::Message;
 use garrison_proto::TenantId;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction, postgres::PgPoolOptions};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use crate::{DbConfig, DbError, Tx};
+use crate::{DbConfig, DbError, Tx, error::is_unavailable};
 
 /// Tenants remembered as known, so that most transactions need not say so again.
 const MAX_KNOWN: usize = 10_000;
+/// Urgent commits that may wait for this process's relay; more are left to its ordinary turn.
+const MAX_URGENT: usize = 256;
 
 /// A service's own schema in PostgreSQL. Cheap to clone; clones share the pool.
 #[derive(Clone)]
@@ -22,8 +25,16 @@ pub struct Db {
 struct Inner {
     pool: PgPool,
     schema: &'static str,
+    max_connections: u32,
     known: RwLock<HashSet<TenantId>>,
     appended: Notify,
+    urgent: (mpsc::Sender<Urgent>, Mutex<Option<mpsc::Receiver<Urgent>>>),
+}
+
+/// Messages of one commit that should not wait for the relay's turn, and the trace that they belong to.
+pub(crate) struct Urgent {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) span: tracing::Span,
 }
 
 impl Db {
@@ -38,13 +49,18 @@ impl Db {
             .max_connections(config.max_connections)
             .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms.max(1)))
             .idle_timeout(Duration::from_secs(300))
+            // A ping costs every transaction a round trip. What it would find, `open` finds and mends.
+            .test_before_acquire(false)
             .max_lifetime(Duration::from_secs(3_600))
             .connect_lazy_with(options);
+        let (sender, receiver) = mpsc::channel(MAX_URGENT);
         let inner = Inner {
             pool,
             schema,
+            max_connections: config.max_connections,
             known: RwLock::default(),
             appended: Notify::new(),
+            urgent: (sender, Mutex::new(Some(receiver))),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -54,9 +70,17 @@ impl Db {
     /// # Errors
     /// [`DbError::Unavailable`] when no connection can be had in time.
     pub async fn begin(&self, tenant: &TenantId) -> Result<Tx<'static>, DbError> {
+        self.begin_with(tenant, "").await
+    }
+
+    /// As [`Db::begin`], with a statement that runs in the same round trip and whose rows nobody reads: a lock.
+    ///
+    /// # Errors
+    /// As [`Db::begin`], and what the statement may fail with.
+    pub async fn begin_with(&self, tenant: &TenantId, statement: &'static str) -> Result<Tx<'static>, DbError> {
         self.remember(tenant).await?;
         let inner = self
-            .open(tenant.as_str(), "")
+            .open(tenant.as_str(), statement)
             .await
             .map_err(DbError::during("begin a transaction"))?;
         Ok(Tx::new(inner, tenant.clone(), self.clone()))
@@ -105,6 +129,19 @@ impl Db {
         self.inner.pool.close().await;
     }
 
+    /// Hands messages that were committed to the relay of this process, or signals it when it has enough to do.
+    pub(crate) fn hurry(&self, urgent: Urgent) {
+        if self.inner.urgent.0.try_send(urgent).is_err() {
+            self.outbox_signal();
+        }
+    }
+
+    /// What [`Db::hurry`] hands over; for the first who asks.
+    pub(crate) fn urgent(&self) -> Option<mpsc::Receiver<Urgent>> {
+        let mut receiver = self.inner.urgent.1.lock().unwrap_or_else(PoisonError::into_inner);
+        receiver.take()
+    }
+
     pub(crate) async fn appended(&self) {
         self.inner.appended.notified().await;
     }
@@ -121,7 +158,15 @@ impl Db {
     async fn open(&self, tenant: &str, more: &str) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         debug_assert!(!tenant.contains('\''));
         let begin = format!("BEGIN; SET LOCAL garrison.tenant = '{tenant}'; {more}");
-        self.inner.pool.begin_with(AssertSqlSafe(begin)).await
+        // A connection that died while it was idle fails here, before anything was done; the next may be as dead.
+        let mut dead = 0;
+        loop {
+            let began = self.inner.pool.begin_with(AssertSqlSafe(begin.clone())).await;
+            match began {
+                Err(error) if dead < self.inner.max_connections && lost(&error) => dead += 1,
+                other => return other,
+            }
+        }
     }
 
     async fn remember(&self, tenant: &TenantId) -> Result<(), DbError> {
@@ -153,6 +198,11 @@ impl Db {
         known.insert(tenant.clone());
         Ok(())
     }
+}
+
+/// Whether a connection that was made is gone. That none can be had or made is another matter.
+fn lost(error: &sqlx::Error) -> bool {
+    !matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) && is_unavailable(error)
 }
 
 impl std::fmt::Debug for Db {

@@ -1,5 +1,6 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,10 +12,12 @@ use opentelemetry::{
     metrics::{Counter, Gauge, Histogram},
 };
 use sqlx::{PgConnection, Row, postgres::PgRow};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
-use crate::{Db, DbError};
+use crate::{Db, DbError, database::Urgent};
 
 /// Messages taken at a time.
 const BATCH: i64 = 64;
@@ -28,6 +31,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_s
 /// window and the redelivery of unacknowledged messages, which are minutes; a week covers a long outage.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const PRUNE_BATCH: i64 = 10_000;
+/// Most ids of urgent messages that are remembered as published.
+const MAX_SENT: usize = 4_096;
 
 /// Publishes what was committed to the outbox until `shutdown`, and removes old inbox rows.
 ///
@@ -39,52 +44,103 @@ const PRUNE_BATCH: i64 = 10_000;
 /// # Errors
 /// Only for what cannot heal: today nothing; the type leaves room.
 pub async fn run_outbox_relay(db: Db, publisher: Publisher, shutdown: CancellationToken) -> Result<(), DbError> {
+    let sent = Sent::default();
+    let express = db
+        .urgent()
+        .map(|urgent| express(db.clone(), publisher.clone(), urgent, sent.clone()));
     let mut relay = Relay {
         metrics: Metrics::new(),
         blocked: HashMap::new(),
         db,
         publisher,
+        sent,
     };
-    let mut pause = PAUSE.0;
-    let mut pruned: Option<Instant> = None;
-    loop {
-        // Without a broker there is nothing to do, and a transaction would only hold locks.
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return Ok(()),
-            () = relay.publisher.connected() => {}
-        }
-        // Not cut short by shutdown: what the broker has stored should also be removed.
-        let outcome = relay.drain().await;
-        let wait = match outcome {
-            Ok(Drained::Empty) => {
-                pause = PAUSE.0;
-                if pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY) {
-                    pruned = Some(Instant::now());
-                    if let Err(error) = prune(&relay.db).await {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot prune the inbox");
+    let turns = relay.run(shutdown);
+    match express {
+        None => turns.await,
+        Some(express) => tokio::select! {
+            outcome = turns => outcome,
+            () = express => Ok(()),
+        },
+    }
+}
+
+/// Ids of messages that went out without waiting for the relay's turn: stored by the broker, and still in the outbox.
+type Sent = Arc<Mutex<HashSet<Uuid>>>;
+
+/// Publishes what must not wait, in the order of the commits. What fails is left to the relay.
+async fn express(db: Db, publisher: Publisher, mut urgent: mpsc::Receiver<Urgent>, sent: Sent) {
+    while let Some(Urgent { messages, span }) = urgent.recv().await {
+        let publish = async {
+            for message in &messages {
+                match publisher.publish(message).await {
+                    Ok(()) => {
+                        let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+                        // Rows that another replica's relay removed are never asked about. Forgetting costs a repeat.
+                        if sent.len() >= MAX_SENT {
+                            sent.clear();
+                        }
+                        sent.insert(message.id);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "an urgent message is left to the outbox relay");
+                        return;
                     }
                 }
-                POLL
-            }
-            Ok(Drained::More) => {
-                pause = PAUSE.0;
-                continue;
-            }
-            Ok(Drained::Blocked) => next(&mut pause),
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    schema = relay.db.schema(),
-                    "the outbox relay cannot work; trying again"
-                );
-                next(&mut pause)
             }
         };
-        tokio::select! {
-            () = relay.db.appended(), if wait == POLL => {}
-            () = tokio::time::sleep(wait) => {}
-            () = shutdown.cancelled() => return Ok(()),
+        publish
+            .instrument(tracing::info_span!(parent: &span, "publish at once"))
+            .await;
+        db.outbox_signal();
+    }
+    // The database handle, which holds the other end, outlives this.
+    std::future::pending::<()>().await;
+}
+
+impl Relay {
+    async fn run(&mut self, shutdown: CancellationToken) -> Result<(), DbError> {
+        let mut pause = PAUSE.0;
+        let mut pruned: Option<Instant> = None;
+        loop {
+            // Without a broker there is nothing to do, and a transaction would only hold locks.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                () = self.publisher.connected() => {}
+            }
+            // Not cut short by shutdown: what the broker has stored should also be removed.
+            let outcome = self.drain().await;
+            let wait = match outcome {
+                Ok(Drained::Empty) => {
+                    pause = PAUSE.0;
+                    if pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY) {
+                        pruned = Some(Instant::now());
+                        if let Err(error) = prune(&self.db).await {
+                            tracing::warn!(error = &error as &dyn std::error::Error, "cannot prune the inbox");
+                        }
+                    }
+                    POLL
+                }
+                Ok(Drained::More) => {
+                    pause = PAUSE.0;
+                    continue;
+                }
+                Ok(Drained::Blocked) => next(&mut pause),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        schema = self.db.schema(),
+                        "the outbox relay cannot work; trying again"
+                    );
+                    next(&mut pause)
+                }
+            };
+            tokio::select! {
+                () = self.db.appended(), if wait == POLL => {}
+                () = tokio::time::sleep(wait) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
         }
     }
 }
@@ -110,6 +166,7 @@ struct Relay {
     metrics: Metrics,
     /// Domains whose stream takes nothing now, so that they do not hold the others up.
     blocked: HashMap<String, Instant>,
+    sent: Sent,
 }
 
 struct Entry {
@@ -163,7 +220,13 @@ impl Relay {
             return Ok(if blocked { Drained::Blocked } else { Drained::Empty });
         }
 
-        let (fates, failed) = publish(&self.publisher, entries).await;
+        // What went out already only has to leave the outbox.
+        let (done, entries): (Vec<_>, Vec<_>) = {
+            let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+            entries.into_iter().partition(|entry| sent.remove(&entry.message.id))
+        };
+        let (mut fates, failed) = publish(&self.publisher, entries).await;
+        fates.extend(done.into_iter().map(|entry| Fate::Stored(entry.id, entry.appended)));
         let settled = settle(&mut tx, &fates, &self.metrics, self.db.schema()).await;
         settled.map_err(DbError::during("clear the outbox"))?;
         tx.commit().await.map_err(DbError::during("clear the outbox"))?;

@@ -47,13 +47,7 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
 /// # Errors
 /// When the configuration makes no sense.
 pub fn wire(config: &Config, service: &mut Service) -> Result<App, ConfigError> {
-    let app = App::new(
-        service.info,
-        service.db().clone(),
-        service.publisher.clone(),
-        config.settings()?,
-        Utc::now(),
-    );
+    let app = App::new(service.info, service.db().clone(), config.settings()?, Utc::now());
     service.consume(
         &topology::ALERTS_RESPONDER,
         Dispatch::Concurrent(CONCURRENCY),

@@ -3,7 +3,7 @@ use std::time::Duration;
 use garrison_testkit::Stack;
 use uuid::Uuid;
 
-use crate::fixture::{Relay, count, database, eventually, tenant};
+use crate::fixture::{Relay, count, database, event, eventually, tenant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_first_once_per_consumer_and_tenant() {
@@ -48,6 +48,25 @@ async fn of_two_at_once_only_one_is_first() {
     }
     let firsts = tasks.join_all().await.into_iter().filter(|first| *first).count();
     assert_eq!(firsts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_delivery_leads_to_is_appended_once() {
+    let stack = Stack::shared().await;
+    let (db, config) = database(stack).await;
+    let (acme, id) = (tenant("acme"), Uuid::now_v7());
+    for (round, consumer) in ["alerts", "alerts", "reports"].into_iter().enumerate() {
+        let mut tx = db.begin(&acme).await.unwrap();
+        let messages = [event(&acme, 2 * round), event(&acme, 2 * round + 1)];
+        let first = tx.publish_once(consumer, id, &messages).await.unwrap();
+        assert_eq!(first, round != 1, "round {round}");
+        tx.commit().await.unwrap();
+    }
+    assert_eq!(count(stack, &config, "outbox").await, 4);
+    // A delivery that leads to nothing counts too.
+    let mut tx = db.begin(&acme).await.unwrap();
+    assert!(tx.publish_once("quiet", id, &[]).await.unwrap());
+    assert!(!tx.first_delivery("quiet", id).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

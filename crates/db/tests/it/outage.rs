@@ -89,6 +89,27 @@ async fn a_relay_that_is_cut_off_repeats_without_doubling() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_died_while_idle_are_not_noticed() {
+    let stack = Stack::start().await;
+    let (db, _) = database(&stack).await;
+    let acme = tenant("acme");
+    // Several at a time, so that the pool holds more than one.
+    let mut open = Vec::new();
+    for _ in 0..6 {
+        open.push(db.begin(&acme).await.unwrap());
+    }
+    for tx in open {
+        tx.commit().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stack.postgres().stop();
+    stack.postgres().resume().unwrap();
+    for _ in 0..8 {
+        db.begin(&acme).await.unwrap().commit().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pool_made_while_the_database_is_away_works_when_it_is_there() {
     let stack = Stack::start().await;
     let (_, mut config) = database(&stack).await;

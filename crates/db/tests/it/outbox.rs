@@ -39,6 +39,45 @@ async fn what_is_committed_is_published_in_order_and_what_is_not_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_urgent_overtakes_and_is_stored_once() {
+    let stack = Stack::start().await;
+    let (db, config) = database(&stack).await;
+    let acme = tenant("acme");
+    // Without a relay in this process, urgent messages wait like the others.
+    let (waiting, urgent) = (event(&acme, 0), event(&acme, 1));
+    let mut tx = db.begin(&acme).await.unwrap();
+    tx.publish_all(&[waiting, urgent.clone()]).await.unwrap();
+    tx.commit_urgent(vec![urgent]).await.unwrap();
+    assert_eq!(count(&stack, &config, "outbox").await, 2);
+
+    let relay = Relay::start(&stack, &db).await;
+    eventually("the outbox is empty", async || {
+        count(&stack, &config, "outbox").await == 0
+    })
+    .await;
+    for round in 1..20 {
+        let (waiting, urgent) = (event(&acme, 2 * round), event(&acme, 2 * round + 1));
+        let mut tx = db.begin(&acme).await.unwrap();
+        tx.publish_all(&[waiting, urgent.clone()]).await.unwrap();
+        tx.commit_urgent(vec![urgent]).await.unwrap();
+        eventually("the outbox is empty", async || {
+            count(&stack, &config, "outbox").await == 0
+        })
+        .await;
+    }
+    relay.stop().await;
+    let published = published(&stack).await;
+    let mut sorted = published[&acme].clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..40).collect::<Vec<_>>(), "each is stored once");
+    let overtaken = (1..20).filter(|round| {
+        let place = |number| published[&acme].iter().position(|n| *n == number);
+        place(2 * round + 1) < place(2 * round)
+    });
+    assert_eq!(overtaken.count(), 19, "{published:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_arrives_as_it_was_appended() {
     let stack = Stack::start().await;
     let (db, _) = database(&stack).await;

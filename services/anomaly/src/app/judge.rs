@@ -123,7 +123,7 @@ impl Engine {
         let new = async {
             let mut tx = self.db.begin(id).await?;
             let new = store::publish_alerts(&mut tx, &held.pending).await?;
-            tx.commit().await?;
+            tx.commit_urgent(new.clone()).await?;
             Ok::<_, Error>(new)
         }
         .instrument(span)
@@ -142,7 +142,7 @@ impl Engine {
         }
         let detectors = alerts
             .iter()
-            .filter(|a| new.iter().any(|id| id.to_string() == a.alert_id));
+            .filter(|a| new.iter().any(|message| message.id.to_string() == a.alert_id));
         self.metrics
             .alerted(detectors.map(|a| a.detector.as_str()), started.elapsed());
         Ok(())

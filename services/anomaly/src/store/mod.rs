@@ -90,11 +90,11 @@ pub async fn save(tx: &mut Tx<'_>, applied: u64, tenant: &[u8], shards: &[(u16, 
 }
 
 /// Inserts alerts and their messages. Those that are there already, because their messages were taken before a crash
-/// and are taken again now, are left out. Returns the ids of the new ones.
+/// and are taken again now, are left out. Returns the messages of the new ones.
 ///
 /// # Errors
 /// When the database is away or fails.
-pub async fn publish_alerts(tx: &mut Tx<'_>, alerts: &[Alert]) -> Result<Vec<Uuid>, DbError> {
+pub async fn publish_alerts(tx: &mut Tx<'_>, alerts: &[Alert]) -> Result<Vec<Message>, DbError> {
     let id = tx.tenant().clone();
     let known: Vec<(Uuid, &Alert)> = alerts
         .iter()
@@ -136,7 +136,7 @@ pub async fn publish_alerts(tx: &mut Tx<'_>, alerts: &[Alert]) -> Result<Vec<Uui
         })
         .collect();
     tx.publish_all(&messages).await?;
-    Ok(new)
+    Ok(messages)
 }
 
 /// Deletes alerts that were published longer ago than they are kept. Returns how many.

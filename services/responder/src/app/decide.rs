@@ -12,10 +12,10 @@ use super::{
 use crate::{
     domain::{
         guard::{self, Usage},
-        response::{Action, Draft, Outcome, Response},
+        response::{Action, Draft, Response},
     },
     error::{AppError, During as _},
-    store::responses::{self, InPlay, Situation},
+    store::responses::{self, Created, InPlay, Situation},
 };
 
 /// Why something is decided.
@@ -31,8 +31,8 @@ pub(super) struct Occasion {
 /// What became of the drafts.
 #[derive(Debug, Default)]
 pub(super) struct Decided {
-    /// Decided now, in any state.
-    pub(super) created: Vec<Response>,
+    /// Decided now, in any state; they are still to be stored.
+    pub(super) created: Vec<Created>,
     /// Already did, or will do, what was wanted.
     pub(super) linked: Vec<Uuid>,
 }
@@ -40,22 +40,18 @@ pub(super) struct Decided {
 impl App {
     /// Decides drafts that have been reduced to one for each action and target.
     #[allow(clippy::too_many_arguments)] // a decision and what it is judged by
-    pub(super) async fn decide(
+    pub(super) fn decide(
         &self,
-        tx: &mut Tx<'static>,
         tenant: &TenantId,
         rules: &Rules,
+        mut situation: Situation,
         mut drafts: Vec<Draft>,
         occasion: &Occasion,
         effects: &mut Effects<'_>,
         now: DateTime<Utc>,
-    ) -> Result<Decided, AppError> {
+    ) -> Decided {
         let mut decided = Decided::default();
-        if drafts.is_empty() {
-            return Ok(decided);
-        }
         drafts.sort_by_key(|d| std::cmp::Reverse(d.priority));
-        let mut situation = self.situation(tx, tenant, &drafts, occasion.incident, now).await?;
         for draft in drafts {
             if let Some(known) = redundant(&draft, &situation.in_play, occasion.person.is_some()) {
                 if !decided.linked.contains(&known) {
@@ -88,13 +84,28 @@ impl App {
                 action: response.action,
                 target: target.to_string(),
                 state: response.state,
-                settled: false,
+                settled: None,
             });
-            self.insert(tx, tenant, &response, &outcome, occasion, effects, now)
-                .await?;
-            decided.created.push(response);
+            let Some(step) = outcome.transition.clone() else {
+                continue;
+            };
+            effects.response(
+                &response,
+                &outcome,
+                vec![first_step(&step, now)],
+                occasion.person.clone(),
+            );
+            self.metrics().response(response.action, response.state);
+            if let Some(deadline) = response.deadline {
+                self.due().expect(tenant, deadline);
+            }
+            decided.created.push(Created {
+                response,
+                step,
+                request: occasion.request,
+            });
         }
-        Ok(decided)
+        decided
     }
 
     /// What a decision about these drafts needs to know.
@@ -110,38 +121,13 @@ impl App {
         let mut situation = responses::situation(tx, tenant.as_str(), &targets, incident, now, self.alive_since(now))
             .await
             .during("look up what is in force")?;
-        situation.nodes.retain(|node| self.may_serve(node, tenant.as_str()));
+        self.keep_allowed(tenant, &mut situation);
         Ok(situation)
     }
 
-    #[allow(clippy::too_many_arguments)] // one row and its consequences
-    async fn insert(
-        &self,
-        tx: &mut Tx<'static>,
-        tenant: &TenantId,
-        response: &Response,
-        outcome: &Outcome,
-        occasion: &Occasion,
-        effects: &mut Effects<'_>,
-        now: DateTime<Utc>,
-    ) -> Result<(), AppError> {
-        let Some(transition) = &outcome.transition else {
-            return Ok(());
-        };
-        responses::insert(tx, tenant.as_str(), response, transition, occasion.request, now)
-            .await
-            .during("store a response")?;
-        effects.response(
-            response,
-            outcome,
-            vec![first_step(transition, now)],
-            occasion.person.clone(),
-        );
-        self.metrics().response(response.action, response.state);
-        if let Some(deadline) = response.deadline {
-            self.due().expect(tenant, deadline);
-        }
-        Ok(())
+    /// Strikes nodes that the configuration does not let serve the tenant.
+    pub(super) fn keep_allowed(&self, tenant: &TenantId, situation: &mut Situation) {
+        situation.nodes.retain(|node| self.may_serve(node, tenant.as_str()));
     }
 }
 
@@ -156,7 +142,7 @@ fn redundant(draft: &Draft, in_play: &[InPlay], by_person: bool) -> Option<Uuid>
         .find(|known| {
             let same = known.action == draft.action;
             let in_force = matches!(known.state, ResponseState::Dispatched | ResponseState::Applied);
-            if known.settled {
+            if known.settled.is_some() {
                 return same && !by_person;
             }
             match known.state {
@@ -195,7 +181,7 @@ mod tests {
             action,
             target: "10.0.0.9".into(),
             state,
-            settled,
+            settled: settled.then(|| Uuid::from_u128(2)),
         }]
     }
 

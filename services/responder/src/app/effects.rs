@@ -14,6 +14,7 @@ use garrison_proto::{
     to_timestamp,
 };
 use garrison_service::{ServiceInfo, audit};
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -153,11 +154,29 @@ impl<'a> Effects<'a> {
 
     /// Appends everything to the outbox of the transaction, and gives the orders back.
     pub(super) async fn append(self, tx: &mut Tx<'static>) -> Result<Vec<Message>, AppError> {
+        let (orders, all) = self.messages();
+        tx.publish_all(&all).await.during("append to the outbox")?;
+        Ok(orders)
+    }
+
+    /// As [`Effects::append`], and notes the delivery that they come from in the inbox. `None` when it is a repeat:
+    /// then the transaction must be rolled back.
+    pub(super) async fn append_once(
+        self,
+        tx: &mut Tx<'static>,
+        consumer: &str,
+        delivery: Uuid,
+    ) -> Result<Option<Vec<Message>>, AppError> {
+        let (orders, all) = self.messages();
+        let first = tx.publish_once(consumer, delivery, &all).await;
+        Ok(first.during("append to the outbox")?.then_some(orders))
+    }
+
+    fn messages(self) -> (Vec<Message>, Vec<Message>) {
         let Self { orders, mut rest, .. } = self;
         let mut all = orders.clone();
         all.append(&mut rest);
-        tx.publish_all(&all).await.during("append to the outbox")?;
-        Ok(orders)
+        (orders, all)
     }
 }
 

@@ -1,7 +1,6 @@
 //! An alert comes in: the path that containment waits for.
 
 use chrono::{DateTime, Utc};
-use garrison_bus::Message;
 use garrison_db::Tx;
 use garrison_proto::{
     TenantId,
@@ -13,7 +12,7 @@ use garrison_proto::{
 use prost::Message as _;
 use uuid::Uuid;
 
-use super::{App, decide::Occasion, effects::Effects};
+use super::{App, Rules, decide::Occasion, effects::Effects};
 use crate::{
     domain::{
         alert::AlertFacts,
@@ -25,7 +24,8 @@ use crate::{
     error::{AppError, During as _},
     store::{
         incidents::{self, Note},
-        intake,
+        intake::{self, Moment, Surroundings},
+        responses::Created,
     },
 };
 
@@ -63,33 +63,74 @@ impl App {
     ) -> Result<Taken, AppError> {
         let started = std::time::Instant::now();
         let facts_of_alert = AlertFacts::read(alert, now)?;
-        let mut tx = self.begin(tenant).await?;
-        if !tx.first_delivery(INBOX, delivery).await.during("look into the inbox")? {
+        // Every round trip to the database is time in which the attacker goes on. A repeat is found at the end.
+        let mut tx = self.begin_locked(tenant).await?;
+        let mut around = self.look_around(&mut tx, tenant, &facts_of_alert, now).await?;
+        let generation = match around.generation {
+            Some(generation) => generation,
+            None => {
+                tx.rollback().await.during("roll back")?;
+                self.start_tenant(tenant, now).await?;
+                tx = self.begin_locked(tenant).await?;
+                around = self.look_around(&mut tx, tenant, &facts_of_alert, now).await?;
+                around.generation.unwrap_or_default()
+            }
+        };
+        let rules = self.rules(&mut tx, tenant, generation).await?;
+        let (taken, effects) = self
+            .take_in(&mut tx, tenant, alert, &facts_of_alert, &rules, around, now)
+            .await?;
+        let Some(orders) = effects.append_once(&mut tx, INBOX, delivery).await? else {
+            tx.rollback().await.during("roll back a repeat")?;
             return Ok(Taken::Repeat);
-        }
-        let (taken, orders) = self.take_in(&mut tx, tenant, alert, &facts_of_alert, now).await?;
+        };
         self.commit(tx, orders, "commit an alert").await?;
         self.metrics().alert(&facts_of_alert, started.elapsed());
         Ok(taken)
     }
 
-    async fn take_in(
+    async fn look_around(
         &self,
+        tx: &mut Tx<'static>,
+        tenant: &TenantId,
+        alert: &AlertFacts,
+        now: DateTime<Utc>,
+    ) -> Result<Surroundings, AppError> {
+        let policy = &self.settings().correlation;
+        let targets: Vec<String> = playbook::targets(alert).map(|target| target.to_string()).collect();
+        let moment = Moment {
+            now,
+            heard_since: self.alive_since(now),
+            window_minutes: policy.window_minutes,
+        };
+        let mut around = intake::surroundings(tx, tenant.as_str(), alert, &facts(alert, policy), &targets, moment)
+            .await
+            .during("look up what surrounds an alert")?;
+        self.keep_allowed(tenant, &mut around.situation);
+        Ok(around)
+    }
+
+    #[allow(clippy::too_many_arguments)] // an alert and what it is judged by
+    async fn take_in<'a>(
+        &'a self,
         tx: &mut Tx<'static>,
         tenant: &TenantId,
         body: &Alert,
         alert: &AlertFacts,
+        rules: &Rules,
+        around: Surroundings,
         now: DateTime<Utc>,
-    ) -> Result<(Taken, Vec<Message>), AppError> {
-        let rules = self.lock_rules(tx, tenant, now).await?;
+    ) -> Result<(Taken, Effects<'a>), AppError> {
         let mut effects = Effects::new(&self.inner.info, tenant);
         let policy = &self.settings().correlation;
         let new_facts = facts(alert, policy);
-        let around = intake::surroundings(tx, tenant.as_str(), alert, &new_facts, policy.window_minutes)
-            .await
-            .during("look up related alerts")?;
         let mut homes = linked(&new_facts, &around.known, policy);
         homes.extend(around.present.filter(|id| !homes.contains(id)));
+        let mut situation = around.situation;
+        // Settled within this incident means: within those that it is made of.
+        situation
+            .in_play
+            .retain(|known| known.settled.is_none_or(|incident| homes.contains(&incident)));
 
         let (mut incident, opened) = match self.gather(tx, tenant, homes, &mut effects, now).await? {
             Some(mut incident) => {
@@ -116,18 +157,9 @@ impl App {
             person: None,
             request: None,
         };
-        let decided = self
-            .decide(
-                tx,
-                tenant,
-                &rules,
-                playbook::strongest(wanted),
-                &occasion,
-                &mut effects,
-                now,
-            )
-            .await?;
-        for response in &decided.created {
+        let drafts = playbook::strongest(wanted);
+        let decided = self.decide(tenant, rules, situation, drafts, &occasion, &mut effects, now);
+        for Created { response, .. } in &decided.created {
             incident.add_response(response.id);
             if response.state != ResponseState::Unspecified {
                 incident.status = IncidentStatus::Open;
@@ -143,6 +175,7 @@ impl App {
             &body.encode_to_vec(),
             &new_facts,
             &incident,
+            &decided.created,
             now,
         )
         .await
@@ -163,13 +196,12 @@ impl App {
         }
         let finding = ocsf::detection_finding(body, alert, tenant.as_str(), &name, around.present.is_some());
         effects.siem("detection_finding", ocsf::EVENT_TYPE, &finding)?;
-        let orders = effects.append(tx).await?;
         let taken = Taken::In {
             incident: incident.id,
             opened,
-            responses: decided.created.iter().map(|r| r.id).collect(),
+            responses: decided.created.iter().map(|created| created.response.id).collect(),
         };
-        Ok((taken, orders))
+        Ok((taken, effects))
     }
 
     /// Loads the incidents that an alert belongs to and merges them into the oldest.

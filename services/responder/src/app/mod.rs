@@ -16,7 +16,7 @@ use std::{
 };
 
 use chrono::{DateTime, Duration, Utc};
-use garrison_bus::{Message, Publisher};
+use garrison_bus::Message;
 use garrison_db::{Db, Tx};
 use garrison_proto::TenantId;
 use garrison_service::ServiceInfo;
@@ -38,6 +38,7 @@ use crate::{
     },
     error::{AppError, During as _},
     metrics::Metrics,
+    store::LOCK_TENANT,
 };
 
 /// What the configuration fixes.
@@ -87,7 +88,6 @@ pub struct App {
 struct Inner {
     info: ServiceInfo,
     db: Db,
-    publisher: Publisher,
     settings: Settings,
     started: DateTime<Utc>,
     rules: Mutex<HashMap<TenantId, Arc<Rules>>>,
@@ -97,12 +97,11 @@ struct Inner {
 
 impl App {
     /// Puts the use cases together. `started` is when the service did: a node is given time to be heard of again.
-    pub fn new(info: ServiceInfo, db: Db, publisher: Publisher, settings: Settings, started: DateTime<Utc>) -> Self {
+    pub fn new(info: ServiceInfo, db: Db, settings: Settings, started: DateTime<Utc>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 info,
                 db,
-                publisher,
                 settings,
                 started,
                 rules: Mutex::default(),
@@ -132,23 +131,18 @@ impl App {
         self.db().begin(tenant).await.during("begin a transaction")
     }
 
-    /// Commits, and sends orders to enforcers without waiting for the outbox relay's turn. The relay sends them
-    /// again, with the same ids, which the broker drops; so nothing hangs on this but milliseconds.
+    /// Begins with the tenant's lock taken, if the responder has ever worked for the tenant.
+    async fn begin_locked(&self, tenant: &TenantId) -> Result<Tx<'static>, AppError> {
+        let begun = self.db().begin_with(tenant, LOCK_TENANT).await;
+        begun.during("begin a transaction")
+    }
+
+    /// Commits; orders to enforcers leave before everything else.
     async fn commit(&self, tx: Tx<'static>, orders: Vec<Message>, operation: &'static str) -> Result<(), AppError> {
-        tx.commit()
+        tx.commit_urgent(orders)
             .instrument(tracing::info_span!("commit"))
             .await
-            .during(operation)?;
-        for order in orders {
-            let publisher = self.inner.publisher.clone();
-            let publish = async move {
-                if let Err(error) = publisher.publish(&order).await {
-                    tracing::debug!(%error, "an order is left to the outbox relay");
-                }
-            };
-            tokio::spawn(publish.instrument(tracing::info_span!("publish order")));
-        }
-        Ok(())
+            .during(operation)
     }
 
     fn limits(&self, tenant: &TenantId) -> &Limits {

@@ -136,13 +136,16 @@ impl App {
             person: Some(caller.actor()),
             request: wanted.request,
         };
-        let decided = self
-            .decide(&mut tx, tenant, &rules, vec![draft], &occasion, &mut effects, now)
-            .await?;
+        let drafts = vec![draft];
+        let situation = self.situation(&mut tx, tenant, &drafts, occasion.incident, now).await?;
+        let decided = self.decide(tenant, &rules, situation, drafts, &occasion, &mut effects, now);
+        responses::insert(&mut tx, tenant.as_str(), &decided.created, now)
+            .await
+            .during("store a response")?;
         let id = decided
             .created
             .first()
-            .map(|r| r.id)
+            .map(|created| created.response.id)
             .or_else(|| decided.linked.first().copied());
         if let (Some(incident), Some(id)) = (&mut incident, id) {
             incident.add_response(id);

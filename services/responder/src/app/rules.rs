@@ -40,13 +40,29 @@ impl App {
             self.load_defaults(tx, tenant, now).await?;
             generation = store::lock_tenant(tx, tenant.as_str()).await.during("lock a tenant")?;
         }
-        let generation = generation.unwrap_or_default();
+        self.rules(tx, tenant, generation.unwrap_or_default()).await
+    }
+
+    /// The tenant's rules at a generation, from memory when they have not changed.
+    pub(super) async fn rules(
+        &self,
+        tx: &mut Tx<'static>,
+        tenant: &TenantId,
+        generation: i64,
+    ) -> Result<Arc<Rules>, AppError> {
         if let Some(rules) = self.cached_rules(tenant, generation) {
             return Ok(rules);
         }
         let rules = Arc::new(self.read_rules(tx, tenant, generation).await?);
         self.cache_rules(tenant, &rules);
         Ok(rules)
+    }
+
+    /// Gives a tenant without rules the default playbooks.
+    pub(super) async fn start_tenant(&self, tenant: &TenantId, now: DateTime<Utc>) -> Result<(), AppError> {
+        let mut tx = self.begin(tenant).await?;
+        self.lock_rules(&mut tx, tenant, now).await?;
+        tx.commit().await.during("commit")
     }
 
     async fn load_defaults(&self, tx: &mut Tx<'static>, tenant: &TenantId, now: DateTime<Utc>) -> Result<(), AppError> {

@@ -337,19 +337,11 @@ impl Playbook {
     pub fn drafts(&self, alert: &AlertFacts) -> Vec<Draft> {
         let mut drafts = Vec::new();
         for planned in &self.actions {
-            let addresses: Vec<IpAddr> = match planned.whom {
-                Whom::Source => alert.source.address.into_iter().collect(),
-                Whom::Destination => alert
-                    .targets
-                    .iter()
-                    .filter_map(|t| t.address)
-                    .take(MAX_DESTINATIONS)
-                    .collect(),
+            let targets: Vec<Target> = match planned.whom {
+                Whom::Source => sources(alert).collect(),
+                Whom::Destination => destinations(alert).collect(),
             };
-            for target in addresses
-                .into_iter()
-                .filter_map(|address| Target::try_from(address).ok())
-            {
+            for target in targets {
                 drafts.push(Draft {
                     action: planned.action,
                     target,
@@ -364,6 +356,23 @@ impl Playbook {
         }
         drafts
     }
+}
+
+/// Everything that a playbook could act on because of an alert.
+pub fn targets(alert: &AlertFacts) -> impl Iterator<Item = Target> {
+    sources(alert).chain(destinations(alert))
+}
+
+fn sources(alert: &AlertFacts) -> impl Iterator<Item = Target> {
+    actionable(alert.source.address.into_iter())
+}
+
+fn destinations(alert: &AlertFacts) -> impl Iterator<Item = Target> {
+    actionable(alert.targets.iter().filter_map(|t| t.address).take(MAX_DESTINATIONS))
+}
+
+fn actionable(addresses: impl Iterator<Item = IpAddr>) -> impl Iterator<Item = Target> {
+    addresses.filter_map(|address| Target::try_from(address).ok())
 }
 
 fn check_step(step: &Step, path: &str, check: &mut Check) -> PlannedAction {

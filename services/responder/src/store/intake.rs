@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row as _, types::Json};
 use uuid::Uuid;
 
+use super::responses::{Created, Situation, read_situation, rows, situation_columns, write_responses};
 use crate::domain::{
     alert::AlertFacts,
     correlation::{Fact, Known, Role},
@@ -14,22 +15,42 @@ use crate::domain::{
 /// Most correlation facts that one alert is compared with.
 const MAX_FACTS: i64 = 50_000;
 
-/// What is on record about an alert's hosts.
+/// What is on record about an alert and its hosts.
 #[derive(Debug, Default)]
 pub struct Surroundings {
+    /// Generation of the tenant's rules; `None` for a tenant that the responder has never worked for.
+    pub generation: Option<i64>,
     /// The incident that already holds this alert, when it is not the first account of it.
     pub present: Option<Uuid>,
     /// Facts of open incidents that the alert could be linked with.
     pub known: Vec<Known>,
+    /// What decides about actions on the alert's addresses. Settled responses of every incident in `known` and of
+    /// `present` are among them.
+    pub situation: Situation,
 }
 
-/// Looks up whether the alert is known, and the facts about its hosts within the window.
+/// When something is looked up.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Now.
+    pub now: DateTime<Utc>,
+    /// Since when a node must have been heard of to be alive.
+    pub heard_since: DateTime<Utc>,
+    /// How far apart alerts may be linked, in minutes.
+    pub window_minutes: i64,
+}
+
+/// A fact: host, role, minute, stage, incident.
+type FactRow = (String, i16, i64, i16, Uuid);
+
+/// Looks up everything that taking an alert in depends on, in one round trip.
 pub async fn surroundings(
     tx: &mut PgConnection,
     tenant: &str,
     alert: &AlertFacts,
     facts: &[Fact],
-    window_minutes: i64,
+    targets: &[String],
+    moment: Moment,
 ) -> Result<Surroundings, sqlx::Error> {
     let minute = facts.first().map_or(0, |f| f.minute);
     let victims: Vec<&str> = facts
@@ -37,47 +58,59 @@ pub async fn surroundings(
         .filter(|f| f.role == Role::Target)
         .map(|f| f.host.as_str())
         .collect();
-    let rows = sqlx::query(
-        "SELECT ''::text AS host, -1::smallint AS role, 0::bigint AS minute, 0::smallint AS stage, incident_id
-         FROM alert WHERE tenant_id = $1 AND alert_id = $2
-         UNION ALL
-         (SELECT host, role, minute, stage, incident_id FROM fact
-          WHERE tenant_id = $1 AND host = $3 AND minute BETWEEN $5 AND $6 LIMIT $7)
-         UNION ALL
-         (SELECT host, role, minute, stage, incident_id FROM fact
-          WHERE tenant_id = $1 AND host = ANY($4) AND role = 0 AND minute BETWEEN $5 AND $6 LIMIT $7)",
-    )
+    let row = sqlx::query(concat!(
+        "WITH nearby AS MATERIALIZED (
+             (SELECT host, role, minute, stage, incident_id FROM fact
+              WHERE tenant_id = $1 AND host = $3 AND minute BETWEEN $5 AND $6 LIMIT $7)
+             UNION ALL
+             (SELECT host, role, minute, stage, incident_id FROM fact
+              WHERE tenant_id = $1 AND host = ANY($4) AND role = 0 AND minute BETWEEN $5 AND $6 LIMIT $7)
+         ), present AS MATERIALIZED (
+             SELECT incident_id FROM alert WHERE tenant_id = $1 AND alert_id = $2
+         )
+         SELECT (SELECT generation FROM tenant_state WHERE tenant_id = $1) AS generation,
+                (SELECT incident_id FROM present) AS present,
+                (SELECT coalesce(jsonb_agg(jsonb_build_array(host, role, minute, stage, incident_id)), '[]')
+                 FROM nearby) AS nearby, ",
+        situation_columns!(
+            "$8",
+            "ARRAY(SELECT incident_id FROM nearby UNION SELECT incident_id FROM present)",
+            "$9",
+            "$10"
+        )
+    ))
     .bind(tenant)
     .bind(alert.id)
     .bind(&alert.source.host)
     .bind(&victims)
-    .bind(minute - window_minutes - 1)
-    .bind(minute + window_minutes + 1)
+    .bind(minute - moment.window_minutes - 1)
+    .bind(minute + moment.window_minutes + 1)
     .bind(MAX_FACTS)
-    .fetch_all(tx)
+    .bind(targets)
+    .bind(moment.now)
+    .bind(moment.heard_since)
+    .fetch_one(tx)
     .await?;
-    let mut found = Surroundings::default();
-    for row in &rows {
-        let incident = row.try_get("incident_id")?;
-        let role: i16 = row.try_get("role")?;
-        if role < 0 {
-            found.present = Some(incident);
-            continue;
-        }
-        found.known.push(Known {
-            incident,
-            fact: Fact {
-                host: row.try_get("host")?,
-                role: if role == 0 { Role::Source } else { Role::Target },
-                stage: Stage::from_number(row.try_get("stage")?),
-                minute: row.try_get("minute")?,
-            },
-        });
-    }
-    Ok(found)
+    let nearby: Json<Vec<FactRow>> = row.try_get("nearby")?;
+    let known = nearby.0.into_iter().map(|(host, role, minute, stage, incident)| Known {
+        incident,
+        fact: Fact {
+            host,
+            role: if role == 0 { Role::Source } else { Role::Target },
+            stage: Stage::from_number(stage),
+            minute,
+        },
+    });
+    Ok(Surroundings {
+        generation: row.try_get("generation")?,
+        present: row.try_get("present")?,
+        known: known.collect(),
+        situation: read_situation(&row)?,
+    })
 }
 
-/// Writes the alert, its incident and its facts in one statement.
+/// Writes the alert, its incident, its facts and the responses that it led to, in one statement.
+#[allow(clippy::too_many_arguments)] // what one alert leaves behind
 pub async fn put(
     tx: &mut PgConnection,
     tenant: &str,
@@ -85,6 +118,7 @@ pub async fn put(
     body: &[u8],
     facts: &[Fact],
     incident: &Incident,
+    responses: &[Created],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     let mut searchable = alert.hosts();
@@ -97,11 +131,13 @@ pub async fn put(
     let roles: Vec<i16> = facts.iter().map(|f| f.role as i16).collect();
     let minutes: Vec<i64> = facts.iter().map(|f| f.minute).collect();
     let stages: Vec<i16> = facts.iter().map(|f| f.stage as i16).collect();
-    sqlx::query(
-        "WITH alert_row AS (
+    sqlx::query(concat!(
+        "WITH ",
+        write_responses!(),
+        ", alert_row AS (
              INSERT INTO alert (tenant_id, alert_id, incident_id, detector, severity, title, source, hosts,
                                 last_seen, received, body)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             VALUES ($1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
              ON CONFLICT (tenant_id, alert_id) DO UPDATE
              SET incident_id = excluded.incident_id, severity = excluded.severity, title = excluded.title,
                  hosts = excluded.hosts, last_seen = excluded.last_seen, body = excluded.body
@@ -109,7 +145,7 @@ pub async fn put(
              INSERT INTO incident (tenant_id, incident_id, status, worst, entities, techniques, alert_ids,
                                    responses, first_seen, last_seen, created, updated, score, alert_count,
                                    root, headline, merged_into)
-             VALUES ($1, $3, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, NULL)
+             VALUES ($1, $4, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, NULL)
              ON CONFLICT (tenant_id, incident_id) DO UPDATE
              SET status = excluded.status, worst = excluded.worst, entities = excluded.entities,
                  techniques = excluded.techniques, alert_ids = excluded.alert_ids,
@@ -118,12 +154,13 @@ pub async fn put(
                  alert_count = excluded.alert_count, root = excluded.root, headline = excluded.headline
          )
          INSERT INTO fact (tenant_id, host, role, minute, stage, incident_id)
-         SELECT $1, f.host, f.role, f.minute, f.stage, $3
-         FROM unnest($26::text[], $27::smallint[], $28::bigint[], $29::smallint[])
+         SELECT $1, f.host, f.role, f.minute, f.stage, $4
+         FROM unnest($27::text[], $28::smallint[], $29::bigint[], $30::smallint[])
               AS f (host, role, minute, stage)
-         ON CONFLICT DO NOTHING",
-    )
+         ON CONFLICT DO NOTHING"
+    ))
     .bind(tenant)
+    .bind(rows(responses, now))
     .bind(alert.id)
     .bind(incident.id)
     .bind(&alert.detector)

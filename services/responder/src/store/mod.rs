@@ -11,6 +11,10 @@ pub(crate) fn corrupt(what: &str) -> sqlx::Error {
     sqlx::Error::Decode(format!("{what} is not a value this version knows").into())
 }
 
+/// [`lock_tenant`] for the round trip that begins a transaction.
+pub const LOCK_TENANT: &str =
+    "SELECT 1 FROM tenant_state WHERE tenant_id = current_setting('garrison.tenant') FOR UPDATE";
+
 /// Takes the tenant's lock: every change of a tenant's alerts, incidents, responses and rules holds it until
 /// commit, so that decisions see each other. Answers with the generation of the tenant's rules, `None` for
 /// a tenant that the responder has never worked for.

@@ -7,7 +7,8 @@ use garrison_proto::{
     response::v1::{self as proto, ResponseState},
     to_timestamp,
 };
-use sqlx::{PgConnection, Row, postgres::PgRow, types::Json};
+use serde::Serialize;
+use sqlx::{PgConnection, Row as _, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::corrupt;
@@ -55,65 +56,132 @@ fn read(row: &PgRow) -> Result<Response, sqlx::Error> {
     })
 }
 
-fn nodes(response: &Response) -> Json<BTreeMap<&str, i16>> {
-    Json(
-        response
-            .nodes
-            .iter()
-            .map(|(node, state)| (node.as_str(), *state as i16))
-            .collect(),
-    )
+fn nodes(response: &Response) -> BTreeMap<&str, i16> {
+    let nodes = response.nodes.iter();
+    nodes.map(|(node, state)| (node.as_str(), *state as i16)).collect()
 }
 
-/// Writes a response that was decided just now, with the first step of its history.
+/// A response that was decided just now, with the first step of its history.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// The response.
+    pub response: Response,
+    /// What was decided about it.
+    pub step: Transition,
+    /// The client's own id of the request.
+    pub request: Option<Uuid>,
+}
+
+/// [`Created`] as the statements that write it read it.
+#[derive(Serialize)]
+pub(super) struct Row<'a> {
+    response_id: Uuid,
+    incident_id: Option<Uuid>,
+    action: i16,
+    target: String,
+    state: i16,
+    priority: i32,
+    ttl_ms: Option<i64>,
+    packets_per_second: u32,
+    playbook: &'a str,
+    reason: &'a str,
+    created: DateTime<Utc>,
+    dispatched: Option<DateTime<Utc>>,
+    expires: Option<DateTime<Utc>>,
+    alert_id: Option<Uuid>,
+    trigger_time: Option<DateTime<Utc>>,
+    error: &'a str,
+    nodes: BTreeMap<&'a str, i16>,
+    deadline: Option<DateTime<Utc>>,
+    attempts: i32,
+    ending: Option<i16>,
+    hosts: i64,
+    request_id: Option<Uuid>,
+    actor: &'a str,
+    detail: &'a str,
+    time: DateTime<Utc>,
+}
+
+impl Created {
+    fn row(&self, now: DateTime<Utc>) -> Row<'_> {
+        let Self {
+            response,
+            step,
+            request,
+        } = self;
+        Row {
+            response_id: response.id,
+            incident_id: response.incident,
+            action: response.action as i16,
+            target: response.target.to_string(),
+            state: response.state as i16,
+            priority: response.priority,
+            ttl_ms: response.ttl.map(|t| t.num_milliseconds()),
+            packets_per_second: response.packets_per_second,
+            playbook: &response.playbook,
+            reason: &response.reason,
+            created: response.created,
+            dispatched: (response.state == ResponseState::Dispatched).then_some(now),
+            expires: response.expires,
+            alert_id: response.alert,
+            trigger_time: response.trigger_time,
+            error: &response.error,
+            nodes: nodes(response),
+            deadline: response.deadline,
+            attempts: response.attempts,
+            ending: response.ending.map(|e| e as i16),
+            hosts: i64::try_from(response.target.hosts()).unwrap_or(i64::MAX),
+            request_id: *request,
+            actor: &step.actor,
+            detail: &step.detail,
+            time: now,
+        }
+    }
+}
+
+/// The rows of responses decided at `now`.
+pub(super) fn rows(created: &[Created], now: DateTime<Utc>) -> Json<Vec<Row<'_>>> {
+    Json(created.iter().map(|created| created.row(now)).collect())
+}
+
+// Common table expressions that write `$2`, a list of [`Row`], for tenant `$1`.
+macro_rules! write_responses {
+    () => {
+        "decided AS (
+             SELECT * FROM jsonb_to_recordset($2::jsonb) AS r (
+                 response_id uuid, incident_id uuid, action smallint, target text, state smallint, priority integer,
+                 ttl_ms bigint, packets_per_second bigint, playbook text, reason text, created timestamptz,
+                 dispatched timestamptz, expires timestamptz, alert_id uuid, trigger_time timestamptz, error text,
+                 nodes jsonb, deadline timestamptz, attempts integer, ending smallint, hosts bigint, request_id uuid,
+                 actor text, detail text, time timestamptz)
+         ), step_rows AS (
+             INSERT INTO response_transition (tenant_id, response_id, state, time, actor, detail)
+             SELECT $1, response_id, state, time, actor, detail FROM decided
+         ), response_rows AS (
+             INSERT INTO response (tenant_id, response_id, incident_id, action, target, state, priority, ttl_ms,
+                                   packets_per_second, playbook, reason, created, dispatched, expires, alert_id,
+                                   trigger_time, error, nodes, deadline, attempts, ending, hosts, request_id)
+             SELECT $1, response_id, incident_id, action, target, state, priority, ttl_ms,
+                    packets_per_second, playbook, reason, created, dispatched, expires, alert_id,
+                    trigger_time, error, nodes, deadline, attempts, ending, hosts, request_id
+             FROM decided
+         )"
+    };
+}
+pub(super) use write_responses;
+
+/// Writes responses that were decided just now.
 pub async fn insert(
     tx: &mut PgConnection,
     tenant: &str,
-    response: &Response,
-    transition: &Transition,
-    request: Option<Uuid>,
+    created: &[Created],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
-    let dispatched = (response.state == ResponseState::Dispatched).then_some(now);
-    sqlx::query(
-        "WITH step AS (
-             INSERT INTO response_transition (tenant_id, response_id, state, time, actor, detail)
-             VALUES ($1, $2, $6, $26, $24, $25)
-         )
-         INSERT INTO response (tenant_id, response_id, incident_id, action, target, state, priority, ttl_ms,
-                               packets_per_second, playbook, reason, created, dispatched, expires, alert_id,
-                               trigger_time, error, nodes, deadline, attempts, ending, hosts, request_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-                 $21, $22, $23)",
-    )
-    .bind(tenant)
-    .bind(response.id)
-    .bind(response.incident)
-    .bind(response.action as i16)
-    .bind(response.target.to_string())
-    .bind(response.state as i16)
-    .bind(response.priority)
-    .bind(response.ttl.map(|t| t.num_milliseconds()))
-    .bind(i64::from(response.packets_per_second))
-    .bind(&response.playbook)
-    .bind(&response.reason)
-    .bind(response.created)
-    .bind(dispatched)
-    .bind(response.expires)
-    .bind(response.alert)
-    .bind(response.trigger_time)
-    .bind(&response.error)
-    .bind(nodes(response))
-    .bind(response.deadline)
-    .bind(response.attempts)
-    .bind(response.ending.map(|e| e as i16))
-    .bind(i64::try_from(response.target.hosts()).unwrap_or(i64::MAX))
-    .bind(request)
-    .bind(&transition.actor)
-    .bind(&transition.detail)
-    .bind(now)
-    .execute(tx)
-    .await?;
+    sqlx::query(concat!("WITH ", write_responses!(), " SELECT"))
+        .bind(tenant)
+        .bind(rows(created, now))
+        .execute(tx)
+        .await?;
     Ok(())
 }
 
@@ -137,7 +205,7 @@ pub async fn update(
     .bind(response.applied)
     .bind(response.expires)
     .bind(&response.error)
-    .bind(nodes(response))
+    .bind(Json(nodes(response)))
     .bind(response.deadline)
     .bind(response.attempts)
     .bind(response.ending.map(|e| e as i16))
@@ -300,7 +368,7 @@ pub struct Situation {
     pub usage: Usage,
     /// Nodes heard of lately.
     pub nodes: Vec<String>,
-    /// Responses on the same targets that wait, are sent or are in force.
+    /// Responses on the same targets that wait, are sent or are in force, or were settled.
     pub in_play: Vec<InPlay>,
 }
 
@@ -315,13 +383,49 @@ pub struct InPlay {
     pub target: String,
     /// Where it stands.
     pub state: ResponseState,
-    /// It is over, but within the same incident the question is answered: it was refused, or a person turned
-    /// it down or took it back.
-    pub settled: bool,
+    /// The incident within which the question is answered: it was refused, or a person turned it down or took it
+    /// back. `None` for one that is not over.
+    pub settled: Option<Uuid>,
 }
 
-/// A row of [`situation`]: id, action, target, state, settled.
-type Known = (Uuid, i32, String, i32, bool);
+/// A row of a situation: id, action, target, state, the incident that it is settled in.
+type Known = (Uuid, i32, String, i32, Option<Uuid>);
+
+// Columns of a situation. The arguments are what stands for: the targets, the incidents whose settled responses count,
+// now, and since when a node must have been heard of.
+macro_rules! situation_columns {
+    ($targets:literal, $incidents:literal, $now:literal, $heard_since:literal) => {
+        concat!(
+            "(SELECT coalesce(sum(hosts), 0)::float8 FROM response
+              WHERE tenant_id = $1 AND state IN (2, 3, 4, 5)
+                AND nodes <> '{}' AND (expires IS NULL OR expires > ",
+            $now,
+            ")) AS addresses,
+             (SELECT count(*) FROM response
+              WHERE tenant_id = $1 AND dispatched > ",
+            $now,
+            " - interval '1 hour') AS last_hour,
+             ARRAY(SELECT node FROM node
+                   WHERE tenant_id = $1 AND last_heartbeat >= ",
+            $heard_since,
+            " ORDER BY node) AS nodes,
+             (SELECT coalesce(jsonb_agg(jsonb_build_array(response_id, action, target, state, settled)), '[]')
+              FROM (SELECT response_id, action, target, state, NULL::uuid AS settled FROM response
+                    WHERE tenant_id = $1 AND target = ANY(",
+            $targets,
+            ") AND state IN (1, 2, 3)
+                    UNION ALL
+                    SELECT response_id, action, target, state, incident_id FROM response
+                    WHERE tenant_id = $1 AND incident_id = ANY(",
+            $incidents,
+            ") AND target = ANY(",
+            $targets,
+            ")
+                      AND (state IN (8, 9) OR (state IN (5, 6) AND ending = 1))) AS known) AS in_play"
+        )
+    };
+}
+pub(super) use situation_columns;
 
 /// Everything that a decision about some targets needs, in one round trip.
 pub async fn situation(
@@ -332,30 +436,19 @@ pub async fn situation(
     now: DateTime<Utc>,
     heard_since: DateTime<Utc>,
 ) -> Result<Situation, sqlx::Error> {
-    let row = sqlx::query(
-        "SELECT
-             (SELECT coalesce(sum(hosts), 0)::float8 FROM response
-              WHERE tenant_id = $1 AND state IN (2, 3, 4, 5)
-                AND nodes <> '{}' AND (expires IS NULL OR expires > $3)) AS addresses,
-             (SELECT count(*) FROM response
-              WHERE tenant_id = $1 AND dispatched > $3 - interval '1 hour') AS last_hour,
-             ARRAY(SELECT node FROM node
-                   WHERE tenant_id = $1 AND last_heartbeat >= $4 ORDER BY node) AS nodes,
-             (SELECT coalesce(jsonb_agg(jsonb_build_array(response_id, action, target, state, settled)), '[]')
-              FROM (SELECT response_id, action, target, state, false AS settled FROM response
-                    WHERE tenant_id = $1 AND target = ANY($2) AND state IN (1, 2, 3)
-                    UNION ALL
-                    SELECT response_id, action, target, state, true FROM response
-                    WHERE tenant_id = $1 AND incident_id = $5 AND target = ANY($2)
-                      AND (state IN (8, 9) OR (state IN (5, 6) AND ending = 1))) AS known) AS in_play",
-    )
-    .bind(tenant)
-    .bind(targets)
-    .bind(now)
-    .bind(heard_since)
-    .bind(incident)
-    .fetch_one(tx)
-    .await?;
+    let row = sqlx::query(concat!("SELECT ", situation_columns!("$2", "ARRAY[$3]", "$4", "$5")))
+        .bind(tenant)
+        .bind(targets)
+        .bind(incident)
+        .bind(now)
+        .bind(heard_since)
+        .fetch_one(tx)
+        .await?;
+    read_situation(&row)
+}
+
+/// Reads the columns of [`situation_columns`].
+pub(super) fn read_situation(row: &PgRow) -> Result<Situation, sqlx::Error> {
     let in_play: Json<Vec<Known>> = row.try_get("in_play")?;
     Ok(Situation {
         usage: Usage {

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use garrison_auth::{Caller, Principal};
-use garrison_bus::Bus;
 use garrison_db::{Db, DbConfig};
 use garrison_proto::{
     TenantId,
@@ -42,14 +41,10 @@ impl Bench {
     pub(crate) async fn with(settings: Settings) -> Self {
         let stack = Stack::shared().await;
         let config = stack.database("responder", &responder::MIGRATOR).await;
-        let bus = Bus::connect(&stack.bus_config("svc/responder"), "responder")
-            .await
-            .unwrap();
         let db = Db::connect(&config, "responder").unwrap();
         let app = App::new(
             responder::INFO,
             db.clone(),
-            bus.publisher(),
             settings,
             Utc::now() - chrono::Duration::hours(1),
         );

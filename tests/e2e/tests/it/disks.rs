@@ -36,7 +36,10 @@ fn full_disks_and_broken_captures_degrade_and_lose_nothing() {
         options.extra.insert("flow-ingest".to_owned(), captures(&dir));
         let fleet = prepare(options).await;
         let data = fleet.dir().join("data");
-        mount(&data.join("flow-ingest/ring"), "512k", false);
+        let ring = data.join("flow-ingest/ring");
+        mount(&ring, "512k", false);
+        // Not an octet is left: the little that a slow machine writes at a time would find room beside a large chunk.
+        fs::write(ring.join("somebody-else"), vec![0; 512 << 10]).unwrap();
         // Less than what the lake keeps free for its own work.
         mount(&data.join("forensics"), "48m", false);
         let doors = Doors::of(&fleet);
