@@ -76,7 +76,7 @@ fn clean(reason: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::EVENTS_ANOMALY;
+    use crate::topology::EVENTS_FORENSICS;
 
     #[test]
     fn the_letter_keeps_the_original_headers_but_none_that_act_on_the_broker() {
@@ -95,7 +95,7 @@ mod tests {
         };
         let reason = format!("line\r\nbreak {}", "ä".repeat(3_000));
         let letter = Letter {
-            spec: &EVENTS_ANOMALY,
+            spec: &EVENTS_FORENSICS,
             message: &message,
             sequence: 9,
             attempts: 2,
@@ -105,7 +105,7 @@ mod tests {
         let get = |name: &str| headers.get(name).map(|v| v.as_str().to_owned());
         assert_eq!(get("ce-id").as_deref(), Some("x"));
         assert_eq!(get("Nats-Rollup"), None);
-        assert_eq!(get("Nats-Msg-Id").as_deref(), Some("dlq:EVENTS:anomaly:9"));
+        assert_eq!(get("Nats-Msg-Id").as_deref(), Some("dlq:EVENTS:forensics:9"));
         assert_eq!(get("dlq-subject").as_deref(), Some("events.v1.acme.login"));
         let reason = get("dlq-reason").unwrap();
         assert!(reason.starts_with("line  break") && reason.len() <= MAX_REASON);

@@ -1,39 +1,21 @@
 use std::{fmt, time::Duration};
 
 use async_nats::jetstream::{
-    Error as ApiError, ErrorCode,
-    consumer::{self, AckPolicy, DeliverPolicy},
+    Error as ApiError, ErrorCode, consumer,
     context::GetStreamErrorKind,
-    stream::{self, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType},
+    stream::{self, RetentionPolicy},
 };
 use futures::TryStreamExt;
 
-use super::{ConsumerSpec, STREAMS, StreamSpec, WhenFull, consumers};
+use super::{
+    ApplyOptions, ConsumerSpec, RETIRED, StreamSpec,
+    compare::{Plan, compare_consumers, compare_streams, consumer_config, stream_config},
+    consumers,
+};
 use crate::{Bus, BusError};
 
 /// How long [`apply`] waits for the broker.
 const CONNECT_WAIT: Duration = Duration::from_secs(15);
-
-/// What [`apply`] should provision besides the fixed part.
-#[derive(Debug, Clone)]
-pub struct ApplyOptions {
-    /// Nodes with an enforcer; each gets its own consumer.
-    pub enforcer_nodes: Vec<String>,
-    /// Copies of each stream in a broker cluster, 1 to 5.
-    pub replicas: usize,
-    /// Most bytes of the FLOWS stream, when not the default.
-    pub flows_max_bytes: Option<i64>,
-}
-
-impl Default for ApplyOptions {
-    fn default() -> Self {
-        Self {
-            enforcer_nodes: Vec::new(),
-            replicas: 1,
-            flows_max_bytes: None,
-        }
-    }
-}
 
 /// What happened to one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +26,8 @@ pub enum ChangeKind {
     Updated,
     /// It was already in the wanted state.
     Unchanged,
+    /// It was part of an earlier version's topology, and was removed.
+    Removed,
     /// It exists but is not part of the topology, and was left alone.
     Foreign,
 }
@@ -55,7 +39,7 @@ pub struct Change {
     pub object: String,
     /// What happened.
     pub kind: ChangeKind,
-    /// For an update, what was changed.
+    /// For an update, what was changed; for what was left alone, what that means.
     pub detail: String,
 }
 
@@ -65,6 +49,7 @@ impl fmt::Display for Change {
             ChangeKind::Created => "created",
             ChangeKind::Updated => "updated",
             ChangeKind::Unchanged => "unchanged",
+            ChangeKind::Removed => "removed (no longer part of the topology)",
             ChangeKind::Foreign => "left alone (not part of the topology)",
         };
         write!(f, "{}: {kind}", self.object)?;
@@ -78,10 +63,15 @@ impl fmt::Display for Change {
 /// Brings the broker's streams and consumers to the wanted state. Idempotent. Looks at everything first and
 /// changes nothing when any change would lose messages or cannot be made in place.
 ///
+/// A stream gets interest retention only once all its consumers are there: until then what is published stays, read
+/// or not. So it makes no difference whether services run already.
+///
 /// # Errors
-/// [`BusError::Destructive`] with every reason; [`BusError::Unavailable`] when the broker does not answer within
-/// 15 seconds; [`BusError::Refused`] when it does not permit or take a change.
+/// [`BusError::Config`] for a limit that cannot be; [`BusError::Destructive`] with every reason;
+/// [`BusError::Unavailable`] when the broker does not answer within 15 seconds; [`BusError::Refused`] when it does not
+/// permit or take a change.
 pub async fn apply(bus: &Bus, options: &ApplyOptions) -> Result<Vec<Change>, BusError> {
+    let specs = options.streams()?;
     tokio::time::timeout(CONNECT_WAIT, bus.connected())
         .await
         .map_err(|_| BusError::Unavailable {
@@ -89,16 +79,87 @@ pub async fn apply(bus: &Bus, options: &ApplyOptions) -> Result<Vec<Change>, Bus
             reason: format!("no connection within {} s", CONNECT_WAIT.as_secs()),
         })?;
 
+    let wanted_consumers = consumers(&options.enforcer_nodes);
     let mut refused = Vec::new();
     let mut streams = Vec::new();
+    for spec in &specs {
+        streams.push(StreamStep::look(bus, spec, &wanted_consumers, options, &mut refused).await?);
+    }
+    if !refused.is_empty() {
+        return Err(BusError::Destructive(refused));
+    }
+
+    let mut report = Vec::new();
     let mut readers = Vec::new();
-    let wanted_consumers = consumers(&options.enforcer_nodes);
-    for spec in STREAMS {
-        let wanted = stream_config(spec, options);
+    for step in &streams {
+        step.provision(bus).await?;
+    }
+    for step in &streams {
+        for (spec, wanted, plan) in &step.readers {
+            let object = format!("consumer {}/{}", spec.stream, spec.name);
+            if !matches!(plan, Plan::Keep) {
+                bus.jetstream()
+                    .create_consumer_on_stream(wanted.clone(), spec.stream)
+                    .await
+                    .map_err(|error| refusal(&object, &error))?;
+            }
+            readers.push(plan.to_change(object));
+        }
+    }
+    for step in &streams {
+        let name = step.spec.name;
+        report.push(step.plan.to_change(format!("stream {name}")));
+        for consumer in &step.retired {
+            let object = format!("consumer {name}/{consumer}");
+            bus.jetstream()
+                .delete_consumer_from_stream(consumer, name)
+                .await
+                .map_err(|error| refusal(&object, &error))?;
+            report.push(Change {
+                object,
+                kind: ChangeKind::Removed,
+                detail: String::new(),
+            });
+        }
+        step.settle(bus).await?;
+        report.extend(step.foreign.iter().map(|info| step.foreign(info)));
+    }
+    report.extend(readers);
+    Ok(report)
+}
+
+fn refusal(object: &str, error: &dyn fmt::Display) -> BusError {
+    BusError::Refused {
+        operation: format!("provision {object}"),
+        reason: error.to_string(),
+    }
+}
+
+/// What is to be done about one stream and its consumers.
+struct StreamStep<'a> {
+    spec: &'a StreamSpec,
+    wanted: stream::Config,
+    /// What it has now.
+    retention: Option<RetentionPolicy>,
+    plan: Plan,
+    readers: Vec<(&'a ConsumerSpec, consumer::pull::Config, Plan)>,
+    retired: Vec<String>,
+    foreign: Vec<consumer::Info>,
+}
+
+impl<'a> StreamStep<'a> {
+    async fn look(
+        bus: &Bus,
+        spec: &'a StreamSpec,
+        consumers: &'a [ConsumerSpec],
+        options: &ApplyOptions,
+        refused: &mut Vec<String>,
+    ) -> Result<Self, BusError> {
+        let wanted = stream_config(spec, options.replicas);
         let existing = existing_stream(bus, spec.name).await?;
         let plan = match &existing {
             None => Plan::Create,
-            Some(stream) => compare_streams(stream.cached_info(), &wanted, &mut refused),
+            Some(stream) => compare_streams(stream.cached_info(), &wanted, refused),
         };
         let mut known = Vec::new();
         if let Some(stream) = &existing {
@@ -111,96 +172,82 @@ pub async fn apply(bus: &Bus, options: &ApplyOptions) -> Result<Vec<Change>, Bus
                     reason: error.to_string(),
                 })?;
         }
-        for spec in wanted_consumers.iter().filter(|c| c.stream == spec.name) {
-            let wanted = consumer_config(spec);
-            let plan = match known.iter().find(|info| info.name == spec.name) {
+        let mut readers = Vec::new();
+        for reader in consumers.iter().filter(|c| c.stream == spec.name) {
+            let wanted = consumer_config(reader);
+            let plan = match known.iter().position(|info| info.name == reader.name) {
                 None => Plan::Create,
-                Some(info) => compare_consumers(spec, &info.config, &wanted, &mut refused),
+                Some(index) => compare_consumers(reader, &known.swap_remove(index).config, &wanted, refused),
             };
-            readers.push((spec, wanted, plan));
+            readers.push((reader, wanted, plan));
         }
-        let foreign = known
+        let (retired, mut foreign): (Vec<_>, Vec<_>) = known
             .into_iter()
-            .filter(|info| {
-                !wanted_consumers
-                    .iter()
-                    .any(|c| c.stream == spec.name && c.name == info.name)
-            })
-            .map(|info| info.name)
-            .collect::<Vec<_>>();
-        streams.push((spec, wanted, plan, foreign));
-    }
-    if !refused.is_empty() {
-        return Err(BusError::Destructive(refused));
+            .partition(|info| RETIRED.contains(&(spec.name, info.name.as_str())));
+        foreign.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self {
+            spec,
+            wanted,
+            retention: existing.map(|stream| stream.cached_info().config.retention),
+            plan,
+            readers,
+            retired: retired.into_iter().map(|info| info.name).collect(),
+            foreign,
+        })
     }
 
-    let mut report = Vec::new();
-    for (spec, wanted, plan, foreign) in streams {
-        let object = format!("stream {}", spec.name);
-        let failed = |error: &dyn fmt::Display| BusError::Refused {
-            operation: format!("provision {object}"),
-            reason: error.to_string(),
-        };
-        match &plan {
-            Plan::Create => {
-                bus.jetstream()
-                    .create_stream(wanted)
-                    .await
-                    .map_err(|error| failed(&error))?;
-            }
-            Plan::Update(_) => {
-                bus.jetstream()
-                    .update_stream(wanted)
-                    .await
-                    .map_err(|error| failed(&error))?;
-            }
-            Plan::Keep => {}
-        }
-        report.push(plan.into_change(object));
-        report.extend(foreign.into_iter().map(|name| Change {
-            object: format!("consumer {}/{name}", spec.name),
-            kind: ChangeKind::Foreign,
-            detail: String::new(),
-        }));
+    /// Whether it is to get interest retention that it does not have yet.
+    fn is_handed_over(&self) -> bool {
+        self.wanted.retention == RetentionPolicy::Interest && self.retention != Some(RetentionPolicy::Interest)
     }
-    for (spec, wanted, plan) in readers {
-        let object = format!("consumer {}/{}", spec.stream, spec.name);
-        if !matches!(plan, Plan::Keep) {
-            bus.jetstream()
-                .create_consumer_on_stream(wanted, spec.stream)
+
+    /// Brings the stream to the wanted state, except for interest retention, which needs its consumers.
+    async fn provision(&self, bus: &Bus) -> Result<(), BusError> {
+        let mut config = self.wanted.clone();
+        if self.is_handed_over() {
+            config.retention = RetentionPolicy::Limits;
+        }
+        let object = format!("stream {}", self.spec.name);
+        match &self.plan {
+            Plan::Create => bus
+                .jetstream()
+                .create_stream(config)
                 .await
-                .map_err(|error| BusError::Refused {
-                    operation: format!("provision {object}"),
-                    reason: error.to_string(),
-                })?;
-        }
-        report.push(plan.into_change(object));
-    }
-    Ok(report)
-}
-
-enum Plan {
-    Create,
-    Update(Vec<String>),
-    Keep,
-}
-
-impl Plan {
-    fn of(changes: Vec<String>) -> Self {
-        if changes.is_empty() {
-            Self::Keep
-        } else {
-            Self::Update(changes)
+                .map(drop)
+                .map_err(|error| refusal(&object, &error)),
+            Plan::Update(_) => bus
+                .jetstream()
+                .update_stream(config)
+                .await
+                .map(drop)
+                .map_err(|error| refusal(&object, &error)),
+            Plan::Keep => Ok(()),
         }
     }
 
-    fn into_change(self, object: String) -> Change {
-        let (kind, detail) = match self {
-            Self::Create => (ChangeKind::Created, String::new()),
-            Self::Update(changes) => (ChangeKind::Updated, changes.join(", ")),
-            Self::Keep => (ChangeKind::Unchanged, String::new()),
-        };
-        Change { object, kind, detail }
+    async fn settle(&self, bus: &Bus) -> Result<(), BusError> {
+        if !self.is_handed_over() {
+            return Ok(());
+        }
+        bus.jetstream()
+            .update_stream(self.wanted.clone())
+            .await
+            .map(drop)
+            .map_err(|error| refusal(&format!("stream {}", self.spec.name), &error))
+    }
+
+    fn foreign(&self, info: &consumer::Info) -> Change {
+        let waiting = info.num_pending + info.num_ack_pending as u64;
+        let holds = self.wanted.retention == RetentionPolicy::Interest;
+        Change {
+            object: format!("consumer {}/{}", self.spec.name, info.name),
+            kind: ChangeKind::Foreign,
+            detail: if holds {
+                format!("{waiting} messages stay in the stream until it acknowledges them")
+            } else {
+                String::new()
+            },
+        }
     }
 }
 
@@ -224,190 +271,4 @@ async fn existing_stream(bus: &Bus, name: &str) -> Result<Option<stream::Stream>
 
 fn is_not_found(error: &ApiError) -> bool {
     error.error_code() == ErrorCode::STREAM_NOT_FOUND
-}
-
-fn stream_config(spec: &StreamSpec, options: &ApplyOptions) -> stream::Config {
-    let max_bytes = match options.flows_max_bytes {
-        Some(bytes) if spec.name == "FLOWS" => bytes,
-        _ => spec.max_bytes,
-    };
-    stream::Config {
-        name: spec.name.to_owned(),
-        description: Some(spec.description.to_owned()),
-        subjects: spec.subjects.iter().map(|s| (*s).to_owned()).collect(),
-        max_bytes,
-        max_age: spec.max_age,
-        max_messages: -1,
-        max_messages_per_subject: -1,
-        max_consumers: -1,
-        max_message_size: spec.max_message_size,
-        discard: match spec.when_full {
-            WhenFull::DropOldest => DiscardPolicy::Old,
-            WhenFull::Refuse => DiscardPolicy::New,
-        },
-        duplicate_window: spec.duplicate_window,
-        retention: RetentionPolicy::Limits,
-        storage: StorageType::File,
-        num_replicas: options.replicas.max(1),
-        deny_delete: spec.append_only,
-        deny_purge: spec.append_only,
-        allow_direct: super::CONSUMERS.iter().any(|c| c.replays && c.stream == spec.name),
-        // The broker does not offer asynchronous persistence for replicated streams.
-        persist_mode: (spec.asynchronous && options.replicas <= 1).then_some(PersistenceMode::Async),
-        ..Default::default()
-    }
-}
-
-fn compare_streams(info: &stream::Info, wanted: &stream::Config, refused: &mut Vec<String>) -> Plan {
-    let (have, state, name) = (&info.config, &info.state, &wanted.name);
-    let mut changes = Vec::new();
-    for subject in &wanted.subjects {
-        if !have.subjects.contains(subject) {
-            changes.push(format!("subject {subject} added"));
-        }
-    }
-    for subject in &have.subjects {
-        if !wanted.subjects.contains(subject) {
-            refused.push(format!("stream {name} would stop storing {subject}"));
-        }
-    }
-    if have.storage != wanted.storage {
-        refused.push(format!(
-            "stream {name} is not file storage, and storage cannot be changed in place"
-        ));
-    }
-    if have.retention != wanted.retention {
-        refused.push(format!(
-            "stream {name} does not have limits retention; its messages go when they are read"
-        ));
-    }
-    let is_async = |config: &stream::Config| config.persist_mode == Some(PersistenceMode::Async);
-    if is_async(have) != is_async(wanted) {
-        refused.push(format!(
-            "the persistence mode of stream {name} cannot be changed in place"
-        ));
-    }
-    if (have.deny_delete && !wanted.deny_delete) || (have.deny_purge && !wanted.deny_purge) {
-        refused.push(format!("stream {name} is append-only, which cannot be taken back"));
-    } else if have.deny_delete != wanted.deny_delete || have.deny_purge != wanted.deny_purge {
-        changes.push("append-only".to_owned());
-    }
-    if have.allow_direct != wanted.allow_direct {
-        changes.push("reading by sequence".to_owned());
-    }
-    if have.max_bytes != wanted.max_bytes {
-        if u64::try_from(wanted.max_bytes).is_ok_and(|limit| state.bytes > limit) {
-            refused.push(format!(
-                "stream {name} holds {} bytes, more than the wanted limit of {}",
-                state.bytes, wanted.max_bytes
-            ));
-        }
-        changes.push(format!("max_bytes {} → {}", have.max_bytes, wanted.max_bytes));
-    }
-    if have.max_age != wanted.max_age {
-        let shorter = have.max_age.is_zero() || wanted.max_age < have.max_age;
-        let oldest = std::time::SystemTime::from(state.first_timestamp)
-            .elapsed()
-            .unwrap_or_default();
-        if shorter && state.messages > 0 && oldest > wanted.max_age {
-            refused.push(format!(
-                "stream {name} holds messages older than the wanted max_age of {} s",
-                wanted.max_age.as_secs()
-            ));
-        }
-        changes.push(format!(
-            "max_age {} s → {} s",
-            have.max_age.as_secs(),
-            wanted.max_age.as_secs()
-        ));
-    }
-    if limit(have.max_messages) != limit(wanted.max_messages) {
-        changes.push("max_messages lifted".to_owned());
-    }
-    if have.max_message_size != wanted.max_message_size {
-        changes.push(format!(
-            "max_message_size {} → {}",
-            have.max_message_size, wanted.max_message_size
-        ));
-    }
-    if have.duplicate_window != wanted.duplicate_window {
-        changes.push(format!("duplicate_window → {} s", wanted.duplicate_window.as_secs()));
-    }
-    if have.discard != wanted.discard {
-        changes.push(format!("discard → {:?}", wanted.discard));
-    }
-    if have.num_replicas != wanted.num_replicas {
-        changes.push(format!("replicas {} → {}", have.num_replicas, wanted.num_replicas));
-    }
-    if have.description != wanted.description {
-        changes.push("description".to_owned());
-    }
-    Plan::of(changes)
-}
-
-/// The broker writes "no limit" as 0 or -1.
-fn limit(value: i64) -> Option<i64> {
-    (value > 0).then_some(value)
-}
-
-fn consumer_config(spec: &ConsumerSpec) -> consumer::pull::Config {
-    consumer::pull::Config {
-        durable_name: Some(spec.name.to_string()),
-        description: Some(format!("Read by {}", spec.identity)),
-        filter_subjects: spec.filters.iter().map(|f| (*f).to_owned()).collect(),
-        deliver_policy: DeliverPolicy::All,
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: spec.ack_wait,
-        // The runner counts deliveries, so that the last one ends in the DLQ and not in silence.
-        max_deliver: -1,
-        max_ack_pending: spec.max_ack_pending,
-        ..Default::default()
-    }
-}
-
-fn compare_consumers(
-    spec: &ConsumerSpec,
-    have: &consumer::Config,
-    wanted: &consumer::pull::Config,
-    refused: &mut Vec<String>,
-) -> Plan {
-    let mut changes = Vec::new();
-    let mut filters = have.filter_subjects.clone();
-    if !have.filter_subject.is_empty() {
-        filters.push(have.filter_subject.clone());
-    }
-    let name = format!("{}/{}", spec.stream, spec.name);
-    if have.deliver_subject.is_some() {
-        refused.push(format!(
-            "consumer {name} is a push consumer, which cannot be changed in place"
-        ));
-    }
-    if have.ack_policy != wanted.ack_policy {
-        refused.push(format!(
-            "consumer {name} does not acknowledge explicitly, which cannot be changed in place"
-        ));
-    }
-    for filter in &wanted.filter_subjects {
-        if !filters.contains(filter) {
-            changes.push(format!("filter {filter} added"));
-        }
-    }
-    for filter in &filters {
-        if !wanted.filter_subjects.contains(filter) {
-            changes.push(format!("filter {filter} removed"));
-        }
-    }
-    if have.ack_wait != wanted.ack_wait {
-        changes.push(format!("ack_wait → {} s", wanted.ack_wait.as_secs()));
-    }
-    if have.max_deliver != wanted.max_deliver {
-        changes.push(format!("max_deliver {} → {}", have.max_deliver, wanted.max_deliver));
-    }
-    if have.max_ack_pending != wanted.max_ack_pending {
-        changes.push(format!(
-            "max_ack_pending {} → {}",
-            have.max_ack_pending, wanted.max_ack_pending
-        ));
-    }
-    Plan::of(changes)
 }

@@ -5,11 +5,14 @@
 //! cut. FLOWS is exempt (`persist_mode: async`): it carries megabytes a second and may lose its last moments.
 
 mod apply;
+mod compare;
+mod options;
 mod permissions;
 
 use std::{borrow::Cow, time::Duration};
 
-pub use apply::{ApplyOptions, Change, ChangeKind, apply};
+pub use apply::{Change, ChangeKind, apply};
+pub use options::{ApplyOptions, StreamLimits};
 pub use permissions::{InvalidNode, server_permissions};
 
 /// Largest message the broker must take (`max_payload` in its configuration), in bytes: a flow batch with room
@@ -27,7 +30,16 @@ pub enum WhenFull {
     Refuse,
 }
 
-/// A stream. All are file storage with limits retention.
+/// What makes a message leave a stream besides age and room (`docs/decisions/0005-stream-retention.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// Nothing: it can be read again.
+    Limits,
+    /// The last consumer that it concerns has acknowledged it. What concerns no consumer is not stored.
+    Interest,
+}
+
+/// A stream. All are file storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSpec {
     /// Name on the broker.
@@ -38,17 +50,21 @@ pub struct StreamSpec {
     pub subjects: &'static [&'static str],
     /// Most bytes it holds.
     pub max_bytes: i64,
-    /// Longest time it holds a message.
+    /// Longest time it holds a message; zero for ever.
     pub max_age: Duration,
+    /// What makes a message leave besides.
+    pub retention: Retention,
     /// What happens at `max_bytes`.
     pub when_full: WhenFull,
+    /// Most messages on one subject, the oldest of which go first; -1 for no such bound.
+    pub max_per_subject: i64,
     /// Time within which a repeated message id is dropped.
     pub duplicate_window: Duration,
     /// Largest message it takes, in bytes, headers included; -1 for the broker's limit.
     pub max_message_size: i32,
     /// Acknowledges before the message is synced to disk.
     pub asynchronous: bool,
-    /// Forbids deleting and purging for ever.
+    /// Forbids deleting and purging through the broker's API for ever.
     pub append_only: bool,
 }
 
@@ -61,7 +77,8 @@ pub struct ConsumerSpec {
     pub name: Cow<'static, str>,
     /// SPIFFE path of the identity that may read it: `svc/anomaly`.
     pub identity: Cow<'static, str>,
-    /// The subjects it reads; empty for all of the stream.
+    /// The subjects it reads; empty for all of the stream. Always named on a stream with interest retention: when a
+    /// consumer loses its filters, nats-server 2.15 no longer counts it as interested and stores nothing for it.
     pub filters: &'static [&'static str],
     /// The broker delivers again what was not acknowledged for this long. The runner renews it while a handler
     /// works, so it only bounds how long the messages of a killed process wait.
@@ -115,36 +132,36 @@ impl ConsumerSpec {
 }
 
 /// Every stream, in the order they are created.
+///
+/// No stream both keeps what was read and refuses when it is full: it would fill up however well its consumers keep
+/// up, and then stop everybody who publishes on it.
 pub const STREAMS: &[StreamSpec] = &[
     StreamSpec {
-        name: "FLOWS",
-        description: "Flow batches, Arrow IPC",
-        subjects: &["flows.v1.*.*"],
-        max_bytes: 2_048 * MIB,
         max_age: Duration::from_secs(24 * 3_600),
-        when_full: WhenFull::DropOldest,
         duplicate_window: Duration::from_secs(120),
         max_message_size: -1,
         asynchronous: true,
-        append_only: false,
+        ..history("FLOWS", "Flow batches, Arrow IPC", &["flows.v1.*.*"], 2_048 * MIB)
     },
-    durable("ALERTS", "What detectors found", &["alerts.v1.*.*.*"], 512 * MIB),
-    durable(
+    handed_over("ALERTS", "What detectors found", &["alerts.v1.*.*.*"], 512 * MIB),
+    // An enforcer that is away for days must not hold up those that are not. What it missed it is told by the
+    // responder when it is back; an order or report that is lost is sent again when its time is over.
+    history(
         "RESPONSES",
         "Orders to enforcers and their reports",
         &["responses.v1.*.*.*"],
         256 * MIB,
     ),
-    durable("EVENTS", "What happened besides flows", &["events.v1.*.*"], 512 * MIB),
+    handed_over("EVENTS", "What happened besides flows", &["events.v1.*.*"], 512 * MIB),
     StreamSpec {
         append_only: true,
-        max_age: Duration::from_secs(90 * 24 * 3_600),
-        ..durable("AUDIT", "Who did what", &["audit.v1.*.*"], 1_024 * MIB)
+        // A record waits for compliance as long as it takes.
+        max_age: Duration::ZERO,
+        ..handed_over("AUDIT", "Who did what", &["audit.v1.*.*"], 1_024 * MIB)
     },
     StreamSpec {
-        when_full: WhenFull::DropOldest,
         max_age: Duration::from_secs(7 * 24 * 3_600),
-        ..durable(
+        ..history(
             "SIEM",
             "OCSF JSON mirror for outside subscribers",
             &["siem.v1.*.*"],
@@ -153,7 +170,9 @@ pub const STREAMS: &[StreamSpec] = &[
     },
     StreamSpec {
         max_message_size: -1,
-        ..durable(
+        // One sender's flood of garbage pushes out its own letters before those of other consumers.
+        max_per_subject: 5_000,
+        ..history(
             "DLQ",
             "What a consumer could not take, with the reason",
             &["dlq.v1.*.*"],
@@ -162,7 +181,9 @@ pub const STREAMS: &[StreamSpec] = &[
     },
 ];
 
-const fn durable(
+/// Messages that the broker takes over from an outbox and hands to consumers that keep what they need: they stay until
+/// all have committed them, and when too many wait the outboxes do.
+const fn handed_over(
     name: &'static str,
     description: &'static str,
     subjects: &'static [&'static str],
@@ -174,12 +195,28 @@ const fn durable(
         subjects,
         max_bytes,
         max_age: Duration::from_secs(30 * 24 * 3_600),
+        retention: Retention::Interest,
         when_full: WhenFull::Refuse,
+        max_per_subject: -1,
         // An outbox that was cut off from the broker for minutes may send again what was stored.
         duplicate_window: Duration::from_secs(15 * 60),
         max_message_size: 1024 * 1024,
         asynchronous: false,
         append_only: false,
+    }
+}
+
+/// The latest messages, read or not: the oldest make room.
+const fn history(
+    name: &'static str,
+    description: &'static str,
+    subjects: &'static [&'static str],
+    max_bytes: i64,
+) -> StreamSpec {
+    StreamSpec {
+        retention: Retention::Limits,
+        when_full: WhenFull::DropOldest,
+        ..handed_over(name, description, subjects, max_bytes)
     }
 }
 
@@ -210,9 +247,11 @@ pub const FLOWS_POLICY: ConsumerSpec = flows_consumer("policy", "svc/policy");
 /// forensics reads flows.
 pub const FLOWS_FORENSICS: ConsumerSpec = flows_consumer("forensics", "svc/forensics");
 /// responder reads alerts.
-pub const ALERTS_RESPONDER: ConsumerSpec = ConsumerSpec::new("ALERTS", "responder", "svc/responder");
+pub const ALERTS_RESPONDER: ConsumerSpec =
+    ConsumerSpec::new("ALERTS", "responder", "svc/responder").filters(&["alerts.v1.*.*.*"]);
 /// forensics reads alerts.
-pub const ALERTS_FORENSICS: ConsumerSpec = ConsumerSpec::new("ALERTS", "forensics", "svc/forensics");
+pub const ALERTS_FORENSICS: ConsumerSpec =
+    ConsumerSpec::new("ALERTS", "forensics", "svc/forensics").filters(&["alerts.v1.*.*.*"]);
 /// responder reads what enforcers report.
 pub const RESPONSES_RESPONDER: ConsumerSpec = ConsumerSpec::new("RESPONSES", "responder", "svc/responder").filters(&[
     "responses.v1.*.*.applied",
@@ -231,21 +270,10 @@ pub const EVENTS_FORENSICS: ConsumerSpec = ConsumerSpec::new("EVENTS", "forensic
     "events.v1.*.report",
     "events.v1.*.sensor",
 ]);
-/// anomaly reads events, except its own.
-pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "anomaly", "svc/anomaly").filters(&[
-    "events.v1.*.login",
-    "events.v1.*.revocation",
-    "events.v1.*.keys",
-    "events.v1.*.policy",
-    "events.v1.*.incident",
-    "events.v1.*.response",
-    "events.v1.*.evidence",
-    "events.v1.*.report",
-    "events.v1.*.sensor",
-]);
 /// compliance reads the audit trail. It never gives up on a record: the log must be complete.
-pub const AUDIT_COMPLIANCE: ConsumerSpec =
-    ConsumerSpec::new("AUDIT", "compliance", "svc/compliance").max_deliver(1_000_000);
+pub const AUDIT_COMPLIANCE: ConsumerSpec = ConsumerSpec::new("AUDIT", "compliance", "svc/compliance")
+    .filters(&["audit.v1.*.*"])
+    .max_deliver(1_000_000);
 
 const fn flows_consumer(name: &'static str, identity: &'static str) -> ConsumerSpec {
     // A batch of a killed process may wait; a large write that takes long must not be delivered twice.
@@ -261,9 +289,12 @@ pub const CONSUMERS: &[ConsumerSpec] = &[
     ALERTS_FORENSICS,
     RESPONSES_RESPONDER,
     EVENTS_FORENSICS,
-    EVENTS_ANOMALY,
     AUDIT_COMPLIANCE,
 ];
+
+/// Consumers of earlier versions, stream and name. [`apply`] removes them: what nobody reads would fill a stream with
+/// interest retention.
+pub const RETIRED: &[(&str, &str)] = &[("EVENTS", "anomaly")];
 
 /// The consumer of the enforcer on one node: orders only. The node's name becomes a token as in
 /// [`crate::subject::token`].
@@ -303,18 +334,37 @@ mod tests {
     }
 
     #[test]
-    fn only_flows_and_the_mirror_may_lose_anything() {
+    fn what_was_read_makes_room_and_what_was_not_is_kept_where_it_must_be() {
         for stream in STREAMS {
-            assert!(
-                stream.max_bytes > 0 && stream.max_age >= Duration::from_secs(3_600),
-                "{} is unbounded",
-                stream.name
-            );
-            assert!(stream.duplicate_window <= stream.max_age);
-            let lossy = matches!(stream.name, "FLOWS" | "SIEM");
-            assert_eq!(stream.when_full == WhenFull::DropOldest, lossy, "{}", stream.name);
-            assert_eq!(stream.asynchronous, stream.name == "FLOWS");
+            let name = stream.name;
+            assert!(stream.max_bytes > 0, "{name} is unbounded");
+            let handed_over = matches!(name, "ALERTS" | "EVENTS" | "AUDIT");
+            assert_eq!(stream.retention == Retention::Interest, handed_over, "{name}");
+            // The two that would be wrong: to drop what was not read, and to keep what was read and refuse the rest.
+            assert_eq!(stream.when_full == WhenFull::Refuse, handed_over, "{name}");
+            assert_eq!(stream.asynchronous, name == "FLOWS");
+            assert_eq!(stream.max_age.is_zero(), name == "AUDIT", "{name}");
+            assert!(stream.max_age.is_zero() || stream.duplicate_window <= stream.max_age);
+            if handed_over {
+                let readers: Vec<_> = CONSUMERS.iter().filter(|consumer| consumer.stream == name).collect();
+                // A message that no consumer takes is gone at once.
+                assert!(!readers.is_empty(), "{name} has no reader");
+                assert!(readers.iter().all(|reader| !reader.filters.is_empty()), "{name}");
+            }
         }
         assert!(STREAMS.iter().any(|s| s.name == "AUDIT" && s.append_only));
+        let audit = STREAMS.iter().find(|s| s.name == "AUDIT").unwrap();
+        assert_eq!(
+            AUDIT_COMPLIANCE.filters, audit.subjects,
+            "some records would not be stored"
+        );
+    }
+
+    #[test]
+    fn what_is_retired_is_not_in_use() {
+        for (stream, name) in RETIRED {
+            assert!(STREAMS.iter().any(|s| s.name == *stream));
+            assert!(!CONSUMERS.iter().any(|c| c.stream == *stream && c.name == *name));
+        }
     }
 }

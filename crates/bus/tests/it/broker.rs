@@ -59,16 +59,20 @@ impl Broker {
         letters
     }
 
+    /// How many messages a stream holds.
     pub(crate) async fn stored(&self, stream: &str) -> u64 {
+        self.state(stream).await.messages
+    }
+
+    /// How many messages a stream ever took.
+    pub(crate) async fn appended(&self, stream: &str) -> u64 {
+        self.state(stream).await.last_sequence
+    }
+
+    async fn state(&self, stream: &str) -> async_nats::jetstream::stream::State {
         let admin = self.bus("svc/bus-admin").await;
-        admin
-            .jetstream()
-            .get_stream(stream)
-            .await
-            .unwrap()
-            .cached_info()
-            .state
-            .messages
+        let stream = admin.jetstream().get_stream(stream).await.unwrap();
+        stream.cached_info().state.clone()
     }
 }
 

@@ -22,16 +22,16 @@ fn hold() -> Disposition {
 fn impatient() -> ConsumerSpec {
     ConsumerSpec {
         max_deliver: 3,
-        ..topology::EVENTS_ANOMALY
+        ..topology::EVENTS_FORENSICS
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_comes_back_after_a_pause_and_counts() {
     let broker = Broker::start().await;
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::script([retry(), retry()]);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Concurrent(4), &recorder);
     let started = Instant::now();
     broker
         .bus("svc/policy")
@@ -57,9 +57,9 @@ async fn in_order_a_retry_blocks_what_comes_behind_it() {
     for number in 0..30 {
         publisher.publish(&event(number)).await.unwrap();
     }
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::script([Disposition::Ack, retry(), hold(), retry()]);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Ordered, &recorder);
     eventually("all are handled", async || recorder.seen().len() == 33).await;
     running.stop().await;
     let mut expected = vec![(0, 1), (1, 1), (1, 2), (1, 2), (1, 3)];
@@ -70,14 +70,14 @@ async fn in_order_a_retry_blocks_what_comes_behind_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_message_is_in_the_dlq_with_everything_and_never_comes_back() {
     let broker = Broker::start().await;
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::new(|delivery| match number(delivery) {
         1 => Disposition::Reject {
             reason: "no such\nentity".to_owned(),
         },
         _ => Disposition::Ack,
     });
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Concurrent(4), &recorder);
     let publisher = broker.bus("svc/policy").await.publisher();
     let bad = event(1);
     publisher.publish(&bad).await.unwrap();
@@ -87,7 +87,7 @@ async fn a_rejected_message_is_in_the_dlq_with_everything_and_never_comes_back()
     running.stop().await;
 
     let letter = broker.dead_letters().await.remove(0);
-    assert_eq!(letter.subject.as_str(), subject::dlq("EVENTS", "anomaly"));
+    assert_eq!(letter.subject.as_str(), subject::dlq("EVENTS", "forensics"));
     assert_eq!(letter.payload, bad.payload);
     let header = |name: &str| letter.headers.get(name).map(|value| value.as_str().to_owned());
     assert_eq!(header("dlq-reason").as_deref(), Some("no such entity"));
@@ -102,10 +102,10 @@ async fn a_rejected_message_is_in_the_dlq_with_everything_and_never_comes_back()
 }
 
 async fn consumer_info(broker: &Broker) -> serde_json::Value {
-    let bus = broker.bus("svc/anomaly").await;
+    let bus = broker.bus("svc/forensics").await;
     let answer = bus
         .client()
-        .request("$JS.API.CONSUMER.INFO.EVENTS.anomaly", "".into())
+        .request("$JS.API.CONSUMER.INFO.EVENTS.forensics", "".into())
         .await
         .unwrap();
     serde_json::from_slice(&answer.payload).unwrap()
@@ -115,7 +115,7 @@ async fn consumer_info(broker: &Broker) -> serde_json::Value {
 async fn a_panicking_or_failing_handler_ends_in_the_dlq_and_does_not_stop_the_rest() {
     for dispatch in [Dispatch::Ordered, Dispatch::Concurrent(2)] {
         let broker = Broker::start().await;
-        let reader = broker.bus("svc/anomaly").await;
+        let reader = broker.bus("svc/forensics").await;
         let recorder = Recorder::new(|delivery| match number(delivery) {
             1 => panic!("cannot take number {}", 1),
             2 => retry(),
@@ -171,9 +171,9 @@ async fn malformed_messages_go_to_the_dlq_unseen() {
         .unwrap();
     policy.publisher().publish(&event(4)).await.unwrap();
 
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Ordered, &recorder);
     eventually("three letters", async || broker.dead_letters().await.len() == 3).await;
     eventually("the good one is handled", async || recorder.numbers() == [4]).await;
     running.stop().await;
@@ -188,10 +188,10 @@ async fn a_handler_that_outlasts_the_acknowledgement_time_is_not_run_twice() {
     let broker = Broker::start().await;
     let spec = ConsumerSpec {
         ack_wait: Duration::from_secs(1),
-        ..topology::EVENTS_ANOMALY
+        ..topology::EVENTS_FORENSICS
     };
     shorten_ack_wait(&broker).await;
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::slow(Duration::from_millis(2_500), |_| Disposition::Ack);
     let running = Running::start(&reader, &spec, Dispatch::Ordered, &recorder);
     let publisher = broker.bus("svc/policy").await.publisher();
@@ -206,7 +206,8 @@ async fn a_handler_that_outlasts_the_acknowledgement_time_is_not_run_twice() {
 async fn shorten_ack_wait(broker: &Broker) {
     let admin = broker.bus("svc/bus-admin").await;
     let config = async_nats::jetstream::consumer::pull::Config {
-        durable_name: Some("anomaly".to_owned()),
+        durable_name: Some("forensics".to_owned()),
+        filter_subjects: vec!["events.v1.*.policy".to_owned()],
         ack_wait: Duration::from_secs(1),
         max_deliver: -1,
         ..Default::default()
@@ -225,20 +226,20 @@ async fn shutdown_finishes_what_runs_and_hands_the_rest_back_at_once() {
     for number in 0..20 {
         publisher.publish(&event(number)).await.unwrap();
     }
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let first = Recorder::slow(Duration::from_millis(300), |_| Disposition::Ack);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &first);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Ordered, &first);
     eventually("one runs", async || first.seen().len() == 1).await;
     running.stop().await;
     assert_eq!(first.numbers(), [0], "work was begun after the request to stop");
 
     let started = Instant::now();
     let second = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &second);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Ordered, &second);
     eventually("the rest is handled", async || second.seen().len() >= 19).await;
     // Without handing back, the prefetched ones would come after the acknowledgement time.
     assert!(
-        started.elapsed() < topology::EVENTS_ANOMALY.ack_wait,
+        started.elapsed() < topology::EVENTS_FORENSICS.ack_wait,
         "{:?}",
         started.elapsed()
     );
@@ -255,9 +256,9 @@ async fn no_more_is_pulled_than_there_is_room_for() {
     for number in 0..10 {
         publisher.publish(&event(number)).await.unwrap();
     }
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::new(|_| hold());
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(3), &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Concurrent(3), &recorder);
     eventually("the place is full", async || recorder.seen().len() >= 12).await;
     let info = consumer_info(&broker).await;
     assert_eq!(

@@ -7,3 +7,4 @@ mod outage;
 mod permissions;
 mod provisioning;
 mod publishing;
+mod retention;

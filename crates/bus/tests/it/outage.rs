@@ -12,9 +12,9 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
     let mut config = broker.config("svc/policy");
     config.ack_timeout_ms = 500;
     let sender = Bus::connect(&config, "policy").await.unwrap();
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(8), &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Concurrent(8), &recorder);
 
     let publishing = tokio::spawn(async move {
         let publisher = sender.publisher();
@@ -45,7 +45,7 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
     .await;
     running.stop().await;
     assert_eq!(
-        broker.stored("EVENTS").await,
+        broker.appended("EVENTS").await,
         MESSAGES as u64,
         "a repeat was stored twice"
     );
@@ -55,11 +55,11 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed() {
 async fn everything_may_start_before_the_broker_and_before_the_topology() {
     let broker = Broker::bare();
     broker.nats.kill();
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let sender = broker.bus("svc/policy").await;
     assert!(!reader.is_connected());
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Ordered, &recorder);
 
     broker.nats.resume().unwrap();
     sender.connected().await;
@@ -76,9 +76,9 @@ async fn everything_may_start_before_the_broker_and_before_the_topology() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_consumer_held_is_delivered_to_the_next() {
     let broker = Broker::start().await;
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let first = Recorder::slow(Duration::from_secs(600), |_| Disposition::Ack);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &first);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Concurrent(4), &first);
     let publisher = broker.bus("svc/policy").await.publisher();
     for number in 0..4 {
         publisher.publish(&event(number)).await.unwrap();
@@ -88,8 +88,8 @@ async fn what_a_dead_consumer_held_is_delivered_to_the_next() {
     assert!(running.task.await.unwrap_err().is_cancelled());
 
     let second = Recorder::new(|_| Disposition::Ack);
-    let other = broker.bus("svc/anomaly").await;
-    let running = Running::start(&other, &topology::EVENTS_ANOMALY, Dispatch::Concurrent(4), &second);
+    let other = broker.bus("svc/forensics").await;
+    let running = Running::start(&other, &topology::EVENTS_FORENSICS, Dispatch::Concurrent(4), &second);
     eventually("the next has them", async || second.seen().len() == 4).await;
     running.stop().await;
     assert!(

@@ -25,53 +25,55 @@ async fn ask(bus: &Bus, subject: &str, body: &str) -> Option<Message> {
 async fn no_identity_reads_acknowledges_or_manages_what_is_another_s() {
     let broker = Broker::start().await;
     let publisher = broker.bus("svc/policy").await.publisher();
-    publisher.publish(&event(1)).await.unwrap();
-    let anomaly = broker.bus("svc/anomaly").await;
-    anomaly.connected().await;
+    let subject = subject::alerts(&acme(), Severity::High, "scan");
+    let alert = garrison_bus::Message { subject, ..event(1) };
+    publisher.publish(&alert).await.unwrap();
+    let responder = broker.bus("svc/responder").await;
+    responder.connected().await;
     let one = r#"{"batch":1,"expires":300000000}"#;
 
-    let own = ask(&anomaly, "$JS.API.CONSUMER.MSG.NEXT.EVENTS.anomaly", one)
+    let own = ask(&responder, "$JS.API.CONSUMER.MSG.NEXT.ALERTS.responder", one)
         .await
         .expect("its own is permitted");
-    assert_eq!(own.subject.as_str(), event(1).subject);
+    assert_eq!(own.subject.as_str(), alert.subject);
     for forbidden in [
-        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics",
+        "$JS.API.CONSUMER.MSG.NEXT.ALERTS.forensics",
         "$JS.API.CONSUMER.MSG.NEXT.RESPONSES.enforcer-router",
-        "$JS.API.CONSUMER.INFO.EVENTS.forensics",
-        "$JS.API.CONSUMER.CREATE.EVENTS",
-        "$JS.API.CONSUMER.CREATE.EVENTS.mine",
-        "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.mine",
-        "$JS.API.CONSUMER.DELETE.EVENTS.forensics",
-        "$JS.API.STREAM.INFO.EVENTS",
-        "$JS.API.STREAM.MSG.GET.EVENTS",
-        "$JS.API.DIRECT.GET.EVENTS",
-        "$JS.API.STREAM.PURGE.EVENTS",
-        "$JS.API.STREAM.DELETE.EVENTS",
+        "$JS.API.CONSUMER.INFO.ALERTS.forensics",
+        "$JS.API.CONSUMER.CREATE.ALERTS",
+        "$JS.API.CONSUMER.CREATE.ALERTS.mine",
+        "$JS.API.CONSUMER.DURABLE.CREATE.ALERTS.mine",
+        "$JS.API.CONSUMER.DELETE.ALERTS.forensics",
+        "$JS.API.STREAM.INFO.ALERTS",
+        "$JS.API.STREAM.MSG.GET.ALERTS",
+        "$JS.API.DIRECT.GET.ALERTS",
+        "$JS.API.STREAM.PURGE.ALERTS",
+        "$JS.API.STREAM.DELETE.ALERTS",
         "$JS.API.STREAM.CREATE.MINE",
     ] {
         assert!(
-            ask(&anomaly, forbidden, one).await.is_none(),
+            ask(&responder, forbidden, one).await.is_none(),
             "{forbidden} was answered"
         );
     }
 
-    // Acknowledging another's delivery: forensics pulls, anomaly answers in its place, forensics sees it again.
+    // Acknowledging another's delivery: forensics pulls, responder answers in its place, forensics sees it again.
     let forensics = broker.bus("svc/forensics").await;
     forensics.connected().await;
-    let held = ask(&forensics, "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics", one)
+    let held = ask(&forensics, "$JS.API.CONSUMER.MSG.NEXT.ALERTS.forensics", one)
         .await
         .unwrap();
     let reply = held.reply.unwrap();
-    anomaly.client().publish(reply.clone(), "+TERM".into()).await.unwrap();
+    responder.client().publish(reply.clone(), "+TERM".into()).await.unwrap();
     let in_new_form = format!("$JS.ACK._.HASH.{}", reply.strip_prefix("$JS.ACK.").unwrap());
-    anomaly.client().publish(in_new_form, "+TERM".into()).await.unwrap();
-    anomaly.client().flush().await.unwrap();
-    let info = ask(&forensics, "$JS.API.CONSUMER.INFO.EVENTS.forensics", "")
+    responder.client().publish(in_new_form, "+TERM".into()).await.unwrap();
+    responder.client().flush().await.unwrap();
+    let info = ask(&forensics, "$JS.API.CONSUMER.INFO.ALERTS.forensics", "")
         .await
         .unwrap();
     let info: serde_json::Value = serde_json::from_slice(&info.payload).unwrap();
     assert_eq!(info["num_ack_pending"], 1, "{info}");
-    assert_eq!(broker.stored("EVENTS").await, 1);
+    assert_eq!(broker.stored("ALERTS").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,40 +232,46 @@ async fn a_message_copied_by_way_of_a_pull_request_is_not_believed() {
     eventually("two are stored", async || broker.stored("EVENTS").await == 2).await;
 
     let mut listener = broker
-        .bus("svc/forensics")
+        .bus("svc/anomaly")
         .await
         .subscribe_core("events.v1.*.revocation")
         .await
         .unwrap();
-    let anomaly = broker.bus("svc/anomaly").await;
-    anomaly.connected().await;
-    let pull = "$JS.API.CONSUMER.MSG.NEXT.EVENTS.anomaly";
+    let forensics = broker.bus("svc/forensics").await;
+    forensics.connected().await;
+    let pull = "$JS.API.CONSUMER.MSG.NEXT.EVENTS.forensics";
     let copy_to = async |target: &str| {
         let body = r#"{"batch":2,"no_wait":true}"#;
-        anomaly
+        forensics
             .client()
             .publish_with_reply(pull, target.to_owned(), body.into())
             .await
             .unwrap();
-        anomaly.client().flush().await.unwrap();
+        forensics.client().flush().await.unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
     };
-    copy_to(&subject::alerts(&acme(), Severity::Critical, "scan")).await;
+    copy_to(&subject::flows(&acme(), 3)).await;
     assert_eq!(
-        broker.stored("ALERTS").await,
+        broker.stored("FLOWS").await,
         1,
         "the honest message is bound to its stream"
     );
 
-    let responder = broker.bus("svc/responder").await;
+    let anomaly = broker.bus("svc/anomaly").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(&responder, &topology::ALERTS_RESPONDER, Dispatch::Ordered, &recorder);
+    let running = Running::start(&anomaly, &topology::FLOWS_ANOMALY, Dispatch::Ordered, &recorder);
     eventually("the copy is rejected", async || broker.dead_letters().await.len() == 1).await;
     running.stop().await;
-    assert!(recorder.seen().is_empty(), "the responder was given a copy");
+    assert!(recorder.seen().is_empty(), "anomaly was given a copy");
 
-    // The two are delivered again after the acknowledgement time; now aimed at those who listen for revocations.
-    tokio::time::sleep(topology::EVENTS_ANOMALY.ack_wait).await;
+    // The two are delivered again after the acknowledgement time. Copies keep their subject, which no consumer of
+    // this stream takes.
+    tokio::time::sleep(topology::EVENTS_FORENSICS.ack_wait).await;
+    copy_to(&subject::alerts(&acme(), Severity::Critical, "scan")).await;
+    assert_eq!(broker.stored("ALERTS").await, 0);
+
+    // Now aimed at those who listen for revocations.
+    tokio::time::sleep(topology::EVENTS_FORENSICS.ack_wait).await;
     copy_to(&subject::events(&acme(), "revocation")).await;
     let heard = tokio::time::timeout(Duration::from_millis(300), listener.next()).await;
     assert!(heard.is_err(), "{heard:?}");

@@ -16,9 +16,9 @@ async fn a_message_published_twice_is_stored_and_handled_once() {
     publisher.publish(&event(2)).await.unwrap();
     assert_eq!(broker.stored("EVENTS").await, 2);
 
-    let reader = broker.bus("svc/anomaly").await;
+    let reader = broker.bus("svc/forensics").await;
     let recorder = Recorder::new(|_| Disposition::Ack);
-    let running = Running::start(&reader, &topology::EVENTS_ANOMALY, Dispatch::Ordered, &recorder);
+    let running = Running::start(&reader, &topology::EVENTS_FORENSICS, Dispatch::Ordered, &recorder);
     eventually("both are handled", async || recorder.seen().len() == 2).await;
     running.stop().await;
     assert_eq!(recorder.seen(), [(1, 1), (2, 1)]);
