@@ -71,6 +71,9 @@ pub enum CliError {
     /// What was verified does not hold.
     #[error("GAR-CLI-0006: verification failed: {0}")]
     Invalid(String),
+    /// What was asserted does not hold.
+    #[error("GAR-CLI-0008: {0}")]
+    Violated(String),
     /// The broker refused.
     #[error("{0}")]
     Bus(String),
@@ -95,7 +98,7 @@ impl CliError {
             Self::Configuration { .. } => Exit::Configuration,
             Self::Argument(_) => Exit::Usage,
             Self::Invalid(_) => Exit::Invalid,
-            Self::Io { .. } | Self::Bus(_) | Self::Answer(..) => Exit::Failed,
+            Self::Io { .. } | Self::Bus(_) | Self::Answer(..) | Self::Violated(_) => Exit::Failed,
         }
     }
 

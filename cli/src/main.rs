@@ -177,8 +177,10 @@ fn run(cli: Cli) -> Result<(), CliError> {
             return Ok(());
         }
         // What needs no fleet needs no profile either.
-        Command::Policy(commands::policy::Policy::Check { file }) => {
-            return commands::policy::check(file, &printer);
+        Command::Policy(policy) => {
+            if let Some(done) = policy.offline(&printer) {
+                return done;
+            }
         }
         Command::Evidence(commands::evidence::Evidence::Verify(verify)) => {
             return commands::evidence::verify(verify, &printer);

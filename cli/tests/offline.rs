@@ -175,3 +175,85 @@ fn a_reader_that_has_seen_enough_ends_it_quietly() {
     assert_eq!(stdout(&output), "# Command line\n");
     assert_eq!(stderr(&output), "");
 }
+
+const CLUSTER: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: ledger, namespace: finance}
+spec: {template: {metadata: {labels: {app: ledger}}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: books, namespace: finance}
+spec: {template: {metadata: {labels: {app: books}}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec: {template: {metadata: {labels: {app: web}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: ledger, namespace: finance}
+spec:
+  podSelector: {matchLabels: {app: ledger}}
+  ingress: [{from: [{podSelector: {}}], ports: [{port: 5432}]}]
+";
+
+#[test]
+fn a_cluster_is_analysed_from_its_manifests_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = dir.path().join("now");
+    std::fs::create_dir(&now).unwrap();
+    std::fs::write(now.join("all.yaml"), CLUSTER).unwrap();
+    std::fs::write(now.join("notes.txt"), "not: [a manifest").unwrap();
+    let now = now.to_str().unwrap();
+
+    let output = garrison(&["policy", "connections", now, "-o", "tsv"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said = stdout(&output);
+    assert!(
+        said.contains("\tfinance/books[Deployment]\tfinance/ledger[Deployment]\tTCP/5432\n"),
+        "{said}"
+    );
+    assert!(!said.contains("shop/web[Deployment]\tfinance/ledger"), "{said}");
+
+    let output = garrison(&["policy", "explain", "web", "ledger", "5432", "--in", now]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("NetworkPolicy finance/ledger isolates it"),
+        "{}",
+        stdout(&output)
+    );
+
+    let forbid = "not namespace=finance -> app=ledger";
+    let output = garrison(&["policy", "assert", now, "--forbid", forbid]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+
+    let after = dir.path().join("after.yaml");
+    std::fs::write(&after, CLUSTER.replace("podSelector: {}}", "namespaceSelector: {}}")).unwrap();
+    let after = after.to_str().unwrap();
+    let output = garrison(&["policy", "diff", now, after, "-o", "tsv"]);
+    assert_eq!(
+        stdout(&output),
+        "\tnetwork\tfrom\tto\tservices\n+\t\tshop/web[Deployment]\tfinance/ledger[Deployment]\tTCP/5432\n"
+    );
+
+    let output = garrison(&["policy", "assert", after, "--forbid", forbid]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stdout(&output);
+    assert!(
+        said.contains("shop/web[Deployment] → finance/ledger[Deployment] TCP/5432 is possible")
+            && said.contains("allowed by spec.ingress[0] of NetworkPolicy finance/ledger"),
+        "{said}"
+    );
+    assert!(stderr(&output).contains("GAR-CLI-0008"));
+
+    std::fs::write(dir.path().join("after.yaml"), CLUSTER.replace("ports:", "port:")).unwrap();
+    let output = garrison(&["policy", "connections", after]);
+    assert_eq!(output.status.code(), Some(6));
+    assert!(
+        stderr(&output).contains("after.yaml:21:") && stderr(&output).contains("Did you mean `ports`?"),
+        "{}",
+        stderr(&output)
+    );
+}

@@ -1,6 +1,6 @@
 //! `cargo xtask eval`: how right the fleet is, against answers that others gave.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -18,12 +18,17 @@ pub enum Eval {
         #[arg(long)]
         release: bool,
     },
+    /// The policy analysis and compilers against the answers of others
+    Policy,
 }
 
 /// Runs an evaluation.
 pub fn run(eval: Eval) -> Result<()> {
-    let Eval::Flows { differences, release } = eval;
     let corpora = corpora();
+    let (differences, release) = match eval {
+        Eval::Flows { differences, release } => (differences, release),
+        Eval::Policy => return policy(&corpora),
+    };
     if !corpora.join("packets/zeek/index.tsv").is_file() {
         println!(
             "skipped: {} has no packets/zeek/index.tsv. Set GARRISON_CORPORA to the folder of the corpora.",
@@ -52,6 +57,33 @@ pub fn run(eval: Eval) -> Result<()> {
     }
     let status = command.status().context("starting cargo failed")?;
     ensure!(status.success(), "the evaluation failed");
+    Ok(())
+}
+
+fn policy(corpora: &Path) -> Result<()> {
+    if !corpora.join("policy").is_dir() {
+        println!(
+            "skipped: {} has no folder policy. Set GARRISON_CORPORA to the folder of the corpora.",
+            corpora.display()
+        );
+        return Ok(());
+    }
+    let status = paths::cargo()
+        .args([
+            "run",
+            "--locked",
+            "--quiet",
+            "-p",
+            "garrison-ztp",
+            "--example",
+            "evaluate",
+            "--",
+        ])
+        .arg(corpora)
+        .current_dir(paths::root())
+        .status()
+        .context("starting cargo failed")?;
+    ensure!(status.success(), "the evaluation found differences");
     Ok(())
 }
 

@@ -4,9 +4,12 @@
 //! to one representation with an exact meaning ([`ir`]), and from there judged against connections
 //! ([`Engine`]) or compiled for enforcement points ([`compile`]).
 //!
+//! What clusters run today, of whatever origin, is read by [`cluster`] and analysed by [`reach`].
+//!
 //! The crate does no input or output and knows no clock.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod cluster;
 pub mod compile;
 mod decode;
 mod diagnostic;
@@ -16,6 +19,7 @@ pub mod ir;
 mod limits;
 mod lint;
 mod node;
+pub mod reach;
 pub mod sets;
 
 pub use decode::{Spans, is_name};

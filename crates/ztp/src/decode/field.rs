@@ -11,14 +11,14 @@ use crate::{
 };
 
 /// A mapping whose keys are known, none twice.
-pub(super) struct Object<'n> {
-    pub(super) path: String,
+pub(crate) struct Object<'n> {
+    pub(crate) path: String,
     position: Position,
     fields: BTreeMap<&'n str, &'n Node>,
 }
 
 /// `path.name`, or `name` at the top.
-pub(super) fn join(path: &str, name: &str) -> String {
+pub(crate) fn join(path: &str, name: &str) -> String {
     if path.is_empty() {
         name.to_owned()
     } else {
@@ -27,12 +27,12 @@ pub(super) fn join(path: &str, name: &str) -> String {
 }
 
 impl<'n> Object<'n> {
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         join(&self.path, name)
     }
 
     /// A field that may be missing. A field with nothing behind its colon counts as missing.
-    pub(super) fn get(&self, name: &str) -> Option<&'n Node> {
+    pub(crate) fn get(&self, name: &str) -> Option<&'n Node> {
         self.fields
             .get(name)
             .copied()
@@ -40,12 +40,12 @@ impl<'n> Object<'n> {
     }
 
     /// Whether the field is written, even with nothing behind its colon.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.fields.contains_key(name)
     }
 
     /// A field that must be there.
-    pub(super) fn require(&self, name: &str, remedy: &str, findings: &mut Findings<'_>) -> Option<&'n Node> {
+    pub(crate) fn require(&self, name: &str, remedy: &str, findings: &mut Findings<'_>) -> Option<&'n Node> {
         let node = self.get(name);
         if node.is_none() {
             let position = self.fields.get(name).map_or(self.position, |node| node.position);
@@ -62,7 +62,7 @@ impl<'n> Object<'n> {
 }
 
 impl Findings<'_> {
-    pub(super) fn wrong_type(&mut self, node: &Node, path: &str, expected: &str) {
+    pub(crate) fn wrong_type(&mut self, node: &Node, path: &str, expected: &str) {
         let remedy = match &node.value {
             Value::Bool(_) | Value::Integer(_) | Value::Float(_) if expected.contains("text") => {
                 "Put the value in quotes"
@@ -117,7 +117,7 @@ impl Findings<'_> {
     }
 
     /// A mapping with these fields and no others.
-    pub(super) fn object<'n>(&mut self, node: &'n Node, path: &str, fields: &[&str]) -> Option<Object<'n>> {
+    pub(crate) fn object<'n>(&mut self, node: &'n Node, path: &str, fields: &[&str]) -> Option<Object<'n>> {
         self.spans.insert(path.to_owned(), node.position);
         let mut object = Object {
             path: path.to_owned(),
@@ -146,7 +146,7 @@ impl Findings<'_> {
     }
 
     /// A mapping with keys of the author's choice, at most `most`.
-    pub(super) fn entries<'n>(&mut self, node: &'n Node, path: &str, most: usize) -> Vec<(&'n str, String, &'n Node)> {
+    pub(crate) fn entries<'n>(&mut self, node: &'n Node, path: &str, most: usize) -> Vec<(&'n str, String, &'n Node)> {
         self.spans.insert(path.to_owned(), node.position);
         let mut pairs = self.pairs(node, path).unwrap_or_default();
         if pairs.len() > most {
@@ -164,7 +164,7 @@ impl Findings<'_> {
     }
 
     /// The elements of a list, at most `most`, each with its path.
-    pub(super) fn list<'n>(&mut self, node: &'n Node, path: &str, most: usize) -> Vec<(String, &'n Node)> {
+    pub(crate) fn list<'n>(&mut self, node: &'n Node, path: &str, most: usize) -> Vec<(String, &'n Node)> {
         let Value::List(list) = &node.value else {
             self.wrong_type(node, path, "a list");
             return Vec::new();
@@ -183,7 +183,7 @@ impl Findings<'_> {
             .collect()
     }
 
-    pub(super) fn too_many(&mut self, node: &Node, path: &str, count: usize, most: usize) {
+    pub(crate) fn too_many(&mut self, node: &Node, path: &str, count: usize, most: usize) {
         self.error(
             Code::Limit,
             path,
@@ -194,7 +194,7 @@ impl Findings<'_> {
     }
 
     /// A text that is not empty.
-    pub(super) fn text(&mut self, node: &Node, path: &str) -> Option<String> {
+    pub(crate) fn text(&mut self, node: &Node, path: &str) -> Option<String> {
         let Value::Text(text) = &node.value else {
             self.wrong_type(node, path, "text");
             return None;
@@ -213,7 +213,7 @@ impl Findings<'_> {
         Some(text.clone())
     }
 
-    pub(super) fn boolean(&mut self, node: &Node, path: &str) -> Option<bool> {
+    pub(crate) fn boolean(&mut self, node: &Node, path: &str) -> Option<bool> {
         if let Value::Bool(value) = node.value {
             return Some(value);
         }
@@ -221,7 +221,7 @@ impl Findings<'_> {
         None
     }
 
-    pub(super) fn number(&mut self, node: &Node, path: &str, from: u16, to: u16) -> Option<u16> {
+    pub(crate) fn number(&mut self, node: &Node, path: &str, from: u16, to: u16) -> Option<u16> {
         let Value::Integer(number) = node.value else {
             self.wrong_type(node, path, "a whole number");
             return None;
@@ -240,7 +240,7 @@ impl Findings<'_> {
     }
 
     /// One of a few words.
-    pub(super) fn choice<T: Copy>(&mut self, node: &Node, path: &str, choices: &[(&str, T)]) -> Option<T> {
+    pub(crate) fn choice<T: Copy>(&mut self, node: &Node, path: &str, choices: &[(&str, T)]) -> Option<T> {
         let Value::Text(text) = &node.value else {
             self.wrong_type(node, path, "text");
             return None;
@@ -264,7 +264,7 @@ impl Findings<'_> {
     }
 
     /// A DNS label (RFC 1123), for names.
-    pub(super) fn name(&mut self, node: &Node, path: &str) -> Option<String> {
+    pub(crate) fn name(&mut self, node: &Node, path: &str) -> Option<String> {
         let text = self.text(node, path)?;
         if is_name(&text) {
             return Some(text);
@@ -280,7 +280,7 @@ impl Findings<'_> {
     }
 
     /// An address or network, in canonical form.
-    pub(super) fn network(&mut self, node: &Node, path: &str) -> Option<String> {
+    pub(crate) fn network(&mut self, node: &Node, path: &str) -> Option<String> {
         let text = self.text(node, path)?;
         match read_network(&text) {
             Ok(_) => Some(text),

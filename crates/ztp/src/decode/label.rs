@@ -65,7 +65,7 @@ fn is_label_word(text: &str) -> bool {
     bytes.len() <= 63 && bytes.iter().all(|b| inner(*b)) && edge(bytes.first()) && edge(bytes.last())
 }
 
-pub(super) fn selector(object: &Object<'_>, name: &str, f: &mut Findings<'_>) -> Option<LabelSelector> {
+pub(crate) fn selector(object: &Object<'_>, name: &str, f: &mut Findings<'_>) -> Option<LabelSelector> {
     let node = object.get(name)?;
     let object = f.object(node, &object.path(name), &["matchLabels", "matchExpressions"])?;
     let match_labels = object

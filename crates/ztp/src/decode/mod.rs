@@ -8,7 +8,8 @@ mod rule;
 use std::collections::BTreeMap;
 
 pub use field::is_name;
-pub(crate) use field::read_network;
+pub(crate) use field::{Object, read_network};
+pub(crate) use label::selector as label_selector;
 
 use crate::{
     Limits,

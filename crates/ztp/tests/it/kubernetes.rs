@@ -15,7 +15,7 @@ use crate::{
 
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct NetworkPolicy {
+pub(crate) struct NetworkPolicy {
     api_version: String,
     kind: String,
     metadata: Metadata,
@@ -164,7 +164,7 @@ fn port_matches(ports: &[Port], protocol: u8, port: u16) -> bool {
 }
 
 /// Whether the API server's documented semantics let the connection pass.
-fn passes(policies: &[NetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+pub(crate) fn passes(policies: &[NetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
     if src.address == dst.address {
         return true;
     }
@@ -193,7 +193,7 @@ fn passes(policies: &[NetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: 
         })
 }
 
-fn compile_to(policies: &[Policy]) -> (Vec<NetworkPolicy>, compile::Compiled) {
+pub(crate) fn compile_to(policies: &[Policy]) -> (Vec<NetworkPolicy>, compile::Compiled) {
     let compiled = compile::kubernetes(policies, |name| Some(format!("sha-of-{name}")));
     let manifests = compiled
         .files
@@ -210,7 +210,7 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
-fn endpoint() -> impl Strategy<Value = Endpoint> {
+pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
     let address = select(crate::generate::hosts());
     let pod = (
         select(&["blue", "green", "red"][..]),

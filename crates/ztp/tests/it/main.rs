@@ -1,6 +1,7 @@
 //! The language as a whole: verdicts and compilers against independent readings of the same documents.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod cluster;
 mod documents;
 mod engine;
 mod generate;

@@ -1,3 +1,6 @@
+mod analysis;
+mod files;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
@@ -90,13 +93,38 @@ pub enum Policy {
         /// IP protocol number
         #[arg(long, default_value_t = 6)]
         protocol: u8,
+        /// Ask these manifests instead of the fleet; ends may then be namespace/workload too
+        #[arg(long = "in", value_name = "PATH")]
+        manifests: Vec<PathBuf>,
     },
+    /// Who can reach whom in a cluster, from its manifests alone
+    ///
+    /// Reads workloads, services and policies, whoever wrote them.
+    ///
+    /// For example: kubectl get ns,pods,netpol -A -o yaml | garrison policy connections -
+    Connections(analysis::Connections),
+    /// Connections gained and lost from one set of manifests to another
+    ///
+    /// For example: garrison policy diff deployed/ proposed/
+    Diff {
+        /// Manifests, or a folder of them
+        before: PathBuf,
+        /// Manifests, or a folder of them
+        after: PathBuf,
+        /// Also what pods of one workload may speak among themselves
+        #[arg(long)]
+        within: bool,
+    },
+    /// Check what must never, or must always, be possible; ends with 1 and a counterexample when it does not hold
+    ///
+    /// For example: garrison policy assert k8s/ --forbid 'not namespace=finance -> app=ledger'
+    Assert(analysis::Assert),
     /// How many flows each rule decided
     Counts,
 }
 
 /// Checks a file offline.
-pub fn check(file: &Path, printer: &Printer) -> Result<(), CliError> {
+fn check(file: &Path, printer: &Printer) -> Result<(), CliError> {
     let checked = garrison_ztp::check(&read_text(file)?);
     if printer.is_json() {
         let found = &checked.diagnostics;
@@ -115,11 +143,30 @@ pub fn check(file: &Path, printer: &Printer) -> Result<(), CliError> {
 }
 
 impl Policy {
+    /// What needs no fleet: done, when this is such a command.
+    pub fn offline(&self, printer: &Printer) -> Option<Result<(), CliError>> {
+        Some(match self {
+            Self::Check { file } => check(file, printer),
+            Self::Connections(connections) => connections.run(printer),
+            Self::Diff { before, after, within } => analysis::difference(before, after, *within, printer),
+            Self::Assert(assert) => assert.run(printer),
+            Self::Explain {
+                src,
+                dst,
+                port,
+                protocol,
+                manifests,
+            } if !manifests.is_empty() => analysis::explain(manifests, src, dst, *port, *protocol, printer),
+            _ => return None,
+        })
+    }
+
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let mut client = PolicyServiceClient::new(context.remote.service("policy").await?);
         let printer = &context.printer;
         match self {
-            Self::Check { file } => check(&file, printer)?,
+            // Done in `offline`.
+            Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) => {}
             Self::Apply { file, expected_version } => {
                 for document in documents(&file, expected_version)? {
                     let request = ApplyPolicyRequest {
@@ -201,6 +248,7 @@ impl Policy {
                 dst,
                 port,
                 protocol,
+                manifests: _,
             } => {
                 let request = ExplainConnectionRequest {
                     src_ip: src,
