@@ -25,7 +25,7 @@ pub use config::{
     TelemetryConfig, read_config, read_secret,
 };
 pub use error::ServiceError;
-pub use program::{ServiceInfo, execute, main};
+pub use program::{ExtraCommand, ServiceInfo, execute, main, main_with};
 pub use readiness::{Readiness, ReadinessFlag};
 pub use reference::reference;
 pub use service::Service;

@@ -84,6 +84,27 @@ enum Command {
     },
 }
 
+/// A command that only one program has, beside those that all have.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtraCommand {
+    /// The word on the command line.
+    pub name: &'static str,
+    /// What it does, in a line of `--help`.
+    pub about: &'static str,
+    /// Does it. It reads no configuration.
+    pub run: fn() -> Result<(), BoxError>,
+}
+
+/// [`main`] of a program with commands of its own.
+pub fn main_with<C, F, Fut>(info: ServiceInfo, extra: &[ExtraCommand], run: F) -> ExitCode
+where
+    C: ServiceConfig,
+    F: FnOnce(C, Service) -> Fut,
+    Fut: Future<Output = Result<(), BoxError>>,
+{
+    ExitCode::from(execute(std::env::args_os(), info, extra, run))
+}
+
 /// Runs a service as the process's main function.
 ///
 /// Exit status: 0 after a clean stop, 1 after a failure, 64 when arguments or configuration cannot be used, in
@@ -94,18 +115,42 @@ where
     F: FnOnce(C, Service) -> Fut,
     Fut: Future<Output = Result<(), BoxError>>,
 {
-    ExitCode::from(execute(std::env::args_os(), info, run))
+    main_with(info, &[], run)
 }
 
-/// [`main`] with the arguments given, the program's name first; answers the exit status.
-pub fn execute<C, F, Fut>(arguments: impl IntoIterator<Item = OsString>, info: ServiceInfo, run: F) -> u8
+/// The command line of a program: only what it can do. `migrate` is for those that have a database; elsewhere it is not
+/// shown, and says so.
+fn command_line(info: &ServiceInfo, extra: &[ExtraCommand]) -> clap::Command {
+    let own = extra
+        .iter()
+        .map(|command| clap::Command::new(command.name).about(command.about));
+    Cli::command()
+        .name(info.name)
+        .version(info.version)
+        .mut_subcommand("migrate", |migrate| migrate.hide(info.migrator.is_none()))
+        .subcommands(own)
+}
+
+/// [`main_with`] with the arguments given, the program's name first; answers the exit status.
+pub fn execute<C, F, Fut>(
+    arguments: impl IntoIterator<Item = OsString>,
+    info: ServiceInfo,
+    extra: &[ExtraCommand],
+    run: F,
+) -> u8
 where
     C: ServiceConfig,
     F: FnOnce(C, Service) -> Fut,
     Fut: Future<Output = Result<(), BoxError>>,
 {
-    let command = Cli::command().name(info.name).version(info.version);
-    let matches = command.try_get_matches_from(arguments);
+    let matches = command_line(&info, extra).try_get_matches_from(arguments);
+    let named = |matches: &clap::ArgMatches| {
+        let name = matches.subcommand_name()?;
+        extra.iter().find(|command| command.name == name)
+    };
+    if let Some(command) = matches.as_ref().ok().and_then(named) {
+        return status(&info, (command.run)());
+    }
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
@@ -136,6 +181,10 @@ where
             .map_err(BoxError::from)
             .and_then(|config| serve(info, config, run)),
     };
+    status(&info, outcome)
+}
+
+fn status(info: &ServiceInfo, outcome: Result<(), BoxError>) -> u8 {
     match outcome {
         Ok(()) => OK,
         Err(error) => {
@@ -233,4 +282,76 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 fn is_configuration(error: &(dyn std::error::Error + 'static)) -> bool {
     error.is::<ConfigError>() || matches!(error.downcast_ref::<ServiceError>(), Some(ServiceError::Config(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_DATABASE: ServiceInfo = ServiceInfo {
+        name: "example",
+        version: "1",
+        migrator: None,
+    };
+
+    #[test]
+    fn help_shows_what_the_program_can_do_and_nothing_else() {
+        static MIGRATOR: garrison_db::Migrator = garrison_db::Migrator::DEFAULT;
+        let flush = ExtraCommand {
+            name: "flush",
+            about: "Remove everything",
+            run: || Ok(()),
+        };
+        let help = |info: &ServiceInfo, extra: &[ExtraCommand]| command_line(info, extra).render_help().to_string();
+        let text = help(&NO_DATABASE, &[flush]);
+        assert!(text.contains("flush") && text.contains("Remove everything"), "{text}");
+        assert!(!text.contains("migrate"), "{text}");
+        let with_database = ServiceInfo {
+            migrator: Some(&MIGRATOR),
+            ..NO_DATABASE
+        };
+        let text = help(&with_database, &[]);
+        assert!(text.contains("migrate") && !text.contains("flush"), "{text}");
+        command_line(&with_database, &[flush]).debug_assert();
+    }
+
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    struct Config {
+        core: Core,
+    }
+
+    impl ServiceConfig for Config {
+        fn core(&self) -> &Core {
+            &self.core
+        }
+    }
+
+    #[test]
+    fn a_command_of_its_own_runs_without_a_configuration() {
+        let failing = ExtraCommand {
+            name: "flush",
+            about: "Remove everything",
+            run: || Err("the kernel refuses".into()),
+        };
+        let working = ExtraCommand {
+            name: "say",
+            about: "Says so",
+            run: || Ok(()),
+        };
+        let run = |words: &[&str]| {
+            let arguments = std::iter::once("example")
+                .chain(words.iter().copied())
+                .map(OsString::from);
+            execute(
+                arguments,
+                NO_DATABASE,
+                &[failing, working],
+                |_: Config, _: Service| async { Ok(()) },
+            )
+        };
+        assert_eq!(run(&["say"]), OK);
+        assert_eq!(run(&["flush"]), FAILED);
+        assert_eq!(run(&["flush", "everything"]), USAGE);
+        assert_eq!(run(&["unknown"]), USAGE);
+    }
 }

@@ -49,10 +49,12 @@ impl<'a> Writer<'a> {
         for (name, property) in properties {
             let mut meaning = description(property);
             let (resolved, nullable) = self.resolve(property);
-            let (inner, repeated) = match resolved.get("items") {
-                Some(items) => (self.resolve(items).0, true),
-                None => (resolved, false),
+            let (inner, repeated) = match (resolved.get("items"), self.values(resolved)) {
+                (Some(items), _) => (self.resolve(items).0, true),
+                (None, Some(values)) => (values, false),
+                (None, None) => (resolved, false),
             };
+            let keyed = self.values(resolved).map(|_| map_key(property, resolved));
             let must = required.contains(&name.as_str());
             let key = if path.is_empty() {
                 name.clone()
@@ -60,6 +62,10 @@ impl<'a> Writer<'a> {
                 format!("{path}.{name}")
             };
             if inner.get("properties").is_some() {
+                let key = match keyed {
+                    Some(named) => format!("{key}.<{named}>"),
+                    None => key,
+                };
                 if meaning.is_empty() {
                     meaning = description(inner);
                 }
@@ -75,16 +81,20 @@ impl<'a> Writer<'a> {
             if meaning.is_empty() {
                 meaning = description(resolved);
             }
-            meaning.push_str(&choices(resolved));
+            meaning.push_str(&choices(inner));
             let default = match property.get("default") {
                 _ if must => "required".to_owned(),
                 Some(Value::Null) | None => if nullable { "not set" } else { "" }.to_owned(),
+                Some(Value::Object(entries)) if entries.is_empty() => "none".to_owned(),
                 Some(value) => format!("`{value}`"),
             };
             let _ = writeln!(
                 rows,
                 "| `{name}` | {} | {default} | {} |",
-                self.kind(resolved),
+                match keyed {
+                    Some(named) => format!("table: {named} to {}", self.kind(inner)),
+                    None => self.kind(resolved),
+                },
                 meaning.replace('|', "\\|")
             );
         }
@@ -136,15 +146,23 @@ impl<'a> Writer<'a> {
         (schema, nullable || null_type)
     }
 
+    /// What the values of a map are like, when the schema is one.
+    fn values(&self, schema: &'a Value) -> Option<&'a Value> {
+        let values = schema.get("additionalProperties").filter(|values| values.is_object())?;
+        Some(self.resolve(values).0)
+    }
+
     fn kind(&self, schema: &'a Value) -> String {
-        if schema.get("enum").is_some() || schema.get("oneOf").is_some() {
-            return "word".to_owned();
+        let words = words(schema);
+        if !words.is_empty() {
+            let words: Vec<&str> = words.iter().map(|(word, _)| word.as_str()).collect();
+            return format!("one of {}", words.join(", "));
         }
         if let Some(items) = schema.get("items") {
             return format!("list of {}", self.kind(self.resolve(items).0));
         }
-        if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
-            return format!("table of {}", self.kind(self.resolve(values).0));
+        if let Some(values) = self.values(schema) {
+            return format!("table: {} to {}", map_key(schema, schema), self.kind(values));
         }
         let kind = match schema.get("type") {
             Some(Value::String(kind)) => kind.as_str(),
@@ -171,42 +189,47 @@ fn description(schema: &Value) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The words a key may take, with their meanings.
-fn choices(schema: &Value) -> String {
-    let word = |value: &Value| value.as_str().map(|word| format!("`{word}`"));
-    let mut words: Vec<String> = Vec::new();
+/// What the keys of a map are; a field says it with `#[schemars(extend("x-key" = "tenant id"))]`.
+fn map_key<'a>(property: &'a Value, resolved: &'a Value) -> &'a str {
+    let named = |schema: &'a Value| schema.get("x-key").and_then(Value::as_str);
+    named(property).or_else(|| named(resolved)).unwrap_or("name")
+}
+
+/// The words a value may be, each with its meaning.
+fn words(schema: &Value) -> Vec<(String, String)> {
+    let word = |value: &Value| value.as_str().map(|word| format!("`\"{word}\"`"));
+    let named = |part: &Value| -> Vec<String> {
+        let several = part.get("enum").and_then(Value::as_array).into_iter().flatten();
+        part.get("const").into_iter().chain(several).filter_map(word).collect()
+    };
+    let mut words: Vec<(String, String)> = Vec::new();
     for part in schema.get("oneOf").and_then(Value::as_array).into_iter().flatten() {
         let meaning = description(part);
-        let named = part
-            .get("const")
-            .into_iter()
-            .chain(part.get("enum").and_then(Value::as_array).into_iter().flatten());
-        for name in named.filter_map(word) {
-            words.push(if meaning.is_empty() {
-                name
-            } else {
-                format!("{name}: {}", meaning.trim_end_matches('.'))
-            });
-        }
+        words.extend(named(part).into_iter().map(|word| (word, meaning.clone())));
     }
-    words.extend(
-        schema
-            .get("enum")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(word),
-    );
-    if words.is_empty() {
+    words.extend(named(schema).into_iter().map(|word| (word, String::new())));
+    words
+}
+
+/// The meanings of the words a value may be.
+fn choices(schema: &Value) -> String {
+    let said: Vec<String> = words(schema)
+        .into_iter()
+        .filter(|(_, meaning)| !meaning.is_empty())
+        .map(|(word, meaning)| format!("{word}: {}", meaning.trim_end_matches('.')))
+        .collect();
+    if said.is_empty() {
         String::new()
     } else {
-        format!(" {}.", words.join("; "))
+        format!(" {}.", said.join("; "))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Serialize};
 
     use super::*;
     use crate::Core;
@@ -221,6 +244,30 @@ mod tests {
         /// A number for people.
         #[serde(default = "seven")]
         number: u16,
+        /// How fast.
+        #[serde(default)]
+        pace: Pace,
+        /// Any of these.
+        #[serde(default)]
+        paces: Vec<Pace>,
+        /// Who may go where.
+        #[serde(default)]
+        #[schemars(extend("x-key" = "node"))]
+        routes: BTreeMap<String, Vec<String>>,
+        /// What single sites have for themselves.
+        #[serde(default)]
+        #[schemars(extend("x-key" = "site"))]
+        sites: BTreeMap<String, Watch>,
+    }
+
+    #[derive(Default, Deserialize, Serialize, JsonSchema)]
+    #[serde(rename_all = "lowercase")]
+    enum Pace {
+        /// At once.
+        #[default]
+        Fast,
+        /// With pauses.
+        Slow,
     }
 
     #[derive(Deserialize, JsonSchema)]
@@ -251,7 +298,12 @@ mod tests {
             "## `[core.database]`",
             "| `listen` | text | `\"127.0.0.1:9100\"` |",
             "| `iam_endpoint` | text | not set |",
-            "`json`: One JSON object a line",
+            "| `log_format` | one of `\"auto\"`, `\"text\"`, `\"json\"` | `\"auto\"` | ",
+            "`\"json\"`: One JSON object a line",
+            "| `pace` | one of `\"fast\"`, `\"slow\"` | `\"fast\"` | How fast. `\"fast\"`: At once; `\"slow\"`: With pauses. |",
+            "| `paces` | list of one of `\"fast\"`, `\"slow\"` | `[]` | Any of these. `\"fast\"`: At once; `\"slow\"`: With pauses. |",
+            "| `routes` | table: node to list of text | none | Who may go where. |",
+            "## `[sites.<site>]`\n\nWhat single sites have for themselves.",
             "## `[[watch]]`",
             "| `interface` | text | required | The interface. |",
         ] {

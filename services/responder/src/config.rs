@@ -37,7 +37,8 @@ pub struct Config {
     /// How much of a network a tenant's actions may take out.
     #[serde(default)]
     pub limits: LimitsConfig,
-    /// The networks that playbooks call internal.
+    /// The networks that playbooks call internal. By default the private ones (RFC 1918, RFC 4193), the shared address space
+    /// that overlays and carriers use behind their translators (RFC 6598), and IPv6 link-local: the same as anomaly's.
     #[serde(default = "private_networks")]
     pub internal_networks: Vec<String>,
     /// Enforcer nodes.
@@ -46,8 +47,9 @@ pub struct Config {
     /// What new tenants start with.
     #[serde(default)]
     pub playbooks: PlaybooksConfig,
-    /// What single tenants have for themselves, by tenant id.
+    /// What single tenants have for themselves.
     #[serde(default)]
+    #[schemars(extend("x-key" = "tenant id"))]
     pub tenants: BTreeMap<String, TenantConfig>,
 }
 
@@ -131,7 +133,9 @@ impl Default for LimitsConfig {
 pub struct EnforcementConfig {
     /// A node that was silent for this long takes no part in new responses, in seconds. 2 to 600.
     pub stale_after_s: u32,
-    /// Which enforcer node may serve which tenants; `"*"` for all. A node that is not here serves nobody.
+    /// Which enforcer node, by the name in its certificate, may serve which tenants; `"*"` for all. A node that is not
+    /// here serves nobody.
+    #[schemars(extend("x-key" = "node"))]
     pub nodes: BTreeMap<String, Vec<String>>,
 }
 
@@ -164,9 +168,16 @@ pub struct TenantConfig {
 }
 
 fn private_networks() -> Vec<String> {
-    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "fc00::/7",
+        "fe80::/10",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 impl ServiceConfig for Config {

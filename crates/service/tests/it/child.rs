@@ -146,7 +146,7 @@ fn child() {
         return;
     };
     let arguments = std::iter::once("anomaly").chain(arguments.split('\n').filter(|a| !a.is_empty()));
-    let status = garrison_service::execute(arguments.map(Into::into), INFO, run);
+    let status = garrison_service::execute(arguments.map(Into::into), INFO, &[], run);
     std::process::exit(status.into());
 }
 

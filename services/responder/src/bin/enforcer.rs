@@ -2,10 +2,15 @@
 
 use std::process::ExitCode;
 
+use garrison_service::ExtraCommand;
+use responder::enforcer;
+
+const FLUSH: ExtraCommand = ExtraCommand {
+    name: "flush",
+    about: "Remove the table inet garrison, and with it everything that is in force on this node",
+    run: enforcer::flush,
+};
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == "flush") && arguments.next().is_none() {
-        return responder::enforcer::flush();
-    }
-    garrison_service::main(responder::enforcer::INFO, responder::enforcer::run)
+    garrison_service::main_with(enforcer::INFO, &[FLUSH], enforcer::run)
 }

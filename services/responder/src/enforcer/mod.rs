@@ -23,10 +23,14 @@ pub mod ruleset;
 pub mod state;
 mod worker;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use garrison_auth::SpiffeRole;
-use garrison_bus::{Dispatch, topology};
+use garrison_bus::{
+    Dispatch,
+    topology::{self, EnforcerNode},
+};
+use garrison_proto::TenantId;
 use garrison_service::{BoxError, ConfigError, Service, ServiceInfo};
 use ipnet::IpNet;
 
@@ -121,8 +125,9 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
         });
         Some(agent)
     };
+    let own = EnforcerNode::new(&node, tenants.iter().map(TenantId::as_str))?;
     let link = Arc::new(Link::new(
-        node.clone(),
+        node,
         tenants,
         agent.clone(),
         channel,
@@ -131,7 +136,7 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
         Duration::from_secs(u64::from(config.enforcer.reconcile_interval_s)),
     ));
     // One for the life of the process.
-    let consumer = Box::leak(Box::new(topology::enforcer_consumer(&node)));
+    let consumer = Box::leak(Box::new(topology::enforcer_consumer(&own)));
     let orders = Orders::new(Arc::clone(&link), agent, service.publisher.clone());
     service.consume(consumer, Dispatch::Concurrent(CONCURRENCY), orders);
     let flag = service.readiness("responder");
@@ -143,15 +148,11 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
 }
 
 /// `enforcer flush`: removes the table and with it everything that is in force on this node.
-pub fn flush() -> ExitCode {
-    match Kernel::flush("nft") {
-        Ok(()) => {
-            eprintln!("the table inet garrison was removed; a running enforcer would restore it");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+///
+/// # Errors
+/// [`KernelError`] when the kernel or `nft` refuses.
+pub fn flush() -> Result<(), BoxError> {
+    Kernel::flush("nft")?;
+    eprintln!("the table inet garrison was removed; a running enforcer would restore it");
+    Ok(())
 }

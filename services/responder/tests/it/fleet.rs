@@ -43,11 +43,16 @@ fn responder(config: &Path) -> App {
     let (send, receive) = std::sync::mpsc::channel();
     let arguments: Vec<std::ffi::OsString> = vec!["responder".into(), "--config".into(), config.into()];
     std::thread::spawn(move || {
-        garrison_service::execute(arguments, responder::INFO, |config: Config, mut service| async move {
-            let app = responder::wire(&config, &mut service)?;
-            send.send(app.clone()).unwrap();
-            service.serve(responder::grpc::routes(app)).await
-        })
+        garrison_service::execute(
+            arguments,
+            responder::INFO,
+            &[],
+            |config: Config, mut service| async move {
+                let app = responder::wire(&config, &mut service)?;
+                send.send(app.clone()).unwrap();
+                service.serve(responder::grpc::routes(app)).await
+            },
+        )
     });
     receive.recv_timeout(SOON).unwrap()
 }
