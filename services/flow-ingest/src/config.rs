@@ -7,7 +7,7 @@ use garrison_service::{ConfigError, Core, ServiceConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::domain::Limits;
+use crate::domain::{Limits, packet::Decoder};
 
 /// Configuration of flow-ingest.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -132,6 +132,12 @@ pub struct TableConfig {
     pub active_interval_ms: u64,
     /// Shortest time between two reports of new facts of one flow, milliseconds.
     pub fact_interval_ms: u64,
+    /// How many tunnels inside each other are followed: GRE, ERSPAN, IP in IP, PBB, FabricPath, Teredo, VXLAN, Geneve,
+    /// GTP-U. 0 for none.
+    pub tunnels: u8,
+    /// Whether packets with a wrong checksum are malformed. Leave it off where the network card of a captured host
+    /// computes checksums: they are wrong in what it sends.
+    pub checksums: bool,
 }
 
 /// Live capture.
@@ -229,6 +235,8 @@ impl Default for TableConfig {
             reset_linger_ms: ms(limits.reset_linger),
             active_interval_ms: ms(limits.active_interval),
             fact_interval_ms: ms(limits.fact_interval),
+            tunnels: limits.decoder.tunnels,
+            checksums: limits.decoder.checksums,
         }
     }
 }
@@ -250,6 +258,10 @@ impl TableConfig {
             reset_linger: ns(self.reset_linger_ms),
             active_interval: ns(self.active_interval_ms),
             fact_interval: ns(self.fact_interval_ms),
+            decoder: Decoder {
+                tunnels: self.tunnels,
+                checksums: self.checksums,
+            },
         }
     }
 }
@@ -343,6 +355,7 @@ impl ServiceConfig for Config {
                 self.table.active_interval_ms >= 100,
                 "must be at least 100",
             ),
+            ("table.tunnels", self.table.tunnels <= 16, "must be 0 to 16"),
             (
                 "capture.ring_bytes",
                 self.capture.ring_bytes >= 256 << 10,

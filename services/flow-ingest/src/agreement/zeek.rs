@@ -96,14 +96,14 @@ pub fn compare(folder: &Path) -> Result<Agreement, AgreementError> {
     let mut sum = Agreement::default();
     for line in index.lines().skip(1) {
         let fields: Vec<&str> = line.split('\t').collect();
-        let [name, capture, _, bare, ..] = fields[..] else {
+        let [name, capture, ignored, bare, ..] = fields[..] else {
             return Err(AgreementError::Content {
                 path: folder.join("index.tsv"),
                 problem: "has a line with fewer than four columns",
             });
         };
         let theirs = zeek_log(&folder.join(format!("{name}.conn.log")))?;
-        let ours = our_log(&folder.join(capture));
+        let ours = our_log(&folder.join(capture), ignored == "no");
         one(name, bare == "yes", theirs, ours, &mut sum);
     }
     Ok(sum)
@@ -289,9 +289,10 @@ fn zeek_log(path: &Path) -> Result<Vec<Conn>, AgreementError> {
     Ok(conns)
 }
 
-fn our_log(path: &Path) -> Vec<Conn> {
+fn our_log(path: &Path, checksums: bool) -> Vec<Conn> {
     let mut conns = Vec::new();
-    let limits = Limits::default();
+    let mut limits = Limits::default();
+    limits.decoder.checksums = checksums;
     // A capture with a link layer that cannot be read has no connections here.
     let _ = last_records(path, limits, |row| {
         let protocol = match row.protocol {

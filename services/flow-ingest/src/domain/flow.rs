@@ -1,6 +1,6 @@
 //! The state of one flow, kept small because millions of them are held.
 
-use super::{key::FlowKey, packet::Decoded};
+use super::{key::FlowKey, packet::Decoded, tunnel::Tunnel};
 
 /// Marks an absent slot number.
 pub const NONE: u32 = u32::MAX;
@@ -224,6 +224,8 @@ pub struct Extra {
     pub fin_at: [u32; 2],
     /// Where the last RST of each side was.
     pub rst_at: [u32; 2],
+    /// The tunnel its first packet came through.
+    pub tunnel: Tunnel,
 }
 
 impl Flow {
@@ -321,6 +323,8 @@ mod tests {
             fragment: Fragment::Whole,
             vlan: None,
             macs: None,
+            tunnel: Tunnel::default(),
+            depth: 0,
         }
     }
 

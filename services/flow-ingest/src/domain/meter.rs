@@ -5,13 +5,15 @@ use std::sync::LazyLock;
 use garrison_flow::{FlowRow, FlowState, LossLedger};
 
 use super::{
+    app::{News, Service},
     flow::{Extra, Flow, NONE, mark},
-    fragment::FragmentCache,
+    fragment::Fragments,
     key::{FlowKey, HashSeed},
-    packet::{Decoded, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, decode, flag},
+    packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, assembled, flag},
     record::{EndReason, Subject, lingered, with_row},
     table::{Limits, Table, blank},
     tcp,
+    tunnel::{self, TunnelKind},
     wheel::TICK,
 };
 
@@ -70,11 +72,18 @@ impl Counts {
 /// Turns packets into flow records.
 pub struct Meter {
     table: Table,
-    fragments: FragmentCache,
+    fragments: Fragments,
+    decoder: Decoder,
     seed: HashSeed,
     sensor: String,
     counts: Counts,
     time: i64,
+}
+
+// What became of a packet: whether a flow counted it, and the flow of what it carried through a tunnel.
+struct Fate {
+    counted: bool,
+    inner: Option<FlowKey>,
 }
 
 struct Work<'a> {
@@ -89,7 +98,8 @@ impl Meter {
         let seed = HashSeed::new(random);
         Self {
             table: Table::new(limits, seed),
-            fragments: FragmentCache::default(),
+            fragments: Fragments::default(),
+            decoder: limits.decoder,
             seed,
             sensor: sensor.to_owned(),
             counts: Counts::default(),
@@ -124,21 +134,11 @@ impl Meter {
         let mut warmed = 0;
         self.counts.received += packets.len() as u64;
         for (packet, place) in packets.iter().zip(&mut work) {
-            match decode(packet) {
-                Verdict::Flow(mut packet) => {
-                    if packet.fragment != Fragment::Whole {
-                        self.fragments.resolve(&mut packet);
-                    }
-                    let key = FlowKey {
-                        src: packet.src,
-                        dst: packet.dst,
-                        src_port: packet.src_port,
-                        dst_port: packet.dst_port,
-                        protocol: packet.protocol,
-                    };
-                    let hash = self.seed.hash(&key);
-                    warmed ^= self.table.warm(hash);
-                    *place = Some(Work { packet, key, hash });
+            match self.decoder.decode(packet) {
+                Verdict::Flow(packet) => {
+                    let work = self.work(packet);
+                    warmed ^= self.table.warm(work.hash);
+                    *place = Some(work);
                 }
                 Verdict::NoFlow => {
                     self.counts.parsed += 1;
@@ -150,11 +150,33 @@ impl Meter {
         // The value does not matter; that it was read does.
         std::hint::black_box(warmed);
         for (packet, work) in packets.iter().zip(&work) {
-            sink.packet(packet, work.as_ref().map(|work| &work.key));
-            if let Some(work) = work {
-                self.apply(work, sink);
+            match work {
+                Some(work) => {
+                    let fate = self.apply(work, sink);
+                    match fate.counted {
+                        true => self.counts.parsed += 1,
+                        false => self.counts.shed += 1,
+                    }
+                    sink.packet(packet, Some(fate.inner.as_ref().unwrap_or(&work.key)));
+                }
+                None => sink.packet(packet, None),
             }
         }
+    }
+
+    fn work<'a>(&mut self, mut packet: Decoded<'a>) -> Work<'a> {
+        if packet.fragment != Fragment::Whole {
+            self.fragments.resolve(&mut packet);
+        }
+        let key = FlowKey {
+            src: packet.src,
+            dst: packet.dst,
+            src_port: packet.src_port,
+            dst_port: packet.dst_port,
+            protocol: packet.protocol,
+        };
+        let hash = self.seed.hash(&key);
+        Work { packet, key, hash }
     }
 
     /// Lets time pass to `now`, nanoseconds since the epoch: flows are reported and end without a packet.
@@ -206,7 +228,7 @@ impl Meter {
         self.table.schedule(slot);
     }
 
-    fn apply(&mut self, work: &Work<'_>, sink: &mut impl Sink) {
+    fn apply(&mut self, work: &Work<'_>, sink: &mut impl Sink) -> Fate {
         let time = work.packet.time;
         if time > self.time {
             self.time = time;
@@ -229,28 +251,82 @@ impl Meter {
                 found = None;
             }
         }
-        match found {
+        let (slot, side) = match found {
             Some((slot, side)) => {
-                self.counts.parsed += 1;
                 self.count(slot, side, work, false, sink);
+                (slot, side)
             }
-            None => self.open(work, sink),
+            None => match self.open(work, sink) {
+                Some(place) => place,
+                None => {
+                    return Fate {
+                        counted: false,
+                        inner: None,
+                    };
+                }
+            },
+        };
+        let mut inner = None;
+        if work.packet.fragment != Fragment::Whole {
+            inner = self.assemble(slot, side, work, sink);
+        } else if work.packet.protocol == UDP {
+            inner = self.tunnel(slot, &work.packet, sink);
         }
+        Fate { counted: true, inner }
     }
 
-    fn open(&mut self, work: &Work<'_>, sink: &mut impl Sink) {
+    // Meters what a packet of a tunnel carries. Its flow is one more than the outer one. Gives the innermost flow.
+    fn tunnel(&mut self, slot: u32, packet: &Decoded<'_>, sink: &mut impl Sink) -> Option<FlowKey> {
+        let service = Service::from_number(self.table.flows[slot as usize].service);
+        if !service.is_tunnel() {
+            return None;
+        }
+        let inner = tunnel::over_udp(&self.decoder, packet, service)?;
+        let work = self.work(inner);
+        // The depth ends what tunnels inside tunnels could go on with.
+        let fate = self.apply(&work, sink);
+        Some(fate.inner.unwrap_or(work.key))
+    }
+
+    // Puts a datagram's parts together, and reads what they carry once all are there.
+    fn assemble(&mut self, slot: u32, side: usize, work: &Work<'_>, sink: &mut impl Sink) -> Option<FlowKey> {
+        let body = self.fragments.add(&work.packet)?;
+        let whole = assembled(&work.packet, &body)?;
+        if whole.payload.is_empty() {
+            return None;
+        }
+        // Parts that came before the first one counted in a flow without ports.
+        let (slot, side) = match (whole.src_port, whole.dst_port) == (work.key.src_port, work.key.dst_port) {
+            true => (slot, side),
+            false => {
+                let named = self.work(whole);
+                self.table.find(named.hash, &named.key)?
+            }
+        };
+        self.table.extra(slot);
+        let (flow, extra, applications) = self.table.parts(slot);
+        if let Some(extra) = extra
+            && !flow.is(mark::APP_DONE)
+        {
+            note_entropy(extra, side, &whole);
+            let payloads = extra.lengths;
+            let news = applications.payload(flow, side, &whole, payloads);
+            if news.facts || news.refused {
+                self.tell(slot, news, whole.time, sink);
+            }
+        }
+        self.tunnel(slot, &whole, sink)
+    }
+
+    fn open(&mut self, work: &Work<'_>, sink: &mut impl Sink) -> Option<(u32, usize)> {
         match self.table.room(work.packet.time) {
             Ok(None) => {}
             Ok(Some(slot)) => {
                 self.counts.evicted += 1;
                 self.end(slot, EndReason::Evicted, sink);
             }
-            Err(_) => {
-                self.counts.shed += 1;
-                return;
-            }
+            Err(_) => return None,
         }
-        self.counts.parsed += 1;
         self.counts.opened += 1;
         let packet = &work.packet;
         let flip = is_flipped(packet);
@@ -266,20 +342,26 @@ impl Meter {
             flow.add_history(b'^', 0);
         }
         let slot = self.table.open(flow, work.hash);
+        if packet.tunnel.kind != TunnelKind::None {
+            let extra = self.table.extra(slot);
+            extra.tunnel = packet.tunnel;
+            note_macs(extra, packet, usize::from(flip));
+        }
         self.count(slot, usize::from(flip), work, true, sink);
+        Some((slot, usize::from(flip)))
     }
 
     // Counts a packet in its flow, and reports what that brought.
     fn count(&mut self, slot: u32, side: usize, work: &Work<'_>, new: bool, sink: &mut impl Sink) {
         let packet = &work.packet;
-        let has_header = !matches!(packet.fragment, Fragment::Later(_));
+        let has_header = !matches!(packet.fragment, Fragment::Later { .. });
         let last = packet.tcp.flags & (flag::FIN | flag::RST) != 0;
         let payload = packet.payload_len > 0;
         if payload || (packet.protocol == TCP && last) {
             let first = self.table.flows[slot as usize].extra == NONE;
             let extra = self.table.extra(slot);
-            if first && let Some((from, to)) = packet.macs {
-                extra.macs = if side == 0 { [from, to] } else { [to, from] };
+            if first {
+                note_macs(extra, packet, side);
             }
         }
         let (flow, mut extra, applications) = self.table.parts(slot);
@@ -301,17 +383,12 @@ impl Meter {
         }
         let first = flow.first_of(side);
         flow.sides[side].count(packet, first);
-        let mut news = super::app::News::default();
+        let mut news = News::default();
         if payload && let Some(extra) = extra {
             note_payload(extra, side, packet);
             if !flow.is(mark::APP_DONE) && packet.fragment == Fragment::Whole {
-                let seq = packet
-                    .tcp
-                    .seq
-                    .wrapping_add(u32::from(packet.protocol == TCP && packet.tcp.flags & flag::SYN != 0));
-                let claimed = packet.payload_len;
                 let payloads = extra.lengths;
-                news = applications.payload(flow, side, seq, packet.payload, claimed, payloads);
+                news = applications.payload(flow, side, packet, payloads);
             }
         }
         if over {
@@ -326,20 +403,26 @@ impl Meter {
             return;
         }
         if news.facts || news.refused {
-            flow.marks |= mark::PENDING;
-            let reported = flow.first_seen + i64::from(flow.reported) * 1_000_000;
-            // What opens a conversation and the first refused login are never held back: containment waits for them.
-            let urgent = flow.records == 1 || (news.refused && flow.records == 2);
-            if urgent || packet.time - reported >= self.table.fact_interval() {
-                self.report(slot, FlowState::Active, None, None, sink);
-            } else {
-                over = true;
-            }
+            over |= self.tell(slot, news, packet.time, sink);
         }
         if over {
             // Its deadline came nearer; a later one would be noticed by itself.
             self.table.schedule(slot);
         }
+    }
+
+    // Reports news, at once or when their time has come. Gives whether the flow's deadline came nearer.
+    fn tell(&mut self, slot: u32, news: News, time: i64, sink: &mut impl Sink) -> bool {
+        let flow = &mut self.table.flows[slot as usize];
+        flow.marks |= mark::PENDING;
+        let reported = flow.first_seen + i64::from(flow.reported) * 1_000_000;
+        // What opens a conversation and the first refused login are never held back: containment waits for them.
+        let urgent = flow.records == 1 || (news.refused && flow.records == 2);
+        if urgent || time - reported >= self.table.fact_interval() {
+            self.report(slot, FlowState::Active, None, None, sink);
+            return false;
+        }
+        true
     }
 
     fn end(&mut self, slot: u32, reason: EndReason, sink: &mut impl Sink) {
@@ -379,12 +462,24 @@ fn milliseconds(nanoseconds: i64) -> u32 {
     (nanoseconds / 1_000_000).clamp(0, i64::from(u32::MAX)) as u32
 }
 
+fn note_macs(extra: &mut Extra, packet: &Decoded<'_>, side: usize) {
+    if let Some((from, to)) = packet.macs {
+        extra.macs = if side == 0 { [from, to] } else { [to, from] };
+    }
+}
+
 fn note_payload(extra: &mut Extra, side: usize, packet: &Decoded<'_>) {
     let length = packet.payload_len.min(i16::MAX as u32) as i16;
     if let Some(place) = extra.first_lengths.get_mut(usize::from(extra.lengths)) {
         *place = if side == 0 { length } else { -length };
     }
     extra.lengths = extra.lengths.saturating_add(1);
+    if packet.fragment == Fragment::Whole {
+        note_entropy(extra, side, packet);
+    }
+}
+
+fn note_entropy(extra: &mut Extra, side: usize, packet: &Decoded<'_>) {
     if extra.entropy[side] == u16::MAX && !packet.payload.is_empty() {
         let head = &packet.payload[..packet.payload.len().min(ENTROPY_OCTETS)];
         extra.entropy[side] = (entropy(head) * 8192.0).round().min(65_534.0) as u16;

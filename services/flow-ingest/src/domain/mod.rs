@@ -8,6 +8,7 @@ pub mod flow;
 pub mod fragment;
 pub mod index;
 pub mod key;
+mod link;
 pub mod meter;
 #[cfg(test)]
 mod meter_tests;
@@ -17,6 +18,9 @@ mod packet_tests;
 pub mod record;
 pub mod table;
 pub mod tcp;
+pub mod tunnel;
+#[cfg(test)]
+mod tunnel_tests;
 pub mod wheel;
 
 pub use meter::{Counts, Meter, Sink};

@@ -5,6 +5,11 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::{
+    link::{self, ETH_IPV4, ETH_IPV6},
+    tunnel::{self, Tunnel, TunnelKind},
+};
+
 /// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// IP protocol number of TCP.
@@ -16,7 +21,10 @@ pub const ICMPV6: u8 = 58;
 /// IP protocol number of SCTP.
 pub const SCTP: u8 = 132;
 
+const IP_IN_IP: u8 = 4;
 const DCCP: u8 = 33;
+const IPV6_IN_IP: u8 = 41;
+pub(super) const GRE: u8 = 47;
 const UDP_LITE: u8 = 136;
 
 /// TCP flag bits (RFC 9293 §3.1).
@@ -46,6 +54,14 @@ pub enum LinkType {
     Null,
     /// OpenBSD loopback, address family in network byte order.
     Loop,
+    /// PPP, with or without HDLC framing.
+    Ppp,
+    /// Cisco HDLC.
+    CiscoHdlc,
+    /// IEEE 802.11 without a radio header.
+    Ieee80211,
+    /// IEEE 802.11 behind a radiotap header.
+    Radiotap,
 }
 
 impl LinkType {
@@ -54,6 +70,10 @@ impl LinkType {
         match number {
             0 => Some(Self::Null),
             1 => Some(Self::Ethernet),
+            9 | 50 => Some(Self::Ppp),
+            104 => Some(Self::CiscoHdlc),
+            105 => Some(Self::Ieee80211),
+            127 => Some(Self::Radiotap),
             // 12 and 14 are DLT_RAW on some systems and appear in files written there.
             12 | 14 | 101 | 228 | 229 => Some(Self::Raw),
             108 => Some(Self::Loop),
@@ -68,6 +88,10 @@ impl LinkType {
         match self {
             Self::Null => 0,
             Self::Ethernet => 1,
+            Self::Ppp => 9,
+            Self::CiscoHdlc => 104,
+            Self::Ieee80211 => 105,
+            Self::Radiotap => 127,
             Self::Raw => 101,
             Self::Loop => 108,
             Self::LinuxCooked => 113,
@@ -80,6 +104,10 @@ impl LinkType {
         match self {
             Self::Null => "NULL",
             Self::Ethernet => "ETHERNET",
+            Self::Ppp => "PPP",
+            Self::CiscoHdlc => "C_HDLC",
+            Self::Ieee80211 => "IEEE802_11",
+            Self::Radiotap => "IEEE802_11_RADIOTAP",
             Self::Raw => "RAW",
             Self::Loop => "LOOP",
             Self::LinuxCooked => "LINUX_SLL",
@@ -125,7 +153,14 @@ pub enum Fragment {
     /// The first part: it has the transport header.
     First(u32),
     /// A later part: it has none.
-    Later(u32),
+    Later {
+        /// What its parts have in common.
+        identifier: u32,
+        /// Where it lies in the datagram's body, octets.
+        offset: u16,
+        /// Others come behind it.
+        more: bool,
+    },
 }
 
 /// The facts of one packet.
@@ -149,7 +184,7 @@ pub struct Decoded<'a> {
     pub ip_len: u32,
     /// Octets above the transport header as the headers claim them.
     pub payload_len: u32,
-    /// The payload as far as it was captured.
+    /// The payload as far as it was captured; of a part of a datagram, everything above the IP header.
     pub payload: &'a [u8],
     /// For TCP.
     pub tcp: TcpHeader,
@@ -159,6 +194,10 @@ pub struct Decoded<'a> {
     pub vlan: Option<u16>,
     /// Link addresses: source, destination.
     pub macs: Option<([u8; 6], [u8; 6])>,
+    /// The tunnel it came through.
+    pub tunnel: Tunnel,
+    /// How many more tunnels may be inside.
+    pub depth: u8,
 }
 
 /// What became of a packet.
@@ -178,260 +217,204 @@ pub fn address(bytes: &[u8; 16]) -> IpAddr {
 }
 
 // Every early end is the same verdict, so the decoders return `None` for it and stay readable.
-type Step<T> = Option<T>;
+pub(super) type Step<T> = Option<T>;
 
-fn be16(data: &[u8], at: usize) -> Step<u16> {
+pub(super) fn be16(data: &[u8], at: usize) -> Step<u16> {
     data.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]))
 }
 
-fn be32(data: &[u8], at: usize) -> Step<u32> {
+pub(super) fn be32(data: &[u8], at: usize) -> Step<u32> {
     data.get(at..at + 4)
         .map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
 }
 
-fn array<const N: usize>(data: &[u8], at: usize) -> Step<[u8; N]> {
+pub(super) fn array<const N: usize>(data: &[u8], at: usize) -> Step<[u8; N]> {
     data.get(at..at + N)?.try_into().ok()
 }
 
-struct Link {
-    ethertype: u16,
-    offset: usize,
-    vlan: Option<u16>,
-    macs: Option<([u8; 6], [u8; 6])>,
+/// How packets are decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoder {
+    /// How many tunnels inside each other are followed; 0 for none.
+    pub tunnels: u8,
+    /// Whether checksums of whole packets are verified. Where the sender's network card computes them, packets that
+    /// are captured on the sender have wrong ones.
+    pub checksums: bool,
 }
 
-const ETH_IPV4: u16 = 0x0800;
-const ETH_IPV6: u16 = 0x86dd;
-// No more tags than this are unwrapped; a frame with more is not a network's but an attacker's.
-const MAX_TAGS: usize = 8;
+impl Default for Decoder {
+    fn default() -> Self {
+        Self {
+            tunnels: 4,
+            checksums: false,
+        }
+    }
+}
 
-/// Decodes one frame.
+/// Decodes one frame, with the defaults of [`Decoder`].
 pub fn decode<'a>(packet: &Packet<'a>) -> Verdict<'a> {
-    let Some(link) = link_layer(packet) else {
-        return Verdict::Malformed;
-    };
-    let data = packet.data.get(link.offset..).unwrap_or_default();
-    // What the frame had on the wire behind the link header bounds what IP may claim.
-    let wire = (packet.wire_len as usize)
-        .max(packet.data.len())
-        .saturating_sub(link.offset);
-    let decoded = match link.ethertype {
-        ETH_IPV4 => ipv4(data, wire),
-        ETH_IPV6 => ipv6(data, wire),
-        _ => return Verdict::NoFlow,
-    };
-    match decoded {
-        Some(mut decoded) => {
-            decoded.time = packet.time;
-            decoded.vlan = link.vlan;
-            decoded.macs = link.macs;
-            Verdict::Flow(decoded)
+    Decoder::default().decode(packet)
+}
+
+impl Decoder {
+    /// Decodes one frame. Tunnels directly over IP are followed; those over UDP are told apart by their flow.
+    pub fn decode<'a>(&self, packet: &Packet<'a>) -> Verdict<'a> {
+        self.frame(packet, self.tunnels)
+    }
+
+    /// Decodes a frame that may contain `depth` more tunnels.
+    pub(super) fn frame<'a>(&self, packet: &Packet<'a>, depth: u8) -> Verdict<'a> {
+        let Some(link) = link::layer(packet, depth) else {
+            return Verdict::Malformed;
+        };
+        let data = packet.data.get(link.offset..).unwrap_or_default();
+        // What the frame had on the wire behind the link header bounds what IP may claim.
+        let wire = (packet.wire_len as usize)
+            .max(packet.data.len())
+            .saturating_sub(link.offset);
+        let decoded = match link.ethertype {
+            ETH_IPV4 => self.ipv4(data, wire),
+            ETH_IPV6 => self.ipv6(data, wire),
+            _ => return Verdict::NoFlow,
+        };
+        let Some(mut decoded) = decoded else {
+            return Verdict::Malformed;
+        };
+        decoded.time = packet.time;
+        decoded.vlan = link.vlan;
+        decoded.macs = link.macs;
+        decoded.tunnel = link.tunnel;
+        decoded.depth = depth.saturating_sub(u8::from(link.tunnel.kind != TunnelKind::None));
+        // The outer packet is a flow of its own where what it carries cannot be read.
+        if matches!(decoded.protocol, IP_IN_IP | IPV6_IN_IP | GRE)
+            && let Some(inner) = tunnel::over_ip(self, &decoded)
+        {
+            return Verdict::Flow(inner);
         }
-        None => Verdict::Malformed,
+        Verdict::Flow(decoded)
     }
-}
 
-fn link_layer(packet: &Packet<'_>) -> Step<Link> {
-    let data = packet.data;
-    let mut link = match packet.link {
-        LinkType::Ethernet => Link {
-            ethertype: be16(data, 12)?,
-            offset: 14,
-            vlan: None,
-            macs: Some((array(data, 6)?, array(data, 0)?)),
-        },
-        LinkType::Raw => bare(by_version(data)?, 0),
-        LinkType::LinuxCooked => cooked(be16(data, 14)?, 16, data, 6, be16(data, 4)?)?,
-        LinkType::LinuxCooked2 => cooked(be16(data, 0)?, 20, data, 12, u16::from(*data.get(11)?))?,
-        LinkType::Null => {
-            let family: [u8; 4] = array(data, 0)?;
-            // The host that captured may have had either byte order; families are small numbers.
-            let family = u32::from_le_bytes(family).min(u32::from_be_bytes(family));
-            bare(by_family(family), 4)
-        }
-        LinkType::Loop => bare(by_family(be32(data, 0)?), 4),
-    };
-    if let Some(tci) = packet.vlan_tci {
-        link.vlan = Some(tci & 0x0fff);
-    }
-    unwrap_tags(data, &mut link)?;
-    Some(link)
-}
-
-fn bare(ethertype: u16, offset: usize) -> Link {
-    Link {
-        ethertype,
-        offset,
-        vlan: None,
-        macs: None,
-    }
-}
-
-// LINKTYPE_LINUX_SLL and SLL2 give only the sender's address, and only its length says whether it is a MAC.
-fn cooked(ethertype: u16, offset: usize, data: &[u8], address_at: usize, address_len: u16) -> Step<Link> {
-    data.get(..offset)?;
-    let macs = (address_len == 6)
-        .then(|| array(data, address_at).map(|sender| (sender, [0; 6])))
-        .flatten();
-    Some(Link {
-        ethertype,
-        offset,
-        vlan: None,
-        macs,
-    })
-}
-
-fn by_version(data: &[u8]) -> Step<u16> {
-    match data.first()? >> 4 {
-        4 => Some(ETH_IPV4),
-        6 => Some(ETH_IPV6),
-        _ => None,
-    }
-}
-
-// AF_INET is 2 everywhere; AF_INET6 is 10 on Linux, 24 on NetBSD and OpenBSD, 28 on FreeBSD, 30 on macOS.
-fn by_family(family: u32) -> u16 {
-    match family {
-        2 => ETH_IPV4,
-        10 | 24 | 28 | 30 => ETH_IPV6,
-        _ => 0,
-    }
-}
-
-fn unwrap_tags(data: &[u8], link: &mut Link) -> Step<()> {
-    for _ in 0..MAX_TAGS {
-        match link.ethertype {
-            // IEEE 802.1Q, 802.1ad, and the two values used before 802.1ad was.
-            0x8100 | 0x88a8 | 0x9100 | 0x9200 => {
-                let tci = be16(data, link.offset)?;
-                link.vlan.get_or_insert(tci & 0x0fff);
-                link.ethertype = be16(data, link.offset + 2)?;
-                link.offset += 4;
-            }
-            // MPLS (RFC 3032): the bottom label is followed by IP, told by its version.
-            0x8847 | 0x8848 => {
-                let label = be32(data, link.offset)?;
-                link.offset += 4;
-                if label & 0x100 != 0 {
-                    link.ethertype = by_version(data.get(link.offset..).unwrap_or_default()).unwrap_or(0);
-                    return Some(());
-                }
-            }
-            // PPPoE session (RFC 2516) with PPP's protocol number behind it.
-            0x8864 => {
-                link.ethertype = match be16(data, link.offset + 6)? {
-                    0x0021 => ETH_IPV4,
-                    0x0057 => ETH_IPV6,
-                    _ => 0,
-                };
-                link.offset += 8;
-            }
-            _ => return Some(()),
+    /// Decodes an IP packet: `data` as captured, of at most `wire` octets.
+    pub(super) fn ip<'a>(&self, data: &'a [u8], wire: usize) -> Option<Decoded<'a>> {
+        match data.first()? >> 4 {
+            4 => self.ipv4(data, wire),
+            6 => self.ipv6(data, wire),
+            _ => None,
         }
     }
-    // Deeper than any real frame: understood, but not followed.
-    link.ethertype = 0;
-    Some(())
 }
 
 fn mapped(v4: [u8; 4]) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
 }
 
-fn ipv4(data: &[u8], wire: usize) -> Step<Decoded<'_>> {
-    let first = *data.first()?;
-    let header = usize::from(first & 0x0f) * 4;
-    if first >> 4 != 4 || header < 20 || data.len() < header {
-        return None;
-    }
-    // Segmentation offload leaves the length 0 for what the card will cut; then the frame tells.
-    let total = match be16(data, 2)? {
-        0 => wire,
-        claimed => usize::from(claimed),
-    };
-    if total < header || total > wire {
-        return None;
-    }
-    let place = be16(data, 6)?;
-    let identifier = u32::from(be16(data, 4)?);
-    let fragment = match (place & 0x1fff, place & 0x2000) {
-        (0, 0) => Fragment::Whole,
-        (0, _) => Fragment::First(identifier),
-        _ => Fragment::Later(identifier),
-    };
-    let body = &data[header..data.len().min(total)];
-    transport(
-        Decoded {
-            src: mapped(array(data, 12)?),
-            dst: mapped(array(data, 16)?),
-            ip_version: 4,
-            ip_len: total as u32,
-            fragment,
-            ..empty(data[9])
-        },
-        body,
-        total - header,
-    )
-}
-
-fn ipv6(data: &[u8], wire: usize) -> Step<Decoded<'_>> {
-    if data.len() < 40 || data[0] >> 4 != 6 {
-        return None;
-    }
-    let claimed = usize::from(be16(data, 4)?);
-    // 0 with a hop-by-hop header is a jumbogram (RFC 2675); the frame tells its length.
-    let total = match (claimed, data[6]) {
-        (0, 0) => wire,
-        _ => 40 + claimed,
-    };
-    if total > wire {
-        return None;
-    }
-    let end = data.len().min(total);
-    let mut next = data[6];
-    let mut at = 40;
-    let mut fragment = Fragment::Whole;
-    // RFC 8200 §4.1 lets each header occur once or twice; more than this many is an attack.
-    for _ in 0..12 {
-        let length = match next {
-            // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
-            0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*data.get(at + 1)?) + 1) * 8,
-            // Authentication header counts in words (RFC 4302 §2.2).
-            51 => (usize::from(*data.get(at + 1)?) + 2) * 4,
-            44 => {
-                let place = be16(data, at + 2)?;
-                let identifier = be32(data, at + 4)?;
-                fragment = match (place >> 3, place & 1) {
-                    (0, 0) => Fragment::Whole,
-                    (0, _) => Fragment::First(identifier),
-                    _ => Fragment::Later(identifier),
-                };
-                8
-            }
-            _ => break,
-        };
-        next = *data.get(at)?;
-        at += length;
-        if at > total {
+impl Decoder {
+    fn ipv4<'a>(&self, data: &'a [u8], wire: usize) -> Step<Decoded<'a>> {
+        let first = *data.first()?;
+        let header = usize::from(first & 0x0f) * 4;
+        if first >> 4 != 4 || header < 20 || data.len() < header {
             return None;
         }
-        // What follows in a later fragment is the middle of the datagram, not a header.
-        if matches!(fragment, Fragment::Later(_)) {
-            break;
+        // Segmentation offload leaves the length 0 for what the card will cut; then the frame tells.
+        let total = match be16(data, 2)? {
+            0 => wire,
+            claimed => usize::from(claimed),
+        };
+        if total < header || total > wire {
+            return None;
         }
+        let place = be16(data, 6)?;
+        let identifier = u32::from(be16(data, 4)?);
+        let fragment = match (place & 0x1fff, place & 0x2000) {
+            (0, 0) => Fragment::Whole,
+            (0, _) => Fragment::First(identifier),
+            (at, more) => Fragment::Later {
+                identifier,
+                offset: at * 8,
+                more: more != 0,
+            },
+        };
+        if self.checksums && sum(&data[..header], 0) != 0xffff {
+            return None;
+        }
+        let body = &data[header..data.len().min(total)];
+        self.transport(
+            Decoded {
+                src: mapped(array(data, 12)?),
+                dst: mapped(array(data, 16)?),
+                ip_version: 4,
+                ip_len: total as u32,
+                fragment,
+                ..empty(data[9])
+            },
+            body,
+            total - header,
+        )
     }
-    transport(
-        Decoded {
-            src: array(data, 8)?,
-            dst: array(data, 24)?,
-            ip_version: 6,
-            ip_len: total as u32,
-            fragment,
-            ..empty(next)
-        },
-        data.get(at..end).unwrap_or_default(),
-        total - at,
-    )
+
+    fn ipv6<'a>(&self, data: &'a [u8], wire: usize) -> Step<Decoded<'a>> {
+        if data.len() < 40 || data[0] >> 4 != 6 {
+            return None;
+        }
+        let claimed = usize::from(be16(data, 4)?);
+        // 0 with a hop-by-hop header is a jumbogram (RFC 2675); the frame tells its length.
+        let total = match (claimed, data[6]) {
+            (0, 0) => wire,
+            _ => 40 + claimed,
+        };
+        if total > wire {
+            return None;
+        }
+        let end = data.len().min(total);
+        let mut next = data[6];
+        let mut at = 40;
+        let mut fragment = Fragment::Whole;
+        // RFC 8200 §4.1 lets each header occur once or twice; more than this many is an attack.
+        for _ in 0..12 {
+            let length = match next {
+                // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
+                0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*data.get(at + 1)?) + 1) * 8,
+                // Authentication header counts in words (RFC 4302 §2.2).
+                51 => (usize::from(*data.get(at + 1)?) + 2) * 4,
+                44 => {
+                    let place = be16(data, at + 2)?;
+                    let identifier = be32(data, at + 4)?;
+                    fragment = match (place >> 3, place & 1) {
+                        (0, 0) => Fragment::Whole,
+                        (0, _) => Fragment::First(identifier),
+                        (at, more) => Fragment::Later {
+                            identifier,
+                            offset: at * 8,
+                            more: more != 0,
+                        },
+                    };
+                    8
+                }
+                _ => break,
+            };
+            next = *data.get(at)?;
+            at += length;
+            if at > total {
+                return None;
+            }
+            // What follows in a later fragment is the middle of the datagram, not a header.
+            if matches!(fragment, Fragment::Later { .. }) {
+                break;
+            }
+        }
+        self.transport(
+            Decoded {
+                src: array(data, 8)?,
+                dst: array(data, 24)?,
+                ip_version: 6,
+                ip_len: total as u32,
+                fragment,
+                ..empty(next)
+            },
+            data.get(at..end).unwrap_or_default(),
+            total - at,
+        )
+    }
 }
 
 fn empty<'a>(protocol: u8) -> Decoded<'a> {
@@ -450,13 +433,74 @@ fn empty<'a>(protocol: u8) -> Decoded<'a> {
         fragment: Fragment::Whole,
         vlan: None,
         macs: None,
+        tunnel: Tunnel::default(),
+        depth: 0,
     }
+}
+
+impl Decoder {
+    fn transport<'a>(&self, packet: Decoded<'a>, body: &'a [u8], claimed: usize) -> Step<Decoded<'a>> {
+        if self.checksums && packet.fragment == Fragment::Whole && body.len() >= claimed && !is_intact(&packet, body) {
+            return None;
+        }
+        transport(packet, body, claimed)
+    }
+}
+
+// The ones' complement sum of RFC 1071, folded to 16 bits.
+fn sum(data: &[u8], start: u64) -> u16 {
+    let mut sum = start;
+    let mut words = data.chunks_exact(2);
+    for word in &mut words {
+        sum += u64::from(u16::from_be_bytes([word[0], word[1]]));
+    }
+    if let [last] = words.remainder() {
+        sum += u64::from(*last) << 8;
+    }
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+// Whether the checksum of a whole transport packet holds. A UDP checksum of zero says that there is none.
+fn is_intact(packet: &Decoded<'_>, body: &[u8]) -> bool {
+    let pseudo = || {
+        let skip = if packet.ip_version == 4 { 12 } else { 0 };
+        let length = body.len() as u64;
+        let addresses = u64::from(sum(&packet.src[skip..], 0)) + u64::from(sum(&packet.dst[skip..], 0));
+        addresses + u64::from(packet.protocol) + (length >> 16) + (length & 0xffff)
+    };
+    match packet.protocol {
+        UDP if be16(body, 6) == Some(0) => true,
+        TCP | UDP | ICMPV6 => sum(body, pseudo()) == 0xffff,
+        ICMP => sum(body, 0) == 0xffff,
+        _ => true,
+    }
+}
+
+/// A datagram that was put together again: `packet` is one of its parts, `body` what is above its IP header.
+pub(super) fn assembled<'a>(packet: &Decoded<'_>, body: &'a [u8]) -> Option<Decoded<'a>> {
+    let whole = Decoded {
+        time: packet.time,
+        src: packet.src,
+        dst: packet.dst,
+        ip_version: packet.ip_version,
+        ip_len: packet.ip_len,
+        tunnel: packet.tunnel,
+        depth: packet.depth,
+        vlan: packet.vlan,
+        macs: packet.macs,
+        ..empty(packet.protocol)
+    };
+    transport(whole, body, body.len())
 }
 
 // `body` is what was captured behind the IP header, `claimed` how much there is by the IP header.
 fn transport<'a>(mut packet: Decoded<'a>, body: &'a [u8], claimed: usize) -> Step<Decoded<'a>> {
-    if let Fragment::Later(_) = packet.fragment {
+    if let Fragment::Later { .. } = packet.fragment {
         packet.payload_len = claimed as u32;
+        packet.payload = body;
         return Some(packet);
     }
     let header = match packet.protocol {
@@ -510,7 +554,9 @@ fn transport<'a>(mut packet: Decoded<'a>, body: &'a [u8], claimed: usize) -> Ste
         _ => 0,
     };
     packet.payload_len = (claimed - header) as u32;
-    packet.payload = body.get(header..).unwrap_or_default();
+    // A first part is kept with its transport header, because the datagram is put together with it.
+    let from = if packet.fragment == Fragment::Whole { header } else { 0 };
+    packet.payload = body.get(from..).unwrap_or_default();
     Some(packet)
 }
 

@@ -93,7 +93,7 @@ fn extension_headers_are_walked_and_fragments_kept_apart() {
     later.splice(54..54, [17, 0, 0, 8, 0, 0, 0, 9]);
     later[18..20].copy_from_slice(&length.to_be_bytes());
     let decoded = flow(&frame(&later));
-    assert_eq!(decoded.fragment, Fragment::Later(9));
+    assert!(matches!(decoded.fragment, Fragment::Later { identifier: 9, .. }));
     assert_eq!(decoded.protocol, UDP);
     assert_eq!(decoded.src_port, 0);
 }

@@ -71,6 +71,7 @@ pub fn with_row(
     let tcp_flow = flow.key.protocol == TCP;
     let history = &flow.history[..usize::from(flow.history_len)];
     let macs = subject.extra.map(|extra| extra.macs).or(subject.macs);
+    let tunnel = subject.extra.map(|extra| extra.tunnel).unwrap_or_default();
     let mac = |side: usize| macs.map(|m| m[side]).filter(|mac| *mac != [0; 6]);
     let [src, dst] = &flow.sides;
     let heard = |side: usize| flow.sides[side].packets() > 0;
@@ -98,6 +99,8 @@ pub fn with_row(
         src_mac: mac(0),
         dst_mac: mac(1),
         vlan: (flow.vlan != u16::MAX).then_some(flow.vlan),
+        tunnel_kind: tunnel.kind.name(),
+        tunnel_id: tunnel.id,
         community_id: text(&community),
         src_packets: Some(src.packets()),
         dst_packets: Some(dst.packets()),

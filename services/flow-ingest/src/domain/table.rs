@@ -5,7 +5,7 @@ use super::{
     flow::{Endpoint, Extra, Flow, HISTORY, NONE, Side, mark},
     index::Index,
     key::{FlowKey, HashSeed},
-    packet::{ICMP, ICMPV6, TCP, UDP},
+    packet::{Decoder, ICMP, ICMPV6, TCP, UDP},
     record::worth,
     wheel::Wheel,
 };
@@ -37,6 +37,8 @@ pub struct Limits {
     pub active_interval: i64,
     /// Shortest time between two reports of new facts of one flow.
     pub fact_interval: i64,
+    /// How packets are decoded.
+    pub decoder: Decoder,
 }
 
 impl Default for Limits {
@@ -55,6 +57,7 @@ impl Default for Limits {
             reset_linger: SECOND / 2,
             active_interval: 10 * SECOND,
             fact_interval: SECOND / 100,
+            decoder: Decoder::default(),
         }
     }
 }

@@ -13,7 +13,8 @@ use self::{
 };
 use super::{
     flow::{Flow, NONE, mark},
-    packet::{TCP, UDP},
+    packet::{Decoded, TCP, UDP, flag},
+    tunnel,
 };
 
 /// Application protocols this meter names.
@@ -31,9 +32,22 @@ pub enum Service {
     Dns,
     /// SSH.
     Ssh,
+    /// Teredo, a tunnel.
+    Teredo,
+    /// VXLAN, a tunnel.
+    Vxlan,
+    /// Geneve, a tunnel.
+    Geneve,
+    /// GTP-U, a tunnel.
+    Gtpu,
 }
 
 impl Service {
+    /// What it carries is packets.
+    pub fn is_tunnel(self) -> bool {
+        matches!(self, Self::Teredo | Self::Vxlan | Self::Geneve | Self::Gtpu)
+    }
+
     /// The name in the `service` column. `None` while it is not known.
     pub fn name(self) -> Option<&'static str> {
         match self {
@@ -42,15 +56,29 @@ impl Service {
             Self::Tls => Some("tls"),
             Self::Dns => Some("dns"),
             Self::Ssh => Some("ssh"),
+            Self::Teredo => Some("teredo"),
+            Self::Vxlan => Some("vxlan"),
+            Self::Geneve => Some("geneve"),
+            Self::Gtpu => Some("gtpu"),
         }
     }
 
     /// From the number a flow holds.
     pub fn from_number(number: u8) -> Self {
-        [Self::Unknown, Self::Http, Self::Tls, Self::Dns, Self::Ssh]
-            .into_iter()
-            .find(|service| *service as u8 == number)
-            .unwrap_or_default()
+        [
+            Self::Unknown,
+            Self::Http,
+            Self::Tls,
+            Self::Dns,
+            Self::Ssh,
+            Self::Teredo,
+            Self::Vxlan,
+            Self::Geneve,
+            Self::Gtpu,
+        ]
+        .into_iter()
+        .find(|service| *service as u8 == number)
+        .unwrap_or_default()
     }
 }
 
@@ -193,15 +221,19 @@ impl Applications {
         self.apps.get_mut(flow.app as usize)
     }
 
-    /// Takes a payload from `side`: `data` as captured, of `claimed` octets, at `seq` for TCP. `payloads` is how many
-    /// packets with payload the flow has had.
-    pub fn payload(&mut self, flow: &mut Flow, side: usize, seq: u32, data: &[u8], claimed: u32, payloads: u8) -> News {
+    /// Takes a payload from `side`. `payloads` is how many packets with payload the flow has had.
+    pub fn payload(&mut self, flow: &mut Flow, side: usize, packet: &Decoded<'_>, payloads: u8) -> News {
         if flow.is(mark::APP_DONE) {
             return News::default();
         }
+        let (data, claimed) = (packet.payload, packet.payload_len);
         match flow.key.protocol {
-            TCP => self.segment(flow, side, seq, data, claimed, payloads),
-            UDP => self.datagram(flow, data, payloads),
+            TCP => {
+                let syn = packet.tcp.flags & flag::SYN != 0;
+                let seq = packet.tcp.seq.wrapping_add(u32::from(syn));
+                self.segment(flow, side, seq, data, claimed, payloads)
+            }
+            UDP => self.datagram(flow, data, claimed, payloads),
             _ => {
                 flow.marks |= mark::APP_DONE;
                 News::default()
@@ -209,7 +241,23 @@ impl Applications {
         }
     }
 
-    fn datagram(&mut self, flow: &mut Flow, data: &[u8], payloads: u8) -> News {
+    fn datagram(&mut self, flow: &mut Flow, data: &[u8], claimed: u32, payloads: u8) -> News {
+        let on = |port| flow.key.dst_port == port || flow.key.src_port == port;
+        let carrier = match () {
+            () if on(4789) && tunnel::is_vxlan(data) => Service::Vxlan,
+            () if on(6081) && tunnel::is_geneve(data) => Service::Geneve,
+            () if on(2152) && tunnel::is_gtpu(data, claimed) => Service::Gtpu,
+            () if tunnel::is_teredo(data, claimed) => Service::Teredo,
+            () => Service::Unknown,
+        };
+        if carrier != Service::Unknown {
+            flow.service = carrier as u8;
+            flow.marks |= mark::APP_DONE;
+            return News {
+                facts: true,
+                refused: false,
+            };
+        }
         if flow.app == NONE && !is_dns_port(flow) && !dns::is_message(data) {
             if payloads >= 2 {
                 flow.marks |= mark::APP_DONE;
