@@ -86,7 +86,7 @@ struct Port {
 
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct LabelSelector {
+pub(crate) struct LabelSelector {
     #[serde(default)]
     match_labels: BTreeMap<String, String>,
     #[serde(default)]
@@ -102,7 +102,7 @@ struct Requirement {
     values: Vec<String>,
 }
 
-fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+pub(crate) fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
     selector.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
         && selector.match_expressions.iter().all(|r| {
             let value = labels.get(&r.key);
@@ -165,32 +165,39 @@ fn port_matches(ports: &[Port], protocol: u8, port: u16) -> bool {
 
 /// Whether the API server's documented semantics let the connection pass.
 pub(crate) fn passes(policies: &[NetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
-    if src.address == dst.address {
+    src.address == dst.address
+        || [("Egress", src, dst), ("Ingress", dst, src)]
+            .into_iter()
+            .all(|(kind, governed, peer)| passes_side(policies, kind, governed, peer, protocol, port))
+}
+
+/// One side of [`passes`].
+pub(crate) fn passes_side(
+    policies: &[NetworkPolicy],
+    kind: &str,
+    governed: &Endpoint,
+    peer: &Endpoint,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    let Some(pod) = &governed.pod else {
         return true;
-    }
-    [("Egress", src, dst), ("Ingress", dst, src)]
-        .into_iter()
-        .all(|(kind, governed, peer)| {
-            let Some(pod) = &governed.pod else {
-                return true;
-            };
-            let isolating: Vec<_> = policies
-                .iter()
-                .filter(|p| p.metadata.namespace == pod.namespace && selects(&p.spec.pod_selector, &pod.labels))
-                .filter(|p| p.spec.policy_types.iter().any(|t| t == kind))
-                .collect();
-            let rules = |p: &NetworkPolicy| {
-                let check = |peers: &[Peer], ports: &[Port]| {
-                    (peers.is_empty() || peers.iter().any(|x| peer_matches(p, x, peer)))
-                        && port_matches(ports, protocol, port)
-                };
-                match kind {
-                    "Egress" => p.spec.egress.iter().any(|r| check(&r.to, &r.ports)),
-                    _ => p.spec.ingress.iter().any(|r| check(&r.from, &r.ports)),
-                }
-            };
-            isolating.is_empty() || isolating.iter().any(|p| rules(p))
-        })
+    };
+    let isolating: Vec<_> = policies
+        .iter()
+        .filter(|p| p.metadata.namespace == pod.namespace && selects(&p.spec.pod_selector, &pod.labels))
+        .filter(|p| p.spec.policy_types.iter().any(|t| t == kind))
+        .collect();
+    let rules = |p: &NetworkPolicy| {
+        let check = |peers: &[Peer], ports: &[Port]| {
+            (peers.is_empty() || peers.iter().any(|x| peer_matches(p, x, peer))) && port_matches(ports, protocol, port)
+        };
+        match kind {
+            "Egress" => p.spec.egress.iter().any(|r| check(&r.to, &r.ports)),
+            _ => p.spec.ingress.iter().any(|r| check(&r.from, &r.ports)),
+        }
+    };
+    isolating.is_empty() || isolating.iter().any(|p| rules(p))
 }
 
 pub(crate) fn compile_to(policies: &[Policy]) -> (Vec<NetworkPolicy>, compile::Compiled) {

@@ -1,4 +1,4 @@
-//! The part of `networking.k8s.io/v1` NetworkPolicy that is written.
+//! The parts of Kubernetes manifests that are written.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ pub(super) struct NetworkPolicy {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Metadata {
     pub(super) name: String,
-    pub(super) namespace: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) namespace: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) annotations: BTreeMap<String, String>,
 }
