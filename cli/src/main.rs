@@ -189,7 +189,8 @@ fn run(cli: Cli) -> Result<(), CliError> {
             return commands::audit::verify_file(verify, &printer);
         }
         Command::Bus(commands::bus::BusCommand::Permissions { trust_domain, enforcer }) => {
-            return commands::bus::permissions(trust_domain, enforcer);
+            commands::bus::permissions(trust_domain, enforcer);
+            return Ok(());
         }
         Command::Dev(dev) => return dev.run(&printer),
         _ => {}

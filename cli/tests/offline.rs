@@ -154,16 +154,16 @@ fn completions_and_permissions_are_printed() {
         "--trust-domain",
         "example.org",
         "--enforcer",
-        "edge-1",
+        "edge-1=acme",
     ]);
-    assert!(stdout(&output).contains("spiffe://example.org/enforcer/edge-1"));
+    assert!(stdout(&output).contains("spiffe://example.org/enforcer/edge-1\""));
     let output = garrison(&[
         "bus",
         "permissions",
         "--trust-domain",
         "example.org",
         "--enforcer",
-        "no good",
+        "edge-1",
     ]);
     assert_eq!(output.status.code(), Some(2));
 }

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, time::Duration};
 use clap::Subcommand;
 use garrison_bus::{
     Bus, BusConfig,
-    topology::{self, ApplyOptions, ChangeKind, StreamLimits},
+    topology::{self, ApplyOptions, ChangeKind, EnforcerNode, StreamLimits},
 };
 use serde_json::json;
 
@@ -19,9 +19,9 @@ pub enum BusCommand {
     ///
     /// Needs the certificate of svc/bus-admin in the profile's `bus` section.
     Apply {
-        /// A node with an enforcer; repeat for several
-        #[arg(long, value_name = "NODE")]
-        enforcer: Vec<String>,
+        /// A node with an enforcer and the tenants whose orders it may read, or * for all; repeat for several
+        #[arg(long, value_name = "NODE=TENANT,…")]
+        enforcer: Vec<EnforcerNode>,
         /// Copies of each stream in a broker cluster
         #[arg(long, default_value_t = 1)]
         replicas: usize,
@@ -37,18 +37,15 @@ pub enum BusCommand {
         /// The SPIFFE trust domain
         #[arg(long)]
         trust_domain: String,
-        /// A node with an enforcer; repeat for several
-        #[arg(long, value_name = "NODE")]
-        enforcer: Vec<String>,
+        /// A node with an enforcer and the tenants whose orders it may read, or * for all; repeat for several
+        #[arg(long, value_name = "NODE=TENANT,…")]
+        enforcer: Vec<EnforcerNode>,
     },
 }
 
 /// Prints the broker's permissions.
-pub fn permissions(trust_domain: &str, nodes: &[String]) -> Result<(), CliError> {
-    let text =
-        topology::server_permissions(trust_domain, nodes).map_err(|error| CliError::Argument(error.to_string()))?;
-    print!("{text}");
-    Ok(())
+pub fn permissions(trust_domain: &str, enforcers: &[EnforcerNode]) {
+    print!("{}", topology::server_permissions(trust_domain, enforcers));
 }
 
 fn limits(bytes: Vec<(String, i64)>, ages: Vec<(String, Duration)>) -> BTreeMap<String, StreamLimits> {
@@ -100,14 +97,17 @@ fn max_age(text: &str) -> Result<(String, Duration), String> {
 impl BusCommand {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         let options = match self {
-            Self::Permissions { trust_domain, enforcer } => return permissions(&trust_domain, &enforcer),
+            Self::Permissions { trust_domain, enforcer } => {
+                permissions(&trust_domain, &enforcer);
+                return Ok(());
+            }
             Self::Apply {
                 enforcer,
                 replicas,
                 max_bytes,
                 max_age,
             } => ApplyOptions {
-                enforcer_nodes: enforcer,
+                enforcers: enforcer,
                 replicas,
                 limits: limits(max_bytes, max_age),
             },

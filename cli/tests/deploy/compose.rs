@@ -347,19 +347,31 @@ fn nothing_starts_before_what_it_needs() {
 fn the_broker_knows_every_enforcer_and_no_response_reaches_the_fleet_itself() {
     let compose = Compose::read();
     let made = Made::new("eth7");
-    let nodes: Vec<String> = compose
+    let nodes: Vec<(String, Vec<String>)> = compose
         .command("bus")
         .iter()
-        .filter_map(|argument| argument.strip_prefix("--enforcer=").map(str::to_owned))
+        .filter_map(|argument| argument.strip_prefix("--enforcer=")?.split_once('='))
+        .map(|(node, tenants)| (node.to_owned(), tenants.split(',').map(str::to_owned).collect()))
         .collect();
     let broker = crate::read(&made.path("nats/nats.conf"));
     let admitted = made.config("responder", "responder.toml")["enforcement"]["nodes"].clone();
-    for node in &nodes {
+    for (node, tenants) in &nodes {
         assert!(
             broker.contains(&format!("spiffe://garrison.local/enforcer/{node}\"")),
             "{node}"
         );
-        assert!(admitted.get(node).is_some(), "the responder does not admit {node}");
+        let served = admitted.get(node).and_then(|served| served.as_array());
+        let served: Vec<&str> = served.unwrap().iter().filter_map(|tenant| tenant.as_str()).collect();
+        assert_eq!(
+            &served, tenants,
+            "the responder and the broker do not agree about {node}"
+        );
+        for tenant in tenants {
+            assert!(
+                broker.contains(&format!("responses.v1.{tenant}.*.applied.{node}\"")),
+                "{node}"
+            );
+        }
     }
     assert_eq!(nodes.len(), 2);
     let network = &compose.root["networks"]["fleet"]["ipam"]["config"][0];

@@ -1,22 +1,19 @@
 use std::path::Path;
 
-use garrison_bus::topology::{self, InvalidNode};
+use garrison_bus::topology::{self, EnforcerNode};
 
 use crate::IdentityFiles;
 
 /// The configuration of nats-server: JetStream in files that are synced before it acknowledges, mutual TLS, and for
 /// every identity exactly the permissions that the topology gives it. Paths are as the broker sees them.
-///
-/// # Errors
-/// [`InvalidNode`] when a node's name is not a safe token.
 pub fn broker_config(
     listen: &str,
     store: &Path,
     files: &IdentityFiles,
     trust_domain: &str,
-    nodes: &[String],
-) -> Result<String, InvalidNode> {
-    Ok(format!(
+    enforcers: &[EnforcerNode],
+) -> String {
+    format!(
         "listen: \"{listen}\"\nserver_name: garrison\nmax_payload: 8388608\n\
          jetstream {{ store_dir: \"{}\", sync_interval: always, max_memory_store: 67108864 }}\n\
          tls {{ cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\", verify_and_map: true }}\n{}",
@@ -24,6 +21,6 @@ pub fn broker_config(
         files.cert_file.display(),
         files.key_file.display(),
         files.ca_file.display(),
-        topology::server_permissions(trust_domain, nodes)?,
-    ))
+        topology::server_permissions(trust_domain, enforcers),
+    )
 }

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use garrison_bus::topology::{EnforcerNode, InvalidNode};
+
 use crate::{BootstrapError, IdentityFiles, Pki, Secrets, file};
 
 /// Services that keep state in PostgreSQL, by their schema's name.
@@ -83,6 +85,16 @@ pub struct Enforcer {
     pub observe_only: bool,
     /// Networks that stay reachable from an isolated host.
     pub management_networks: Vec<String>,
+}
+
+impl Enforcer {
+    /// The same for the broker.
+    ///
+    /// # Errors
+    /// [`InvalidNode`] names what cannot be used in a subject.
+    pub fn on_the_bus(&self) -> Result<EnforcerNode, InvalidNode> {
+        EnforcerNode::new(&self.node, &self.tenants)
+    }
 }
 
 /// A whole fleet before its first start.

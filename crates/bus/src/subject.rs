@@ -48,6 +48,12 @@ pub fn responses(tenant: &TenantId, action: Action, state: &str) -> String {
     format!("responses.v1.{tenant}.{}.{}", action_token(action), token(state))
 }
 
+/// `responses.v1.<tenant>.<action>.<state>.<node>`: what the enforcer on a node says about a response. The broker lets
+/// a node publish under its own name alone.
+pub fn reports(tenant: &TenantId, action: Action, state: &str, node: &str) -> String {
+    format!("{}.{}", responses(tenant, action, state), token(node))
+}
+
 /// `events.v1.<tenant>.<kind>`.
 pub fn events(tenant: &TenantId, kind: &str) -> String {
     format!("events.v1.{tenant}.{}", token(kind))
@@ -134,8 +140,10 @@ pub fn parse(subject: &str) -> Result<Parsed<'_>, InvalidSubject> {
     let mut tokens = subject.split('.');
     let domain = tokens.next().unwrap_or_default();
     let expected = match domain {
-        "flows" | "events" | "audit" | "siem" => 1,
-        "alerts" | "responses" => 2,
+        "flows" | "events" | "audit" | "siem" => 1..=1,
+        "alerts" => 2..=2,
+        // An order, or a node's report.
+        "responses" => 2..=3,
         _ => return Err(refuse("unknown domain")),
     };
     if tokens.next() != Some("v1") {
@@ -146,8 +154,8 @@ pub fn parse(subject: &str) -> Result<Parsed<'_>, InvalidSubject> {
         .ok_or_else(|| refuse("it names no tenant"))?
         .parse()
         .map_err(|_| refuse("the third token is no tenant id"))?;
-    let rest: Vec<&str> = tokens.take(expected + 1).collect();
-    if rest.len() != expected {
+    let rest: Vec<&str> = tokens.take(expected.end() + 1).collect();
+    if !expected.contains(&rest.len()) {
         return Err(refuse("wrong number of tokens"));
     }
     let safe = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
@@ -191,6 +199,10 @@ mod tests {
             responses(&acme, Action::RateLimit, "dispatched"),
             "responses.v1.acme.rate-limit.dispatched"
         );
+        assert_eq!(
+            reports(&acme, Action::Block, "applied", "edge-1"),
+            "responses.v1.acme.block.applied.edge-1"
+        );
         assert_eq!(events(&acme, "login"), "events.v1.acme.login");
         assert_eq!(audit(&acme, "flow-ingest"), "audit.v1.acme.flow-ingest");
         assert_eq!(siem(&acme, "detection_finding"), "siem.v1.acme.detection_finding");
@@ -211,6 +223,10 @@ mod tests {
             "flows.v1.acme.>",
             "flows.v1.acme.1.2",
             "alerts.v1.acme.high",
+            "alerts.v1.acme.high.scan.more",
+            "responses.v1.acme.block",
+            "responses.v1.acme.block.applied.edge.more",
+            "responses.v1.acme.block.applied.",
             "alerts.v1.acme.high.a b",
             "events.v1.ACME.login",
             "events.v1..login",
@@ -242,7 +258,7 @@ mod tests {
         fn any_text_becomes_one_safe_token(text in ".*") {
             for subject in [
                 alerts(&acme(), Severity::Low, &text), events(&acme(), &text),
-                responses(&acme(), Action::Block, &text), audit(&acme(), &text), siem(&acme(), &text),
+                responses(&acme(), Action::Block, &text), reports(&acme(), Action::Block, "applied", &text), audit(&acme(), &text), siem(&acme(), &text),
             ] {
                 let parsed = parse(&subject).unwrap();
                 prop_assert_eq!(parsed.tenant, acme());

@@ -96,8 +96,13 @@ impl Fleet {
         fs::create_dir_all(dir.join("logs")).map_err(|source| prepare(&dir, source))?;
         let dir = dir.canonicalize().map_err(|source| prepare(&dir, source))?;
         let pki = Pki::open_or_create(&dir.join("pki"), TRUST_DOMAIN).map_err(ProcessError::from)?;
-        let nodes = options.enforcer.iter().map(|enforcer| enforcer.node.clone()).collect();
-        let nats = Nats::start(&dir.join("nats"), &pki, &NatsOptions { nodes })?;
+        let enforcers = options
+            .enforcer
+            .iter()
+            .map(Enforcer::on_the_bus)
+            .collect::<Result<_, _>>();
+        let enforcers = enforcers.map_err(ProcessError::from)?;
+        let nats = Nats::start(&dir.join("nats"), &pki, &NatsOptions { enforcers })?;
         let postgres = Postgres::start(&dir.join("postgres"), &pki)?;
 
         let mut places = BTreeMap::new();
@@ -142,9 +147,10 @@ impl Fleet {
     }
 
     fn apply_topology(&self) -> Result<(), FleetError> {
-        let mut arguments = vec!["bus", "apply"];
+        let mut arguments = vec!["bus".to_owned(), "apply".to_owned()];
         if let Some(enforcer) = &self.plan.enforcer {
-            arguments.extend(["--enforcer", &enforcer.node]);
+            let served = format!("{}={}", enforcer.node, enforcer.tenants.join(","));
+            arguments.extend(["--enforcer".to_owned(), served]);
         }
         let output = self.command_line("default").args(arguments).output();
         succeed("garrison bus apply", output)

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use garrison_bus::topology::EnforcerNode;
 use rustix::process::Signal;
 
 use crate::{Pki, Process, ProcessError, free_port, process::prepare};
@@ -38,8 +39,8 @@ pub fn find_nats_server() -> Result<PathBuf, ProcessError> {
 /// How a private broker is set up.
 #[derive(Clone, Debug, Default)]
 pub struct NatsOptions {
-    /// The enforcer nodes that may connect.
-    pub nodes: Vec<String>,
+    /// The enforcers that may connect, and whom they serve.
+    pub enforcers: Vec<EnforcerNode>,
 }
 
 /// A private nats-server on a loopback port: JetStream in files, synced before it acknowledges, mutual TLS,
@@ -68,8 +69,8 @@ impl Nats {
             &dir.join("jetstream"),
             &files,
             pki.trust_domain(),
-            &options.nodes,
-        )?;
+            &options.enforcers,
+        );
         let path = dir.join("nats.conf");
         fs::write(&path, config).map_err(|source| prepare(&path, source))?;
         let server = Self {

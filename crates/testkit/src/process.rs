@@ -43,7 +43,7 @@ pub enum ProcessError {
     /// A certificate or secret could not be made.
     #[error(transparent)]
     Bootstrap(#[from] garrison_bootstrap::BootstrapError),
-    /// The broker's permissions could not be rendered.
+    /// An enforcer's node or tenant cannot be used in a subject.
     #[error(transparent)]
     Node(#[from] garrison_bus::topology::InvalidNode),
     /// A file or folder could not be prepared.

@@ -4,7 +4,10 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use garrison_bus::{Bus, BusConfig, topology};
+use garrison_bus::{
+    Bus, BusConfig,
+    topology::{self, EnforcerNode, InvalidNode},
+};
 use garrison_db::DbConfig;
 use sqlx::migrate::Migrator;
 use tokio::sync::{Mutex, OnceCell};
@@ -24,8 +27,12 @@ pub struct Stack {
     _dir: tempfile::TempDir,
 }
 
-/// The enforcer nodes that a stack's broker knows.
+/// The enforcers that a stack's broker knows; they serve everybody.
 const NODES: [&str; 2] = ["router", "edge"];
+
+fn enforcers() -> Result<Vec<EnforcerNode>, InvalidNode> {
+    NODES.iter().map(|node| EnforcerNode::new(node, ["*"])).collect()
+}
 
 static SHARED: OnceCell<Stack> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -50,7 +57,7 @@ impl Stack {
             let pki = Pki::open_or_create(&dir.path().join("pki"), TRUST_DOMAIN)?;
             let postgres = Postgres::start(&dir.path().join("postgres"), &pki)?;
             let options = NatsOptions {
-                nodes: NODES.map(str::to_owned).to_vec(),
+                enforcers: enforcers()?,
             };
             let nats = Nats::start(&dir.path().join("nats"), &pki, &options)?;
             Ok((pki, postgres, nats))
@@ -71,7 +78,7 @@ impl Stack {
             .await
             .unwrap_or_else(|error| panic!("connecting as bus-admin failed: {error:?}"));
         let options = topology::ApplyOptions {
-            enforcer_nodes: NODES.map(str::to_owned).to_vec(),
+            enforcers: enforcers().unwrap_or_else(|error| panic!("{error}")),
             ..Default::default()
         };
         topology::apply(&admin, &options)
@@ -96,6 +103,9 @@ impl Stack {
 
     /// The certificate files of an identity such as `svc/anomaly`.
     pub fn identity(&self, name: &str) -> IdentityFiles {
+        // Two tests that ask for the same one at once must not both make it.
+        static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.pki.identity(name).unwrap_or_else(|error| panic!("{error}"))
     }
 

@@ -39,7 +39,7 @@ impl Handler for Reports {
         };
         let taken = self
             .0
-            .take_report(delivery.id, &delivery.tenant, &report, Utc::now())
+            .take_report(delivery.id, &delivery.subject, &report, Utc::now())
             .await;
         match taken {
             Ok(_) => Disposition::Ack,

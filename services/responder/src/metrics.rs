@@ -20,6 +20,7 @@ pub struct Metrics {
     incidents: Counter<u64>,
     responses: Counter<u64>,
     containment: Histogram<f64>,
+    reports_refused: Counter<u64>,
 }
 
 impl Metrics {
@@ -54,6 +55,12 @@ impl Metrics {
                 .with_unit("s")
                 .with_boundaries(fast)
                 .build(),
+            reports_refused: meter
+                .u64_counter("garrison_responder_reports_refused")
+                .with_description(
+                    "Enforcers' reports that were not believed, by what was wrong: subject, node, outcome, tenant",
+                )
+                .build(),
         }
     }
 
@@ -61,6 +68,10 @@ impl Metrics {
         self.alerts
             .add(1, &[KeyValue::new("severity", alert.severity.as_str_name())]);
         self.intake.record(took.as_secs_f64(), &[]);
+    }
+
+    pub(crate) fn report_refused(&self, wrong: &'static str) {
+        self.reports_refused.add(1, &[KeyValue::new("wrong", wrong)]);
     }
 
     pub(crate) fn incident(&self, change: &'static str) {

@@ -301,9 +301,10 @@ impl Init {
         let mut folder = self.folder("nats", UNPRIVILEGED)?;
         let files = self.identity(&mut folder, "svc/nats")?;
         let listen = format!("0.0.0.0:{BROKER_PORT}");
-        let nodes = [BRIDGE, HOST].map(str::to_owned);
-        let text = broker_config(&listen, &self.data.join("nats"), &files, TRUST_DOMAIN, &nodes)
-            .map_err(|error| CliError::Argument(error.to_string()))?;
+        let enforcers = [BRIDGE, HOST].map(|node| self.enforcer(node, false).on_the_bus());
+        let enforcers = enforcers.into_iter().collect::<Result<Vec<_>, _>>();
+        let enforcers = enforcers.map_err(|error| CliError::Argument(error.to_string()))?;
+        let text = broker_config(&listen, &self.data.join("nats"), &files, TRUST_DOMAIN, &enforcers);
         folder.text("nats.conf", &text)?;
         Ok(folder)
     }

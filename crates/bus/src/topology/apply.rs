@@ -79,7 +79,7 @@ pub async fn apply(bus: &Bus, options: &ApplyOptions) -> Result<Vec<Change>, Bus
             reason: format!("no connection within {} s", CONNECT_WAIT.as_secs()),
         })?;
 
-    let wanted_consumers = consumers(&options.enforcer_nodes);
+    let wanted_consumers = consumers(&options.enforcers);
     let mut refused = Vec::new();
     let mut streams = Vec::new();
     for spec in &specs {

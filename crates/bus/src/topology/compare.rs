@@ -193,7 +193,7 @@ pub(super) fn consumer_config(spec: &ConsumerSpec) -> consumer::pull::Config {
     consumer::pull::Config {
         durable_name: Some(spec.name.to_string()),
         description: Some(format!("Read by {}", spec.identity)),
-        filter_subjects: spec.filters.iter().map(|f| (*f).to_owned()).collect(),
+        filter_subjects: spec.filters.subjects().into_iter().map(str::to_owned).collect(),
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: spec.ack_wait,

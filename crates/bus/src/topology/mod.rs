@@ -6,14 +6,16 @@
 
 mod apply;
 mod compare;
+mod nodes;
 mod options;
 mod permissions;
 
 use std::{borrow::Cow, time::Duration};
 
 pub use apply::{Change, ChangeKind, apply};
+pub use nodes::{EnforcerNode, InvalidNode, MAX_TENANTS};
 pub use options::{ApplyOptions, StreamLimits};
-pub use permissions::{InvalidNode, server_permissions};
+pub use permissions::server_permissions;
 
 /// Largest message the broker must take (`max_payload` in its configuration), in bytes: a flow batch with room
 /// to spare.
@@ -68,6 +70,25 @@ pub struct StreamSpec {
     pub append_only: bool,
 }
 
+/// The subjects that a consumer reads; none for all of its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filters {
+    /// The same in every installation.
+    Fixed(&'static [&'static str]),
+    /// As the installation has it.
+    Own(Vec<String>),
+}
+
+impl Filters {
+    /// The subjects, with wildcards.
+    pub fn subjects(&self) -> Vec<&str> {
+        match self {
+            Self::Fixed(subjects) => subjects.to_vec(),
+            Self::Own(subjects) => subjects.iter().map(String::as_str).collect(),
+        }
+    }
+}
+
 /// A consumer: who reads a stream, and how patiently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerSpec {
@@ -79,7 +100,7 @@ pub struct ConsumerSpec {
     pub identity: Cow<'static, str>,
     /// The subjects it reads; empty for all of the stream. Always named on a stream with interest retention: when a
     /// consumer loses its filters, nats-server 2.15 no longer counts it as interested and stores nothing for it.
-    pub filters: &'static [&'static str],
+    pub filters: Filters,
     /// The broker delivers again what was not acknowledged for this long. The runner renews it while a handler
     /// works, so it only bounds how long the messages of a killed process wait.
     pub ack_wait: Duration,
@@ -96,12 +117,17 @@ pub struct ConsumerSpec {
 }
 
 impl ConsumerSpec {
-    const fn new(stream: &'static str, name: &'static str, identity: &'static str) -> Self {
+    const fn new(
+        stream: &'static str,
+        name: &'static str,
+        identity: &'static str,
+        filters: &'static [&'static str],
+    ) -> Self {
         Self {
             stream,
             name: Cow::Borrowed(name),
             identity: Cow::Borrowed(identity),
-            filters: &[],
+            filters: Filters::Fixed(filters),
             ack_wait: Duration::from_secs(5),
             max_deliver: 20,
             retry: (Duration::from_millis(50), Duration::from_secs(15)),
@@ -112,11 +138,6 @@ impl ConsumerSpec {
 
     const fn replays(mut self) -> Self {
         self.replays = true;
-        self
-    }
-
-    const fn filters(mut self, filters: &'static [&'static str]) -> Self {
-        self.filters = filters;
         self
     }
 
@@ -149,7 +170,7 @@ pub const STREAMS: &[StreamSpec] = &[
     history(
         "RESPONSES",
         "Orders to enforcers and their reports",
-        &["responses.v1.*.*.*"],
+        &["responses.v1.*.*.*", "responses.v1.*.*.*.*"],
         256 * MIB,
     ),
     handed_over("EVENTS", "What happened besides flows", &["events.v1.*.*"], 512 * MIB),
@@ -248,36 +269,45 @@ pub const FLOWS_POLICY: ConsumerSpec = flows_consumer("policy", "svc/policy");
 pub const FLOWS_FORENSICS: ConsumerSpec = flows_consumer("forensics", "svc/forensics");
 /// responder reads alerts.
 pub const ALERTS_RESPONDER: ConsumerSpec =
-    ConsumerSpec::new("ALERTS", "responder", "svc/responder").filters(&["alerts.v1.*.*.*"]);
+    ConsumerSpec::new("ALERTS", "responder", "svc/responder", &["alerts.v1.*.*.*"]);
 /// forensics reads alerts.
 pub const ALERTS_FORENSICS: ConsumerSpec =
-    ConsumerSpec::new("ALERTS", "forensics", "svc/forensics").filters(&["alerts.v1.*.*.*"]);
-/// responder reads what enforcers report.
-pub const RESPONSES_RESPONDER: ConsumerSpec = ConsumerSpec::new("RESPONSES", "responder", "svc/responder").filters(&[
-    "responses.v1.*.*.applied",
-    "responses.v1.*.*.removed",
-    "responses.v1.*.*.failed",
-]);
+    ConsumerSpec::new("ALERTS", "forensics", "svc/forensics", &["alerts.v1.*.*.*"]);
+/// responder reads what enforcers report. The last token is the node, which the broker holds to its certificate.
+pub const RESPONSES_RESPONDER: ConsumerSpec = ConsumerSpec::new(
+    "RESPONSES",
+    "responder",
+    "svc/responder",
+    &[
+        "responses.v1.*.*.applied.*",
+        "responses.v1.*.*.removed.*",
+        "responses.v1.*.*.failed.*",
+    ],
+);
 /// forensics reads events, except its own.
-pub const EVENTS_FORENSICS: ConsumerSpec = ConsumerSpec::new("EVENTS", "forensics", "svc/forensics").filters(&[
-    "events.v1.*.login",
-    "events.v1.*.revocation",
-    "events.v1.*.keys",
-    "events.v1.*.model",
-    "events.v1.*.policy",
-    "events.v1.*.incident",
-    "events.v1.*.response",
-    "events.v1.*.report",
-    "events.v1.*.sensor",
-]);
+pub const EVENTS_FORENSICS: ConsumerSpec = ConsumerSpec::new(
+    "EVENTS",
+    "forensics",
+    "svc/forensics",
+    &[
+        "events.v1.*.login",
+        "events.v1.*.revocation",
+        "events.v1.*.keys",
+        "events.v1.*.model",
+        "events.v1.*.policy",
+        "events.v1.*.incident",
+        "events.v1.*.response",
+        "events.v1.*.report",
+        "events.v1.*.sensor",
+    ],
+);
 /// compliance reads the audit trail. It never gives up on a record: the log must be complete.
-pub const AUDIT_COMPLIANCE: ConsumerSpec = ConsumerSpec::new("AUDIT", "compliance", "svc/compliance")
-    .filters(&["audit.v1.*.*"])
-    .max_deliver(1_000_000);
+pub const AUDIT_COMPLIANCE: ConsumerSpec =
+    ConsumerSpec::new("AUDIT", "compliance", "svc/compliance", &["audit.v1.*.*"]).max_deliver(1_000_000);
 
 const fn flows_consumer(name: &'static str, identity: &'static str) -> ConsumerSpec {
     // A batch of a killed process may wait; a large write that takes long must not be delivered twice.
-    ConsumerSpec::new("FLOWS", name, identity).ack_wait(Duration::from_secs(15))
+    ConsumerSpec::new("FLOWS", name, identity, &[]).ack_wait(Duration::from_secs(15))
 }
 
 /// The consumers of services; those of enforcers come from [`enforcer_consumer`].
@@ -296,24 +326,25 @@ pub const CONSUMERS: &[ConsumerSpec] = &[
 /// interest retention.
 pub const RETIRED: &[(&str, &str)] = &[("EVENTS", "anomaly")];
 
-/// The consumer of the enforcer on one node: orders only. The node's name becomes a token as in
-/// [`crate::subject::token`].
-pub fn enforcer_consumer(node: &str) -> ConsumerSpec {
-    let node = crate::subject::token(node);
+/// The consumer of the enforcer on one node: orders only, and only those of the tenants that it serves.
+pub fn enforcer_consumer(node: &EnforcerNode) -> ConsumerSpec {
+    let filters = node
+        .tenants()
+        .flat_map(|tenant| ["dispatched", "reverting"].map(|state| format!("responses.v1.{tenant}.*.{state}")));
     ConsumerSpec {
-        name: format!("enforcer-{node}").into(),
-        identity: format!("enforcer/{node}").into(),
-        filters: &["responses.v1.*.*.dispatched", "responses.v1.*.*.reverting"],
-        ..ConsumerSpec::new("RESPONSES", "", "")
+        name: format!("enforcer-{}", node.name()).into(),
+        identity: format!("enforcer/{}", node.name()).into(),
+        filters: Filters::Own(filters.collect()),
+        ..ConsumerSpec::new("RESPONSES", "", "", &[])
     }
 }
 
-/// Every consumer of an installation with these enforcer nodes.
-pub fn consumers(enforcer_nodes: &[String]) -> Vec<ConsumerSpec> {
+/// Every consumer of an installation with these enforcers.
+pub fn consumers(enforcers: &[EnforcerNode]) -> Vec<ConsumerSpec> {
     CONSUMERS
         .iter()
         .cloned()
-        .chain(enforcer_nodes.iter().map(|node| enforcer_consumer(node)))
+        .chain(enforcers.iter().map(enforcer_consumer))
         .collect()
 }
 
@@ -323,14 +354,36 @@ mod tests {
 
     #[test]
     fn every_consumer_reads_an_existing_stream_within_its_subjects() {
-        for consumer in consumers(&["router".to_owned()]) {
+        let tokens = |subject: &str| subject.split('.').count();
+        for consumer in consumers(&["router=acme,globex".parse().unwrap()]) {
             let stream = STREAMS.iter().find(|s| s.name == consumer.stream).unwrap();
             let domain = stream.subjects[0].split('.').next().unwrap();
-            for filter in consumer.filters {
+            for filter in consumer.filters.subjects() {
                 assert!(filter.starts_with(domain), "{filter}");
-                assert_eq!(filter.split('.').count(), stream.subjects[0].split('.').count());
+                assert!(stream.subjects.iter().any(|s| tokens(s) == tokens(filter)), "{filter}");
             }
         }
+    }
+
+    #[test]
+    fn an_enforcer_reads_the_orders_of_its_tenants() {
+        let filters = |node: &str| match enforcer_consumer(&node.parse().unwrap()).filters {
+            Filters::Own(filters) => filters,
+            Filters::Fixed(_) => Vec::new(),
+        };
+        assert_eq!(
+            filters("edge=acme,globex"),
+            [
+                "responses.v1.acme.*.dispatched",
+                "responses.v1.acme.*.reverting",
+                "responses.v1.globex.*.dispatched",
+                "responses.v1.globex.*.reverting",
+            ]
+        );
+        assert_eq!(
+            filters("edge=*"),
+            ["responses.v1.*.*.dispatched", "responses.v1.*.*.reverting"]
+        );
     }
 
     #[test]
@@ -349,13 +402,17 @@ mod tests {
                 let readers: Vec<_> = CONSUMERS.iter().filter(|consumer| consumer.stream == name).collect();
                 // A message that no consumer takes is gone at once.
                 assert!(!readers.is_empty(), "{name} has no reader");
-                assert!(readers.iter().all(|reader| !reader.filters.is_empty()), "{name}");
+                assert!(
+                    readers.iter().all(|reader| !reader.filters.subjects().is_empty()),
+                    "{name}"
+                );
             }
         }
         assert!(STREAMS.iter().any(|s| s.name == "AUDIT" && s.append_only));
         let audit = STREAMS.iter().find(|s| s.name == "AUDIT").unwrap();
         assert_eq!(
-            AUDIT_COMPLIANCE.filters, audit.subjects,
+            AUDIT_COMPLIANCE.filters.subjects(),
+            audit.subjects,
             "some records would not be stored"
         );
     }

@@ -1,13 +1,16 @@
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use super::{Retention, STREAMS, StreamSpec};
+use super::{EnforcerNode, Retention, STREAMS, StreamSpec};
 use crate::BusError;
 
 /// What [`apply`](super::apply) should provision besides the fixed part.
 #[derive(Debug, Clone)]
 pub struct ApplyOptions {
     /// Nodes with an enforcer; each gets its own consumer.
-    pub enforcer_nodes: Vec<String>,
+    pub enforcers: Vec<EnforcerNode>,
     /// Copies of each stream in a broker cluster, 1 to 5.
     pub replicas: usize,
     /// Limits of single streams, by name, where they are not the default.
@@ -26,7 +29,7 @@ pub struct StreamLimits {
 impl Default for ApplyOptions {
     fn default() -> Self {
         Self {
-            enforcer_nodes: Vec::new(),
+            enforcers: Vec::new(),
             replicas: 1,
             limits: BTreeMap::new(),
         }
@@ -46,6 +49,10 @@ impl ApplyOptions {
         if let Some(unknown) = self.limits.keys().find(|name| !STREAMS.iter().any(|s| s.name == *name)) {
             let names: Vec<&str> = STREAMS.iter().map(|stream| stream.name).collect();
             return refuse("stream", format!("{unknown:?} is none of {}", names.join(", ")));
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(node) = self.enforcers.iter().find(|node| !seen.insert(node.name())) {
+            return refuse("enforcers", format!("node {:?} is named twice", node.name()));
         }
         let mut streams = Vec::with_capacity(STREAMS.len());
         for spec in STREAMS {
@@ -127,6 +134,13 @@ mod tests {
                     ..ApplyOptions::default()
                 },
                 "replicas",
+            ),
+            (
+                ApplyOptions {
+                    enforcers: ["a=acme", "a=globex"].map(|node| node.parse().unwrap()).into(),
+                    ..ApplyOptions::default()
+                },
+                "\"a\" is named twice",
             ),
         ] {
             let error = options.streams().unwrap_err().to_string();

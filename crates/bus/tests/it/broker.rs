@@ -8,7 +8,8 @@ use std::{
 
 use async_nats::jetstream::message::StreamMessage;
 use garrison_bus::{
-    Bus, ConsumerSpec, Delivery, Dispatch, Disposition, Handler, Message, run_consumer, subject, topology,
+    Bus, ConsumerSpec, Delivery, Dispatch, Disposition, Handler, Message, run_consumer, subject,
+    topology::{self, EnforcerNode},
 };
 use garrison_proto::{TenantId, event::v1::KeySetChanged};
 use garrison_testkit::{Nats, NatsOptions, Pki, TRUST_DOMAIN};
@@ -33,7 +34,7 @@ impl Broker {
     pub(crate) fn bare() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open_or_create(&dir.path().join("pki"), TRUST_DOMAIN).unwrap();
-        let nats = Nats::start(&dir.path().join("nats"), &pki, &NatsOptions { nodes: nodes() }).unwrap();
+        let nats = Nats::start(&dir.path().join("nats"), &pki, &NatsOptions { enforcers: nodes() }).unwrap();
         Self { nats, pki, _dir: dir }
     }
 
@@ -76,13 +77,13 @@ impl Broker {
     }
 }
 
-pub(crate) fn nodes() -> Vec<String> {
-    vec!["router".to_owned(), "edge".to_owned()]
+pub(crate) fn nodes() -> Vec<EnforcerNode> {
+    ["router=*", "edge=acme"].map(|node| node.parse().unwrap()).into()
 }
 
 pub(crate) fn options() -> topology::ApplyOptions {
     topology::ApplyOptions {
-        enforcer_nodes: nodes(),
+        enforcers: nodes(),
         ..Default::default()
     }
 }

@@ -5,7 +5,7 @@ use futures::StreamExt;
 use garrison_bus::{Bus, Dispatch, Disposition, PublishError, subject, topology};
 use garrison_proto::{alert::v1::Severity, response::v1::Action};
 
-use crate::broker::{Broker, Recorder, Running, acme, event, eventually};
+use crate::broker::{Broker, Recorder, Running, acme, event, eventually, nodes, options};
 
 /// Asks the broker for something; `None` when it gives no answer, which is how it treats what is not permitted.
 async fn ask(bus: &Bus, subject: &str, body: &str) -> Option<Message> {
@@ -80,11 +80,14 @@ async fn no_identity_reads_acknowledges_or_manages_what_is_another_s() {
 async fn each_identity_publishes_only_what_is_its_own() {
     let broker = Broker::start().await;
     let acme = acme();
+    let globex = "globex".parse().unwrap();
     let all = [
         subject::flows(&acme, 1),
         subject::alerts(&acme, Severity::High, "scan"),
         subject::responses(&acme, Action::Block, "dispatched"),
-        subject::responses(&acme, Action::Block, "applied"),
+        subject::reports(&acme, Action::Block, "applied", "router"),
+        subject::reports(&acme, Action::Block, "applied", "edge"),
+        subject::reports(&globex, Action::Block, "removed", "edge"),
         subject::events(&acme, "policy"),
         subject::events(&acme, "revocation"),
         subject::audit(&acme, "anomaly"),
@@ -93,13 +96,15 @@ async fn each_identity_publishes_only_what_is_its_own() {
     ];
     for (identity, own) in [
         ("svc/flow-ingest", vec![0]),
-        ("svc/anomaly", vec![1, 6]),
-        ("svc/policy", vec![1, 4]),
-        ("svc/responder", vec![2, 8]),
+        ("svc/anomaly", vec![1, 8]),
+        ("svc/policy", vec![1, 6]),
+        ("svc/responder", vec![2, 10]),
         ("svc/forensics", vec![]),
         ("svc/compliance", vec![]),
-        ("svc/iam", vec![5, 7]),
+        ("svc/iam", vec![7, 9]),
         ("enforcer/router", vec![3]),
+        // Serves acme alone.
+        ("enforcer/edge", vec![4]),
     ] {
         let bus = broker.bus(identity).await;
         for (index, subject) in all.iter().enumerate() {
@@ -150,31 +155,77 @@ async fn nobody_listens_to_another_s_traffic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_enforcer_gets_orders_only_and_only_through_its_own_consumer() {
+async fn an_enforcer_gets_the_orders_of_its_tenants_and_only_through_its_own_consumer() {
     let broker = Broker::start().await;
     let publisher = broker.bus("svc/responder").await.publisher();
-    for (number, state) in ["pending", "dispatched", "reverting", "expired"].iter().enumerate() {
-        let subject = subject::responses(&acme(), Action::Block, state);
-        publisher
-            .publish(&garrison_bus::Message {
-                subject,
-                ..event(number)
-            })
-            .await
-            .unwrap();
+    let globex = "globex".parse().unwrap();
+    let orders = [
+        subject::responses(&acme(), Action::Block, "dispatched"),
+        subject::responses(&globex, Action::Block, "dispatched"),
+        subject::responses(&globex, Action::Isolate, "reverting"),
+        subject::responses(&acme(), Action::RateLimit, "reverting"),
+    ];
+    for (number, subject) in orders.into_iter().enumerate() {
+        let order = garrison_bus::Message {
+            subject,
+            ..event(number)
+        };
+        publisher.publish(&order).await.unwrap();
     }
-    let mut recorders = Vec::new();
-    for node in ["router", "edge"] {
-        let bus = broker.bus(&format!("enforcer/{node}")).await;
+    let edge = broker.bus("enforcer/edge").await;
+    let report = garrison_bus::Message {
+        subject: subject::reports(&acme(), Action::Block, "applied", "edge"),
+        ..event(9)
+    };
+    edge.publisher().publish(&report).await.unwrap();
+    // `router` serves everybody, `edge` acme alone.
+    for (node, expected) in nodes().iter().zip([vec![0, 1, 2, 3], vec![0, 3]]) {
+        let bus = broker.bus(&format!("enforcer/{}", node.name())).await;
         let recorder = Recorder::new(|_| Disposition::Ack);
         let running = Running::start(&bus, &topology::enforcer_consumer(node), Dispatch::Ordered, &recorder);
-        eventually("the orders arrive", async || recorder.seen().len() == 2).await;
+        eventually("the orders arrive", async || recorder.seen().len() == expected.len()).await;
+        let consumer = format!("$JS.API.CONSUMER.INFO.RESPONSES.enforcer-{}", node.name());
+        let info = ask(&bus, &consumer, "").await.unwrap();
+        let info: serde_json::Value = serde_json::from_slice(&info.payload).unwrap();
+        assert_eq!(info["num_pending"], 0, "{info}");
         running.stop().await;
-        recorders.push(recorder);
+        assert_eq!(recorder.numbers(), expected, "{}", node.name());
     }
-    for recorder in recorders {
-        assert_eq!(recorder.numbers(), [1, 2]);
+}
+
+/// A node that served everybody is told to serve one tenant: from the next `bus apply` on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_s_tenants_can_be_taken_away() {
+    let broker = Broker::start().await;
+    let admin = broker.bus("svc/bus-admin").await;
+    let one: topology::EnforcerNode = "router=acme".parse().unwrap();
+    let mut narrower = options();
+    narrower.enforcers[0] = one.clone();
+    let report = topology::apply(&admin, &narrower).await.unwrap();
+    let change = report.iter().find(|change| change.object.ends_with("enforcer-router"));
+    let detail = &change.unwrap().detail;
+    assert!(detail.contains("responses.v1.acme.*.dispatched added"), "{detail}");
+    assert!(detail.contains("responses.v1.*.*.dispatched removed"), "{detail}");
+    let publisher = broker.bus("svc/responder").await.publisher();
+    for (number, tenant) in ["globex", "acme"].into_iter().enumerate() {
+        let subject = subject::responses(&tenant.parse().unwrap(), Action::Block, "dispatched");
+        let order = garrison_bus::Message {
+            subject,
+            ..event(number)
+        };
+        publisher.publish(&order).await.unwrap();
     }
+    let router = broker.bus("enforcer/router").await;
+    let recorder = Recorder::new(|_| Disposition::Ack);
+    let running = Running::start(
+        &router,
+        &topology::enforcer_consumer(&one),
+        Dispatch::Ordered,
+        &recorder,
+    );
+    eventually("its tenant's order arrives", async || !recorder.seen().is_empty()).await;
+    running.stop().await;
+    assert_eq!(recorder.numbers(), [1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,7 +23,7 @@ async fn applying_twice_changes_nothing_the_second_time() {
     );
 
     let mut fewer = options();
-    fewer.enforcer_nodes.retain(|node| node != "edge");
+    fewer.enforcers.retain(|node| node.name() != "edge");
     let third = topology::apply(&admin, &fewer).await.unwrap();
     let foreign: Vec<_> = third
         .iter()
@@ -63,7 +63,7 @@ async fn a_drifted_topology_is_brought_back_where_that_is_safe() {
     admin.jetstream().update_stream(config).await.unwrap();
     let reports = consumer::pull::Config {
         durable_name: Some("responder".to_owned()),
-        filter_subjects: vec!["responses.v1.*.*.applied".to_owned()],
+        filter_subjects: vec!["responses.v1.*.*.applied.*".to_owned()],
         max_deliver: 5,
         ..Default::default()
     };
@@ -85,7 +85,7 @@ async fn a_drifted_topology_is_brought_back_where_that_is_safe() {
         "{updated:?}"
     );
     assert!(
-        updated[1].contains("filter responses.v1.*.*.failed added"),
+        updated[1].contains("filter responses.v1.*.*.failed.* added"),
         "{updated:?}"
     );
     let again = topology::apply(&admin, &options()).await.unwrap();

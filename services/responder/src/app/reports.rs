@@ -1,6 +1,7 @@
 //! Enforcers report what their kernels say.
 
 use chrono::{DateTime, Utc};
+use garrison_bus::subject;
 use garrison_db::Tx;
 use garrison_proto::{
     TenantId,
@@ -24,19 +25,42 @@ use crate::{
 /// The inbox name of this use case.
 const INBOX: &str = "reports";
 
+/// The subject's token for an outcome.
+fn outcome_word(outcome: NodeState) -> &'static str {
+    match outcome {
+        NodeState::Applied => "applied",
+        NodeState::Removed => "removed",
+        _ => "failed",
+    }
+}
+
 impl App {
-    /// Takes a report in. False for a repeat.
+    /// Takes a report in that came on `subject`, whose last token is the node: the broker lets a certificate publish
+    /// under its own node's name alone. False for a repeat.
     ///
     /// # Errors
     /// [`AppError::Report`] for a report that can never be taken in, database errors otherwise.
-    #[tracing::instrument(name = "take report", skip_all, fields(%tenant, response = report.response_id, node = report.node))]
+    #[tracing::instrument(name = "take report", skip_all, fields(subject, response = report.response_id, node = report.node))]
     pub async fn take_report(
         &self,
         delivery: Uuid,
-        tenant: &TenantId,
+        subject: &str,
         report: &EnforcementReport,
         now: DateTime<Utc>,
     ) -> Result<bool, AppError> {
+        let parsed = subject::parse(subject).map_err(|error| AppError::Report(error.to_string()))?;
+        let tenant = &parsed.tenant;
+        let [_, state, node] = parsed.rest[..] else {
+            self.metrics().report_refused("subject");
+            return Err(AppError::Report(format!("{subject} names no node")));
+        };
+        if report.node != node {
+            self.metrics().report_refused("node");
+            return Err(AppError::Report(format!(
+                "it is of the node {node:?}, and claims to be of {:?}",
+                shorten(&report.node)
+            )));
+        }
         let id = Uuid::parse_str(&report.response_id)
             .map_err(|_| AppError::Report("response_id is not a UUID".to_owned()))?;
         let outcome = match report.outcome() {
@@ -47,7 +71,15 @@ impl App {
                 return Err(AppError::Report(format!("{} is no outcome", report.outcome)));
             }
         };
+        if outcome_word(outcome) != state {
+            self.metrics().report_refused("outcome");
+            return Err(AppError::Report(format!(
+                "it says {:?} on a subject for {state:?}",
+                outcome_word(outcome)
+            )));
+        }
         if !self.may_serve(&report.node, tenant.as_str()) {
+            self.metrics().report_refused("tenant");
             return Err(AppError::Report(format!(
                 "the node {:?} may not serve the tenant {tenant}",
                 shorten(&report.node)

@@ -123,7 +123,7 @@ impl Link {
             error: error.to_owned(),
             expired: said == Said::Expired,
         };
-        Message::proto(subject::responses(tenant, action, state), INFO.name, &report)
+        Message::proto(subject::reports(tenant, action, state, &self.node), INFO.name, &report)
     }
 
     fn message(&self, news: &Outgoing) -> Message {

@@ -102,8 +102,14 @@ impl Bench {
             },
             expired: false,
         };
+        let state = match outcome {
+            Outcome::Applied => "applied",
+            Outcome::Removed => "removed",
+            _ => "failed",
+        };
+        let subject = garrison_bus::subject::reports(&self.tenant, response.action(), state, node);
         self.app
-            .take_report(Uuid::now_v7(), &self.tenant, &report, Utc::now())
+            .take_report(Uuid::now_v7(), &subject, &report, Utc::now())
             .await
             .unwrap();
     }

@@ -3,17 +3,19 @@
 use std::collections::BTreeSet;
 
 use chrono::Utc;
+use garrison_bus::subject;
 use garrison_proto::{
     FILE_DESCRIPTOR_SET,
     alert::v1::Severity,
     response::v1::{
-        AddProtectedHostRequest, ApplyPlaybookRequest, ApproveResponseRequest, CloseIncidentRequest,
-        CreateResponseRequest, GetAlertRequest, GetIncidentRequest, GetResponseRequest, GetTimelineRequest,
-        HeartbeatRequest, ListAlertsRequest, ListDesiredActionsRequest, ListIncidentsRequest, ListPlaybooksRequest,
-        ListProtectedHostsRequest, ListResponsesRequest, RejectResponseRequest, RemoveProtectedHostRequest,
-        ResponseState, RollbackResponseRequest, alert_service_client::AlertServiceClient,
-        enforcer_service_client::EnforcerServiceClient, incident_service_client::IncidentServiceClient,
-        playbook_service_client::PlaybookServiceClient, response_service_client::ResponseServiceClient,
+        Action, AddProtectedHostRequest, ApplyPlaybookRequest, ApproveResponseRequest, CloseIncidentRequest,
+        CreateResponseRequest, EnforcementReport, GetAlertRequest, GetIncidentRequest, GetResponseRequest,
+        GetTimelineRequest, HeartbeatRequest, ListAlertsRequest, ListDesiredActionsRequest, ListIncidentsRequest,
+        ListPlaybooksRequest, ListProtectedHostsRequest, ListResponsesRequest, RejectResponseRequest,
+        RemoveProtectedHostRequest, ResponseState, RollbackResponseRequest, alert_service_client::AlertServiceClient,
+        enforcement_report::Outcome, enforcer_service_client::EnforcerServiceClient,
+        incident_service_client::IncidentServiceClient, playbook_service_client::PlaybookServiceClient,
+        response_service_client::ResponseServiceClient,
     },
 };
 use prost::Message as _;
@@ -21,7 +23,7 @@ use tonic::Code;
 
 use crate::{
     api::called,
-    fixture::{Bench, enforcer, forbidden, person, scan},
+    fixture::{Bench, enforcer, forbidden, id_of, person, scan},
 };
 
 /// Every method of `garrison.response.v1`, from the contract itself.
@@ -321,4 +323,67 @@ async fn the_database_itself_keeps_tenants_apart() {
         .execute(&mut *tx)
         .await;
     assert!(forged.is_err(), "a row of another tenant was written");
+}
+
+/// The broker holds the last token of a report's subject to the certificate; what the report says must agree.
+#[tokio::test]
+async fn a_node_speaks_for_itself_and_its_tenants_alone() {
+    let bench = Bench::new().await;
+    bench.beat("router", Utc::now()).await;
+    let attack = scan("198.51.100.77", &["10.0.0.2"], Severity::High);
+    let (_, sent) = bench.take(&attack).await;
+    let report = EnforcementReport {
+        response_id: id_of(&sent[0].name).to_string(),
+        node: "router".to_owned(),
+        outcome: Outcome::Applied.into(),
+        ..EnforcementReport::default()
+    };
+    let globex = "globex".parse().unwrap();
+    let subject = |state: &str, node: &str| subject::reports(&bench.tenant, Action::Block, state, node);
+    let foreign = EnforcementReport {
+        node: "stray".to_owned(),
+        ..report.clone()
+    };
+    for (subject, report, said) in [
+        (
+            subject("applied", "edge"),
+            &report,
+            "of the node \"edge\", and claims to be of \"router\"",
+        ),
+        (
+            subject("removed", "router"),
+            &report,
+            "\"applied\" on a subject for \"removed\"",
+        ),
+        (subject("applied", "stray"), &foreign, "may not serve"),
+        (
+            subject::responses(&bench.tenant, Action::Block, "applied"),
+            &report,
+            "names no node",
+        ),
+        (
+            subject::reports(&globex, Action::Block, "applied", "router"),
+            &report,
+            "does not exist in globex",
+        ),
+        ("responses.v1.acme".to_owned(), &report, "not a subject"),
+    ] {
+        let refused = bench
+            .app
+            .take_report(uuid::Uuid::now_v7(), &subject, report, Utc::now())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("GAR-RESP-0003") && refused.contains(said),
+            "{subject}: {refused}"
+        );
+    }
+    assert_eq!(
+        bench.state(&sent[0]).await,
+        ResponseState::Dispatched,
+        "it was believed"
+    );
+    bench.report(&sent[0], "router", Outcome::Applied).await;
+    assert_eq!(bench.state(&sent[0]).await, ResponseState::Applied);
 }

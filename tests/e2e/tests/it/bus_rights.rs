@@ -12,7 +12,7 @@ use garrison_testkit::{Fleet, IdentityFiles};
 
 use crate::{
     place::run,
-    world::{NODE, World},
+    world::{NODE, World, enforcer},
 };
 
 /// Subjects of every kind, in a tenant that no test looks at, and who may publish there. Written down here a second
@@ -35,11 +35,17 @@ fn publishers() -> Vec<(String, Vec<&'static str>)> {
         ),
         ("responses.v1.probe.block.dispatched".into(), vec!["svc/responder"]),
         ("responses.v1.probe.block.reverting".into(), vec!["svc/responder"]),
-        ("responses.v1.probe.block.applied".into(), vec!["enforcer/router"]),
-        ("responses.v1.probe.block.removed".into(), vec!["enforcer/router"]),
-        ("responses.v1.probe.block.failed".into(), vec!["enforcer/router"]),
+        // The enforcer reports for its own node and the tenants that it serves, which the probe is not.
+        ("responses.v1.acme.block.applied.router".into(), vec!["enforcer/router"]),
+        ("responses.v1.acme.block.removed.router".into(), vec!["enforcer/router"]),
+        ("responses.v1.acme.block.failed.router".into(), vec!["enforcer/router"]),
+        ("responses.v1.acme.block.applied.edge".into(), vec![]),
+        ("responses.v1.acme.block.applied".into(), vec![]),
+        ("responses.v1.acme.block.dispatched.router".into(), vec![]),
+        ("responses.v1.probe.block.applied.router".into(), vec![]),
         ("siem.v1.probe.detection_finding".into(), vec!["svc/responder"]),
-        ("audit.v1.probe.enforcer".into(), vec!["enforcer/router"]),
+        ("audit.v1.acme.enforcer".into(), vec!["enforcer/router"]),
+        ("audit.v1.probe.enforcer".into(), vec![]),
     ];
     let kinds = [
         ("login", "svc/iam"),
@@ -60,7 +66,7 @@ fn publishers() -> Vec<(String, Vec<&'static str>)> {
         let who: &'static str = Box::leak(format!("svc/{service}").into_boxed_str());
         table.push((format!("audit.v1.probe.{service}"), vec![who]));
     }
-    for consumer in topology::consumers(&[NODE.to_owned()]) {
+    for consumer in topology::consumers(&[enforcer(true).on_the_bus().unwrap()]) {
         let who: &'static str = Box::leak(consumer.identity.to_string().into_boxed_str());
         let (stream, name) = (consumer.stream, &consumer.name);
         table.push((garrison_bus::subject::dlq(stream, name), vec![who]));

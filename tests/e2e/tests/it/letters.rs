@@ -367,7 +367,7 @@ fn malformed_reports_and_orders() {
                 ..EnforcementReport::default()
             };
             Message::proto(
-                subject::responses(&tenant(owner), Action::Block, "applied"),
+                subject::reports(&tenant(owner), Action::Block, "applied", NODE),
                 "enforcer",
                 &report,
             )
@@ -380,7 +380,10 @@ fn malformed_reports_and_orders() {
             Raw::of(&report(ACME, &Uuid::now_v7().to_string(), NODE)),
         ));
         messages.push(("another tenant's response", Raw::of(&report(GLOBEX, acme, NODE))));
-        messages.push(("a node that may not serve", Raw::of(&report(ACME, acme, "elsewhere"))));
+        messages.push((
+            "a report in another node's name",
+            Raw::of(&report(ACME, acme, "elsewhere")),
+        ));
         let state = |name: String| async move {
             let request = GetResponseRequest { name };
             let answer = world.acme.admin.responses.clone().get_response(request).await.unwrap();
@@ -416,7 +419,8 @@ fn malformed_reports_and_orders() {
         };
         let mut messages = broken(|| order(ACME, ACME), 1_000_000);
         messages.push(("an order of another tenant", Raw::of(&order(ACME, GLOBEX))));
-        let consumer = format!("RESPONSES/{}", topology::enforcer_consumer(NODE).name);
+        let own = crate::world::enforcer(true).on_the_bus().unwrap();
+        let consumer = format!("RESPONSES/{}", topology::enforcer_consumer(&own).name);
         all_rejected(world, &responder, &[&consumer], messages).await;
     });
 }

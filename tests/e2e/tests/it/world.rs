@@ -22,6 +22,16 @@ pub const GLOBEX: &str = "globex";
 /// The enforcer's node.
 pub const NODE: &str = "router";
 
+/// The enforcer of these fleets.
+pub fn enforcer(observe_only: bool) -> Enforcer {
+    Enforcer {
+        node: NODE.to_owned(),
+        tenants: [ACME, GLOBEX].map(str::to_owned).to_vec(),
+        observe_only,
+        management_networks: Vec::new(),
+    }
+}
+
 /// A fleet with everything in it.
 pub struct World {
     pub fleet: Fleet,
@@ -120,12 +130,7 @@ pub fn options(dir: &Path, observe_only: bool) -> FleetOptions {
         dir: dir.join("fleet"),
         tenants: tenants.into_iter().chain([system]).collect(),
         sensors: Vec::new(),
-        enforcer: Some(Enforcer {
-            node: NODE.to_owned(),
-            tenants: [ACME, GLOBEX].map(str::to_owned).to_vec(),
-            observe_only,
-            management_networks: Vec::new(),
-        }),
+        enforcer: Some(enforcer(observe_only)),
         otlp_endpoint: None,
         log: "info".to_owned(),
         learn_seconds: None,
