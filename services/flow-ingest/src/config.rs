@@ -1,9 +1,10 @@
 //! The service's configuration.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use garrison_proto::TenantId;
 use garrison_service::{ConfigError, Core, ServiceConfig};
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -33,9 +34,21 @@ pub struct Config {
     /// Where batches wait while the broker is away.
     #[serde(default)]
     pub spool: SpoolConfig,
+    /// What sensors remember across restarts: templates of flow exporters, files already read. Without this section they
+    /// begin anew each time.
+    #[serde(default)]
+    pub state: Option<StateConfig>,
 }
 
-/// A sensor: one flow table fed by interfaces or by a capture file.
+/// What sensors remember across restarts.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateConfig {
+    /// Folder; each sensor has bounded files of its own in it.
+    pub path: PathBuf,
+}
+
+/// A sensor. Exactly one of `interface` or `interfaces`, `file` and `listen` says where its flows come from.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SensorConfig {
@@ -69,6 +82,24 @@ pub struct SensorConfig {
     /// Which times the packets of a file get.
     #[serde(default)]
     pub timestamps: Timestamps,
+    /// Address and UDP port where flow exports come in: NetFlow 5 and 9, IPFIX and sFlow 5, told apart by their content.
+    /// For example `0.0.0.0:2055`.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+    /// Networks whose exporters are heard. Without one all are.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub exporters: Vec<IpNet>,
+    /// Octets the kernel holds for the socket of `listen` between two looks at it. More than `net.core.rmem_max` needs
+    /// CAP_NET_ADMIN.
+    #[serde(default = "default_receive_bytes")]
+    pub receive_bytes: usize,
+    /// One in how many packets those exporters look at that do not tell it themselves.
+    #[serde(default = "default_sampling")]
+    pub sampling: u32,
+    /// Keep what exporters and logs say beyond the columns of the flow schema, in its column `extra`.
+    #[serde(default = "default_extra")]
+    pub extra: bool,
 }
 
 /// Which frames are captured.
@@ -202,6 +233,18 @@ fn default_snaplen() -> u32 {
     65_535
 }
 
+fn default_receive_bytes() -> usize {
+    8 << 20
+}
+
+fn default_sampling() -> u32 {
+    1
+}
+
+fn default_extra() -> bool {
+    true
+}
+
 fn default_ring_bytes() -> u64 {
     1 << 30
 }
@@ -320,10 +363,24 @@ impl ServiceConfig for Config {
             if self.sensors[..i].iter().any(|other| other.id == sensor.id) {
                 return wrong(key("id"), "is the id of another sensor too");
             }
-            match (&sensor.file, sensor.all_interfaces().is_empty()) {
-                (None, true) => return wrong(key("interfaces"), "is missing: name interfaces, or a file"),
-                (Some(_), false) => return wrong(key("file"), "cannot go together with interfaces"),
+            let sources = [
+                ("interfaces", !sensor.all_interfaces().is_empty()),
+                ("file", sensor.file.is_some()),
+                ("listen", sensor.listen.is_some()),
+            ];
+            let mut named = sources.iter().filter(|(_, named)| *named);
+            match (named.next(), named.next()) {
+                (None, _) => return wrong(key("interfaces"), "is missing: name interfaces, a file or an address to listen on"),
+                (Some((first, _)), Some((second, _))) => {
+                    return wrong(key(second), &format!("cannot go together with {first}"));
+                }
                 _ => {}
+            }
+            if sensor.sampling == 0 {
+                return wrong(key("sampling"), "must be at least 1");
+            }
+            if !(64 << 10..=1 << 30).contains(&sensor.receive_bytes) {
+                return wrong(key("receive_bytes"), "must be 65536 to 1073741824");
             }
             if !(64..=262_144).contains(&sensor.snaplen) {
                 return wrong(key("snaplen"), "must be 64 to 262144");

@@ -9,6 +9,7 @@ pub mod bus;
 pub mod capture;
 pub mod config;
 pub mod domain;
+pub mod export;
 mod grpc;
 mod metrics;
 pub mod ring;

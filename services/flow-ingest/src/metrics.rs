@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use opentelemetry::{KeyValue, metrics::Histogram};
 
-use crate::{app::sensor::Sensor, bus::queue::Queue};
+use crate::{app::sensor::Sensor, bus::queue::Queue, export::Tally};
 
 /// The instruments that are written to; the others are read from state when they are asked for.
 #[derive(Clone)]
@@ -111,6 +111,7 @@ impl Metrics {
                 })
                 .build();
         }
+        exports(&meter, sensors);
         let queue = Arc::clone(queue);
         meter
             .u64_observable_gauge("garrison_flow_ingest_spool_bytes")
@@ -137,6 +138,94 @@ impl Metrics {
     pub(crate) fn latency(&self, seconds: f64) {
         self.latency.record(seconds, &[]);
     }
+}
+
+// Of sensors that read flow exports.
+fn exports(meter: &opentelemetry::metrics::Meter, sensors: &[Arc<Sensor>]) {
+    type Read = fn(&Tally) -> u64;
+    let counters: [(&'static str, &'static str, Read); 8] = [
+        (
+            "garrison_flow_ingest_export_records",
+            "Flow records that exporters sent.",
+            |t| t.records,
+        ),
+        (
+            "garrison_flow_ingest_export_records_without_flow",
+            "Exported records that name no two hosts.",
+            |t| t.without_flow,
+        ),
+        (
+            "garrison_flow_ingest_export_options",
+            "Exported records about the exporter itself.",
+            |t| t.options,
+        ),
+        (
+            "garrison_flow_ingest_export_missing",
+            "What is missing by the exporters' sequence numbers: flows, records or datagrams.",
+            |t| t.missing,
+        ),
+        (
+            "garrison_flow_ingest_export_late",
+            "Datagrams that came after later ones.",
+            |t| t.late,
+        ),
+        (
+            "garrison_flow_ingest_export_restarts",
+            "Times an exporter's sequence began anew.",
+            |t| t.restarts,
+        ),
+        (
+            "garrison_flow_ingest_export_sets_without_template",
+            "Sets of records that were not read for want of a template.",
+            |t| t.sets_without_template,
+        ),
+        (
+            "garrison_flow_ingest_export_templates_refused",
+            "Templates beyond the bound.",
+            |t| t.templates_refused,
+        ),
+    ];
+    for (name, description, read) in counters {
+        let sensors = sensors.to_vec();
+        meter
+            .u64_observable_counter(name)
+            .with_description(description)
+            .with_callback(move |observer| {
+                for sensor in &sensors {
+                    if let Some(tally) = sensor.status().exports {
+                        observer.observe(read(&tally), &attributes(sensor));
+                    }
+                }
+            })
+            .build();
+    }
+    let sensors = sensors.to_vec();
+    meter
+        .u64_observable_counter("garrison_flow_ingest_interface")
+        .with_description("Counters of interfaces that sFlow agents send: octets, packets, discards, errors.")
+        .with_callback(move |observer| {
+            for sensor in &sensors {
+                for ((agent, index), counters) in sensor.status().interfaces.iter() {
+                    for (what, direction, value) in [
+                        ("octets", "in", counters.in_octets),
+                        ("octets", "out", counters.out_octets),
+                        ("packets", "in", counters.in_packets),
+                        ("packets", "out", counters.out_packets),
+                        ("discards", "in", counters.in_discards),
+                        ("discards", "out", counters.out_discards),
+                        ("errors", "in", counters.in_errors),
+                        ("errors", "out", counters.out_errors),
+                    ] {
+                        let [sensor, tenant] = attributes(sensor);
+                        let agent = KeyValue::new("agent", agent.to_string());
+                        let interface = KeyValue::new("interface", i64::from(*index));
+                        let (what, direction) = (KeyValue::new("what", what), KeyValue::new("direction", direction));
+                        observer.observe(value, &[sensor, tenant, agent, interface, what, direction]);
+                    }
+                }
+            }
+        })
+        .build();
 }
 
 fn attributes(sensor: &Sensor) -> [KeyValue; 2] {

@@ -1,6 +1,7 @@
 //! The wiring: configuration to sensors, threads, queue and gRPC.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -17,6 +18,7 @@ use tonic::service::Routes;
 
 use crate::{
     app::{
+        listen::{Listening, listen},
         play::{Playing, play},
         recorder::Recorder,
         sensor::Sensor,
@@ -26,6 +28,7 @@ use crate::{
     capture::afpacket::RingOptions,
     config::{Config, Direction, SensorConfig},
     domain::Meter,
+    export::{Collector, CollectorLimits},
     grpc::FlowGrpc,
     metrics::Metrics,
     ring::{PacketRing, RingFeed},
@@ -54,6 +57,12 @@ struct Prepared {
 pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     if config.sensors.is_empty() {
         tracing::warn!("no sensor is configured; add a [[sensors]] section");
+    }
+    if let Some(state) = &config.state {
+        for sensor in &config.sensors {
+            std::fs::create_dir_all(state.path.join(sensor.tenant.to_string()))
+                .map_err(|error| unusable("state.path", &state.path, "GAR-FLOW-0053", &error))?;
+        }
     }
     let (prepared, mut threads) = prepare(&config)?;
     let sensors: Vec<Arc<Sensor>> = prepared.iter().map(|p| Arc::clone(&p.sensor)).collect();
@@ -156,9 +165,10 @@ fn prepare(config: &Config) -> Result<Started, ConfigError> {
             feed = Some(fed);
             threads.push(thread);
         }
-        let source = match &sensor.file {
-            Some(file) => file.display().to_string(),
-            None => sensor.all_interfaces().join(", "),
+        let source = match (&sensor.file, sensor.listen) {
+            (Some(file), _) => file.display().to_string(),
+            (None, Some(address)) => format!("udp {address}"),
+            (None, None) => sensor.all_interfaces().join(", "),
         };
         prepared.push(Prepared {
             sensor: Arc::new(Sensor::new(
@@ -176,6 +186,25 @@ fn prepare(config: &Config) -> Result<Started, ConfigError> {
     Ok((prepared, threads))
 }
 
+// Where a sensor remembers something.
+fn kept(config: &Config, sensor: &SensorConfig, what: &str) -> Option<PathBuf> {
+    let state = config.state.as_ref()?;
+    Some(state.path.join(sensor.tenant.to_string()).join(format!("{}.{what}.json", sensor.id)))
+}
+
+fn listening(config: &Config, sensor: &SensorConfig, address: SocketAddr) -> (Listening, Collector) {
+    let mut collector = Collector::new(&sensor.id, CollectorLimits::default(), uuid::Uuid::new_v4().as_u128());
+    collector.keep_extra(sensor.extra);
+    collector.assume_sampling(sensor.sampling);
+    let listening = Listening {
+        address,
+        exporters: sensor.exporters.clone(),
+        receive_bytes: sensor.receive_bytes,
+        keep: kept(config, sensor, "templates"),
+    };
+    (listening, collector)
+}
+
 fn start_worker(
     config: &Config,
     sensor_config: SensorConfig,
@@ -191,8 +220,12 @@ fn start_worker(
         bytes: config.capture.ring_bytes,
         retire_ms: config.capture.retire_ms,
     };
-    std::thread::Builder::new()
-        .name(format!("sensor-{}", sensor.id))
+    let thread = std::thread::Builder::new().name(format!("sensor-{}", sensor.id));
+    if let Some(address) = sensor_config.listen {
+        let (how, collector) = listening(config, &sensor_config, address);
+        return thread.spawn(move || listen(&sensor, &how, collector, recorder, &stop));
+    }
+    thread
         .spawn(move || match &sensor_config.file {
             Some(file) => {
                 let playing = Playing {

@@ -74,9 +74,13 @@ impl Recorder {
 
     /// Takes over the meter's counts for the ledger.
     pub fn note(&mut self, meter: &Meter, dropped_by_kernel: u64) {
-        self.counts = meter.counts();
+        self.note_counts(meter.counts(), meter.active_flows() as u64, dropped_by_kernel);
+    }
+
+    /// Takes over counts for the ledger.
+    pub fn note_counts(&mut self, counts: Counts, active: u64, dropped_by_kernel: u64) {
+        self.counts = counts;
         self.dropped_by_kernel = dropped_by_kernel;
-        let (counts, active) = (self.counts, meter.active_flows() as u64);
         self.sensor.update(|status| {
             status.counts = counts;
             status.dropped_by_kernel = dropped_by_kernel;

@@ -1,8 +1,12 @@
 //! What a sensor shows of itself while it works.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicI64, AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
 };
 
 use garrison_flow::LossLedger;
@@ -10,6 +14,7 @@ use garrison_proto::TenantId;
 
 use crate::{
     domain::{Counts, packet::LinkType},
+    export::{InterfaceCounters, Tally},
     ring::PacketRing,
 };
 
@@ -47,6 +52,10 @@ pub struct Status {
     pub link: Option<LinkType>,
     /// What keeps it from capturing.
     pub problem: Option<String>,
+    /// Of a sensor that reads flow exports: what became of what is in them.
+    pub exports: Option<Tally>,
+    /// Of a sensor that reads flow exports: interfaces by agent and index, as sFlow agents last told.
+    pub interfaces: Arc<BTreeMap<(IpAddr, u32), InterfaceCounters>>,
 }
 
 const NOT_FINISHED: i64 = i64::MIN;

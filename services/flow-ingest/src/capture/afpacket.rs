@@ -10,7 +10,7 @@ use std::{
     ffi::CString,
     io,
     mem::{offset_of, size_of},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -336,8 +336,13 @@ impl Drop for Block<'_> {
 
 /// Waits until the ring has a block or `timeout` is over.
 pub fn wait(ring: &Ring, timeout: Duration) {
+    wait_for(ring.socket.as_fd(), timeout);
+}
+
+/// Waits until a socket has something to read or `timeout` is over.
+pub fn wait_for(socket: BorrowedFd<'_>, timeout: Duration) {
     let mut poll = libc::pollfd {
-        fd: ring.socket.as_raw_fd(),
+        fd: socket.as_raw_fd(),
         events: libc::POLLIN | libc::POLLERR,
         revents: 0,
     };

@@ -11,6 +11,7 @@ mod corpora;
 #[path = "../../src/domain/craft.rs"]
 mod craft;
 mod disk;
+mod exports;
 mod live;
 mod outage;
 mod service;
