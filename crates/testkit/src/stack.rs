@@ -106,9 +106,6 @@ impl Stack {
         // Two tests that ask for the same one at once must not both make it.
         static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Two tests that ask for the same one at once must not both make it.
-        static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-        let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.pki.identity(name).unwrap_or_else(|error| panic!("{error}"))
     }
 
