@@ -1,15 +1,21 @@
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_nats::{ConnectOptions, Event, ServerAddr, ServerError, connection::State, jetstream};
 use futures::{Stream, StreamExt};
 use tokio::sync::{broadcast, watch};
 
-use crate::{BusConfig, BusError, Delivery, Publisher, delivery::Position, identity, metrics::Metrics};
+use crate::{
+    BusConfig, BusError, Delivery, Publisher,
+    absence::{Absence, Notice},
+    delivery::Position,
+    identity,
+    metrics::Metrics,
+};
 
 /// Longest pause between two attempts to connect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(500);
@@ -36,6 +42,7 @@ pub(crate) struct Link {
     epoch: watch::Sender<u64>,
     /// Subjects that the broker refused to let this identity publish on.
     denied: broadcast::Sender<Arc<str>>,
+    absence: Arc<Mutex<Absence>>,
 }
 
 impl Link {
@@ -43,6 +50,7 @@ impl Link {
         Self {
             epoch: watch::Sender::new(0),
             denied: broadcast::Sender::new(64),
+            absence: Arc::default(),
         }
     }
 
@@ -50,11 +58,22 @@ impl Link {
         match event {
             Event::Connected => {
                 self.epoch.send_modify(|epoch| *epoch = (*epoch + 1) | 1);
-                tracing::info!(service, "connected to the broker");
+                self.note(event, service, |absence, now| Some(absence.connected(now)));
             }
-            Event::Disconnected | Event::Closed => {
+            Event::Disconnected => {
                 self.epoch.send_modify(|epoch| *epoch += *epoch & 1);
-                tracing::warn!(service, "the connection to the broker is gone; reconnecting");
+                self.note(event, service, Absence::lost);
+            }
+            // Nobody holds the client any more.
+            Event::Closed => {
+                self.epoch.send_modify(|epoch| *epoch += *epoch & 1);
+                tracing::debug!(service, "the connection to the broker is closed");
+            }
+            // The client sends the first for each attempt to connect that fails, and for nothing else; the second
+            // comes besides while the broker does not know the certificate.
+            Event::ClientError(_) => self.note(event, service, Absence::failed),
+            Event::ServerError(ServerError::AuthorizationViolation) if *self.epoch.borrow() & 1 == 0 => {
+                self.note(event, service, Absence::failed);
             }
             Event::ServerError(ServerError::Other(text)) => {
                 tracing::error!(service, error = %text, "the broker refused an operation");
@@ -64,6 +83,16 @@ impl Link {
                 }
             }
             other => tracing::warn!(service, event = %other, "broker event"),
+        }
+    }
+
+    fn note(&self, event: &Event, service: &str, step: impl FnOnce(&mut Absence, Instant) -> Option<Notice>) {
+        let notice = {
+            let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+            step(&mut absence, Instant::now())
+        };
+        if let Some(notice) = notice {
+            say(&notice, event, service);
         }
     }
 
@@ -80,6 +109,26 @@ impl Link {
         let mut epoch = self.epoch.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
         epoch.wait_for(|epoch| epoch & 1 == 1).await.map_or(0, |epoch| *epoch)
+    }
+}
+
+fn say(notice: &Notice, event: &Event, service: &str) {
+    match notice {
+        Notice::Connected => tracing::info!(service, "connected to the broker"),
+        Notice::Lost => tracing::warn!(
+            service, code = "GAR-BUS-0002", reason = %event,
+            "there is no connection to the broker; trying again until there is"
+        ),
+        Notice::StillAway { away, attempts } => tracing::warn!(
+            service, code = "GAR-BUS-0002", reason = %event, away_s = away.as_secs(), attempts,
+            "there is still no connection to the broker"
+        ),
+        Notice::Back { away, attempts } => tracing::info!(
+            service,
+            away_s = away.as_secs_f64(),
+            attempts,
+            "connected to the broker again"
+        ),
     }
 }
 

@@ -12,6 +12,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod absence;
 mod config;
 mod connection;
 mod consumer;

@@ -98,3 +98,75 @@ async fn what_a_dead_consumer_held_is_delivered_to_the_next() {
         second.seen()
     );
 }
+
+/// Writes down the lines that name one service.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+const WATCHED: &str = "watched";
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("garrison_bus") && *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        #[derive(Default)]
+        struct Fields {
+            message: String,
+            service: String,
+        }
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                match field.name() {
+                    "message" => self.message = format!("{value:?}"),
+                    "service" => self.service = format!("{value:?}").trim_matches('"').to_owned(),
+                    _ => {}
+                }
+            }
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if fields.service == WATCHED {
+            let line = format!("{} {}", event.metadata().level(), fields.message);
+            self.0.lock().unwrap().push(line);
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// The client tries several times a second; the log has one line at the loss and one at the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absence_is_two_lines_in_the_log() {
+    let lines = Lines::default();
+    // Of the whole test binary: this is the one test that listens, and it hears one connection.
+    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    let broker = Broker::start().await;
+    let bus = Bus::connect(&broker.config("svc/policy"), WATCHED).await.unwrap();
+    bus.connected().await;
+    broker.nats.kill();
+    // A dozen attempts.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!bus.is_connected());
+    broker.nats.resume().unwrap();
+    eventually("it is connected again", async || lines.0.lock().unwrap().len() >= 3).await;
+    assert_eq!(
+        *lines.0.lock().unwrap(),
+        [
+            "INFO connected to the broker",
+            "WARN there is no connection to the broker; trying again until there is",
+            "INFO connected to the broker again",
+        ]
+    );
+}
