@@ -104,6 +104,9 @@ pub struct ScanConfig {
     pub grace_ms: u32,
     /// So many times `distinct` unanswered attempts make an alert before the grace is over.
     pub burst: usize,
+    /// So many times `distinct` in vain within the window are severity high instead of medium, which the default
+    /// playbooks block. 0: never.
+    pub loud: usize,
 }
 
 /// Password guessing that shows in HTTP.
@@ -240,6 +243,7 @@ impl Default for ScanConfig {
             window_seconds: 60,
             grace_ms: 250,
             burst: 2,
+            loud: 5,
         }
     }
 }
@@ -421,6 +425,7 @@ impl Config {
                 bound: scan.distinct * scan.burst.max(2),
             },
             burst: scan.distinct * scan.burst,
+            loud: scan.distinct * scan.loud,
         };
         let guesses = |count: usize, window: u32| Threshold {
             count,
@@ -430,6 +435,7 @@ impl Config {
                 bound: count,
             },
             burst: count,
+            loud: 0,
         };
         let mut enabled = [false; Detector::ALL.len()];
         for (detector, on) in [
@@ -486,10 +492,10 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn config(extra: &str) -> Result<Config, String> {
+    pub(crate) fn config(extra: &str) -> Result<Config, String> {
         let text = format!(
             r#"
 [core.identity]
@@ -514,7 +520,7 @@ key_file = "k"
     #[test]
     fn defaults_are_whole_and_make_settings() {
         let settings = config("").unwrap().settings();
-        assert_eq!(settings.vertical.count, 15);
+        assert_eq!((settings.vertical.count, settings.vertical.loud), (15, 75));
         assert_eq!(settings.internal.len(), 6);
         assert!(settings.enabled.iter().all(|on| *on));
         assert_eq!(settings.bounds.flows, 262_144 / 16);

@@ -15,7 +15,10 @@ use super::{
     engine::{Held, Slot},
 };
 use crate::{
-    domain::tenant::{Arrival, Judged, Phase},
+    domain::{
+        finding::message_id,
+        tenant::{Arrival, Judged, Phase},
+    },
     error::Error,
     store,
 };
@@ -142,7 +145,7 @@ impl Engine {
         }
         let detectors = alerts
             .iter()
-            .filter(|a| new.iter().any(|message| message.id.to_string() == a.alert_id));
+            .filter(|a| new.iter().any(|message| Some(message.id) == message_id(a)));
         self.metrics
             .alerted(detectors.map(|a| a.detector.as_str()), started.elapsed());
         Ok(())

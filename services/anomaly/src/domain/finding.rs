@@ -43,6 +43,17 @@ pub struct Finding {
     pub score: f64,
     /// The threshold it crossed.
     pub threshold: f64,
+    /// When it is graver than its severity says.
+    pub loud: Option<Loud>,
+}
+
+/// What makes a finding grave: its repeats' scores add up to so much within so much time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loud {
+    /// The sum.
+    pub score: f64,
+    /// The time, of the records themselves.
+    pub within: Nanos,
 }
 
 /// Whom a finding concerns.
@@ -83,7 +94,7 @@ pub fn service_name(host: Host, port: u16, protocol: u8) -> String {
 pub type Fingerprint = [u8; 16];
 
 /// What is known of an alert while its repeats are folded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fold {
     /// Capture time that opened it.
     pub opened: Nanos,
@@ -93,10 +104,45 @@ pub struct Fold {
     pub count: u64,
     /// The count at which it is published again.
     pub next: u64,
+    /// When the period began that loudness is measured in.
+    pub period: Nanos,
+    /// Sum of the scores of that period.
+    pub period_score: f64,
+    /// It was loud once, and is grave since.
+    pub loud: bool,
 }
 
-/// Folds a finding. Returns the alert when it is the first, or when the count reached the next step of
-/// 1, 2, 5, 10, 20, 50, 100, ….
+impl Fold {
+    fn open(trigger: Nanos, first_seen: Nanos) -> Self {
+        Self {
+            opened: trigger,
+            first_seen,
+            count: 0,
+            next: 1,
+            period: trigger,
+            period_score: 0.0,
+            loud: false,
+        }
+    }
+
+    /// Adds a finding to the period that it is in. True when that made the alert loud.
+    fn grows_loud(&mut self, finding: &Finding) -> bool {
+        let Some(loud) = finding.loud else {
+            return false;
+        };
+        if finding.trigger.saturating_sub(self.period) > loud.within {
+            self.period = finding.trigger;
+            self.period_score = 0.0;
+        }
+        self.period_score += finding.score;
+        let now = !self.loud && self.period_score >= loud.score;
+        self.loud |= now;
+        now
+    }
+}
+
+/// Folds a finding. Returns the alert when it is the first, when the count reached the next step of
+/// 1, 2, 5, 10, 20, 50, 100, …, or when it has become loud. The alert keeps its id.
 pub fn fold(
     folds: &mut BoundedMap<Fingerprint, Fold>,
     finding: &Finding,
@@ -107,22 +153,20 @@ pub fn fold(
     let fingerprint = fingerprint(tenant, finding);
     let first_flow = finding.flows.iter().map(|f| f.first_seen).min();
     let first_seen = first_flow.unwrap_or(finding.trigger).min(finding.trigger);
-    let fresh = Fold {
-        opened: finding.trigger,
-        first_seen,
-        count: 0,
-        next: 1,
-    };
+    let fresh = Fold::open(finding.trigger, first_seen);
     let fold = folds.get_or_insert_with(fingerprint, || fresh);
     if finding.trigger.saturating_sub(fold.opened) > settings.fold {
         *fold = fresh;
     }
     fold.count += 1;
     fold.first_seen = fold.first_seen.min(first_seen);
-    if fold.count < fold.next {
+    let grew_loud = fold.grows_loud(finding);
+    if fold.count < fold.next && !grew_loud {
         return None;
     }
-    fold.next = next_step(fold.next);
+    if fold.count >= fold.next {
+        fold.next = next_step(fold.next);
+    }
     Some(alert(finding, fingerprint, *fold, settings, detected))
 }
 
@@ -158,28 +202,46 @@ fn first_half(hash: &[u8]) -> [u8; 16] {
     half
 }
 
-// A UUIDv7 whose time is the trigger's and whose other bits come from what makes this publication itself, so
-// that a replay of the same messages gives the same id and the database keeps one of the two.
-fn alert_id(fingerprint: &Fingerprint, fold: Fold, trigger: Nanos) -> Uuid {
+// A UUIDv7 whose time is that of the first finding's trigger and whose other bits come from what makes the alert
+// itself, so that its repeats and a replay of the same messages give the same id.
+fn alert_id(fingerprint: &Fingerprint, fold: Fold) -> Uuid {
+    timed_id(fold.opened / 1_000_000, fingerprint, fold.opened.to_be_bytes())
+}
+
+/// The id of the message that publishes an alert: the alert's own for the first, which is its id in traces and logs,
+/// and for each later one an id that a replay gives again. `None` when the alert has no id.
+pub fn message_id(alert: &Alert) -> Option<Uuid> {
+    let id: Uuid = alert.alert_id.parse().ok()?;
+    if alert.count <= 1 {
+        return Some(id);
+    }
+    let trigger = alert.trigger_time.unwrap_or_default();
+    let millis = trigger.seconds * 1_000 + i64::from(trigger.nanos) / 1_000_000;
+    Some(timed_id(millis, id.as_bytes(), alert.count.to_be_bytes()))
+}
+
+// A UUIDv7 that is always the same for the same parts.
+fn timed_id(millis: i64, what: &[u8; 16], which: [u8; 8]) -> Uuid {
     let mut hash = Sha256::new();
-    hash.update(fingerprint);
-    hash.update(fold.opened.to_be_bytes());
-    hash.update(fold.count.to_be_bytes());
-    let hash = hash.finalize();
+    hash.update(what);
+    hash.update(which);
     let mut random = [0; 10];
-    random.copy_from_slice(&hash[..10]);
-    let millis = u64::try_from(trigger / 1_000_000).unwrap_or(0);
-    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+    random.copy_from_slice(&hash.finalize()[..10]);
+    uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(0), &random).into_uuid()
 }
 
 fn alert(finding: &Finding, fingerprint: Fingerprint, fold: Fold, settings: &Settings, detected: Nanos) -> Alert {
     let skip = finding.flows.len().saturating_sub(settings.flows_an_alert);
     let last_flow = finding.flows.iter().map(|f| f.last_seen).max();
     Alert {
-        alert_id: alert_id(&fingerprint, fold, finding.trigger).to_string(),
+        alert_id: alert_id(&fingerprint, fold).to_string(),
         detector: finding.detector.id().to_owned(),
         title: finding.title.clone(),
-        severity: finding.severity.into(),
+        severity: if fold.loud {
+            (finding.severity as i32).max(Severity::High.into())
+        } else {
+            finding.severity.into()
+        },
         confidence: finding.confidence.clamp(0.0, 1.0),
         entity: Some(Target::Host(finding.source).to_proto()),
         targets: finding
@@ -227,6 +289,10 @@ mod tests {
             trigger,
             score: 15.0,
             threshold: 15.0,
+            loud: Some(Loud {
+                score: 75.0,
+                within: 60 * SECOND,
+            }),
         }
     }
 
@@ -246,10 +312,40 @@ mod tests {
         let counts: Vec<u64> = alerts.iter().map(|a| a.count).collect();
         assert_eq!(counts, [1, 2, 5, 10, 20, 50, 100]);
         assert!(alerts.iter().all(|a| a.fingerprint == alerts[0].fingerprint));
-        let ids: std::collections::BTreeSet<_> = alerts.iter().map(|a| &a.alert_id).collect();
-        assert_eq!(ids.len(), alerts.len());
+        // One alert, which every message tells anew.
+        assert!(alerts.iter().all(|a| a.alert_id == alerts[0].alert_id));
+        let messages: std::collections::BTreeSet<_> = alerts.iter().map(|a| message_id(a).unwrap()).collect();
+        assert_eq!(messages.len(), alerts.len());
+        assert_eq!(message_id(&alerts[0]).unwrap().to_string(), alerts[0].alert_id);
+        assert!(alerts.iter().all(|a| message_id(a) == message_id(a)));
         assert!(alerts.iter().all(|a| a.flows.len() == 32 && a.targets.len() == 32));
         assert_eq!(alerts[0].flows[31].flow_id, garrison_flow::flow_id_text(&[99; 16]));
+    }
+
+    #[test]
+    fn what_is_loud_is_grave_at_once_and_what_is_slow_is_not() {
+        let severities = |pause: Nanos, repeats: i64| -> Vec<(u64, Severity)> {
+            let triggers: Vec<Nanos> = (1..=repeats).map(|n| n * pause).collect();
+            run("acme", &triggers).iter().map(|a| (a.count, a.severity())).collect()
+        };
+        // 15 a second: the fifth finding makes 75 within a minute.
+        assert_eq!(
+            severities(SECOND, 12),
+            [
+                (1, Severity::Medium),
+                (2, Severity::Medium),
+                (5, Severity::High),
+                (10, Severity::High)
+            ]
+        );
+        // 15 in 16 seconds are 60 a minute.
+        assert!(severities(16 * SECOND, 100).iter().all(|(_, s)| *s == Severity::Medium));
+        // It need not wait for the next step of the count: quiet first, then loud with the eighth.
+        let quiet = (0..3).map(|n| n * 100 * SECOND);
+        let loud = (1..=5).map(|n| 1_000 * SECOND + n);
+        let told: Vec<_> = run("acme", &quiet.chain(loud).collect::<Vec<_>>());
+        let last = told.last().unwrap();
+        assert_eq!((last.count, last.severity()), (8, Severity::High));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{
     detector::Detector,
+    finding::Loud,
     spot::SpotSettings,
     window::{Host, Nanos, Span},
 };
@@ -50,6 +51,18 @@ pub struct Threshold {
     pub span: Span,
     /// This many unanswered at once make an alert before the grace is over.
     pub burst: usize,
+    /// This many within the span are grave; 0 for never.
+    pub loud: usize,
+}
+
+impl Threshold {
+    /// When findings of this threshold are grave.
+    pub fn loud(&self) -> Option<Loud> {
+        (self.loud > 0).then_some(Loud {
+            score: self.loud as f64,
+            within: self.span.length,
+        })
+    }
 }
 
 /// A session that may be one guess at a password.

@@ -280,6 +280,7 @@ pub(crate) mod tests {
                 bound: 4 * count,
             },
             burst: 2 * count,
+            loud: 5 * count,
         };
         Settings {
             enabled: [true; Detector::ALL.len()],

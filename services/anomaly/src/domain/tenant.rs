@@ -286,7 +286,8 @@ impl Tenant {
             judged.findings[finding.detector.index()] += 1;
             let alert = fold(&mut shard.folds, finding, &self.id, &settings, arrival.now);
             if let Some(alert) = alert {
-                self.alerts[finding.detector.index()] += 1;
+                // Later ones tell the same alert anew.
+                self.alerts[finding.detector.index()] += u64::from(alert.count == 1);
                 judged.alerts.push(alert);
             }
         }
@@ -547,6 +548,7 @@ fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>, 
         trigger: facts.time[i],
         score: scored.scores.values[scored.row],
         threshold,
+        loud: None,
     }
 }
 

@@ -215,4 +215,10 @@ pub(super) struct FoldState {
     pub(super) count: u64,
     #[prost(uint64, tag = "5")]
     pub(super) next: u64,
+    #[prost(sfixed64, tag = "6")]
+    pub(super) period: i64,
+    #[prost(double, tag = "7")]
+    pub(super) period_score: f64,
+    #[prost(bool, tag = "8")]
+    pub(super) loud: bool,
 }

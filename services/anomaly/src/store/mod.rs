@@ -10,7 +10,10 @@ use garrison_proto::{TenantId, alert::v1::Alert, from_timestamp};
 use prost::Message as _;
 use uuid::Uuid;
 
-use crate::domain::autoencoder::{Manifest, StoredModel};
+use crate::domain::{
+    autoencoder::{Manifest, StoredModel},
+    finding::message_id,
+};
 
 /// Models of a tenant that are kept.
 const MODELS_KEPT: i64 = 10;
@@ -89,8 +92,8 @@ pub async fn save(tx: &mut Tx<'_>, applied: u64, tenant: &[u8], shards: &[(u16, 
     Ok(())
 }
 
-/// Inserts alerts and their messages. Those that are there already, because their messages were taken before a crash
-/// and are taken again now, are left out. Returns the messages of the new ones.
+/// Keeps alerts as they are now, and their messages. What is there already with the same or a higher count, because its
+/// messages were taken before a crash and are taken again now, is left out. Returns the messages of the others.
 ///
 /// # Errors
 /// When the database is away or fails.
@@ -105,10 +108,22 @@ pub async fn publish_alerts(tx: &mut Tx<'_>, alerts: &[Alert]) -> Result<Vec<Mes
         let read = |alert: &Alert| of(alert).and_then(from_timestamp).unwrap_or_default();
         known.iter().map(|(_, alert)| read(alert)).collect()
     };
-    let new: Vec<Uuid> = sqlx::query_scalar(
-        "INSERT INTO alert (tenant_id, alert_id, fingerprint, detector, severity, count, triggered, detected, body) \
-         SELECT $1, a.* FROM unnest($2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], \
-         $7::timestamptz[], $8::timestamptz[], $9::bytea[]) AS a ON CONFLICT DO NOTHING RETURNING alert_id",
+    // The last part sees the table as it was before: what each alert's count was.
+    let new: Vec<(Uuid, i64)> = sqlx::query_as(
+        "WITH given AS ( \
+             SELECT * FROM unnest($2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], \
+             $7::timestamptz[], $8::timestamptz[], $9::bytea[]) \
+             AS a (alert_id, fingerprint, detector, severity, count, triggered, detected, body) \
+         ), kept AS ( \
+             INSERT INTO alert (tenant_id, alert_id, fingerprint, detector, severity, count, triggered, detected, body) \
+             SELECT DISTINCT ON (alert_id) $1, given.* FROM given ORDER BY alert_id, count DESC \
+             ON CONFLICT (tenant_id, alert_id) DO UPDATE SET severity = excluded.severity, count = excluded.count, \
+             triggered = excluded.triggered, detected = excluded.detected, body = excluded.body \
+             WHERE excluded.count > alert.count \
+         ) \
+         SELECT given.alert_id, given.count FROM given \
+         LEFT JOIN alert ON alert.tenant_id = $1 AND alert.alert_id = given.alert_id \
+         WHERE alert.count IS NULL OR alert.count < given.count",
     )
     .bind(id.as_str())
     .bind(known.iter().map(|(id, _)| *id).collect::<Vec<_>>())
@@ -129,10 +144,10 @@ pub async fn publish_alerts(tx: &mut Tx<'_>, alerts: &[Alert]) -> Result<Vec<Mes
     .map_err(DbError::during("insert alerts"))?;
     let messages: Vec<Message> = known
         .iter()
-        .filter(|(id, _)| new.contains(id))
-        .map(|(alert_id, alert)| {
+        .filter(|(id, alert)| new.contains(&(*id, i64::try_from(alert.count).unwrap_or(i64::MAX))))
+        .filter_map(|(_, alert)| {
             let subject = subject::alerts(&id, alert.severity(), &alert.detector);
-            Message::proto(subject, crate::INFO.name, *alert).with_id(*alert_id)
+            Some(Message::proto(subject, crate::INFO.name, *alert).with_id(message_id(alert)?))
         })
         .collect();
     tx.publish_all(&messages).await?;

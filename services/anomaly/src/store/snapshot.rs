@@ -245,6 +245,9 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         first_seen: fold.first_seen,
         count: fold.count,
         next: fold.next,
+        period: fold.period,
+        period_score: fold.period_score,
+        loud: fold.loud,
     });
     ShardState {
         version: VERSION,
@@ -336,6 +339,9 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
             first_seen: f.first_seen,
             count: f.count,
             next: f.next,
+            period: f.period,
+            period_score: f.period_score,
+            loud: f.loud,
         };
         shard.folds.get_or_insert_with(sixteen(&f.fingerprint), || fold);
     }

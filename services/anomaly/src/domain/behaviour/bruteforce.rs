@@ -122,5 +122,6 @@ fn found(
         trigger: row.facts.time[row.i],
         score: 0.0,
         threshold: 0.0,
+        loud: None,
     }
 }

@@ -70,5 +70,6 @@ pub fn new_internal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out
         trigger: row.facts.time[row.i],
         score: 1.0,
         threshold: 1.0,
+        loud: None,
     });
 }

@@ -55,6 +55,7 @@ pub fn vertical(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &m
         trigger: row.facts.time[row.i],
         score: count,
         threshold: threshold.count as f64,
+        loud: threshold.loud(),
     });
 }
 
@@ -113,6 +114,7 @@ pub fn horizontal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: 
         trigger: row.facts.time[row.i],
         score: count,
         threshold: threshold.count as f64,
+        loud: threshold.loud(),
     });
 }
 

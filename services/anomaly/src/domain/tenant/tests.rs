@@ -94,9 +94,12 @@ struct Feed {
 
 impl Feed {
     fn new(name: &str) -> Self {
-        let settings = Arc::new(settings());
+        Self::with(name, settings())
+    }
+
+    fn with(name: &str, settings: Settings) -> Self {
         Self {
-            tenant: Tenant::new(name.parse().unwrap(), settings, 16),
+            tenant: Tenant::new(name.parse().unwrap(), Arc::new(settings), 16),
             messages: 0,
         }
     }
@@ -448,4 +451,65 @@ fn memory_is_bounded_under_a_flood_of_spoofed_sources() {
     assert_eq!(shard.vertical.len(), bounds.windows);
     assert_eq!(shard.horizontal.len(), bounds.windows);
     assert!(shard.evicted() > 100_000);
+}
+
+/// What the behaviours raise with the default configuration, each at first and at its gravest. The responder's tests
+/// read the same file, so that its default playbooks and these severities agree.
+#[test]
+fn alerts_are_those_that_the_default_playbooks_are_tested_with() {
+    const FIXTURE: &str = include_str!("../../../../../proto/fixtures/behaviours.json");
+    let feed = || Feed::with("acme", crate::config::tests::config("").unwrap().settings());
+    let attacker = [203, 0, 113, 9];
+    let ms = 1_000_000;
+    let probe = |n: u64, dst: [u8; 4], port: u16| Made::new(n, START + n as i64 * ms, attacker, dst, port).refused();
+    let ports: Vec<Made> = (1..=75).map(|n| probe(n, SERVER, n as u16)).collect();
+    let hosts: Vec<Made> = (1..=75).map(|n| probe(n, [10, 0, 2, n as u8], 445)).collect();
+    let login = Made {
+        auth_failures: 10,
+        ..Made::new(1, START, attacker, SERVER, 80)
+    };
+    let sessions: Vec<Made> = (1..=10)
+        .map(|n| Made {
+            lasts: SECOND,
+            bytes: (1_200, 2_500),
+            ..Made::new(n, START + n as i64 * SECOND, attacker, SERVER, 22)
+        })
+        .collect();
+    let mut learnt = feed();
+    learnt.learn(&benign(600, 1, START, 1));
+    let contact = Made::new(9_001, START + 10_000 * SECOND, [10, 0, 1, 1], DATABASE, 5_432);
+    let mut found = Vec::new();
+    for (case, alerts) in [
+        ("ports", feed().flows(&ports).alerts),
+        ("hosts", feed().flows(&hosts).alerts),
+        ("logins", feed().flows(&[login]).alerts),
+        ("sessions", feed().flows(&sessions).alerts),
+        ("contact", learnt.flows(&[contact]).alerts),
+    ] {
+        let alerts: Vec<&Alert> = alerts.iter().filter(|a| a.detector != "model.autoencoder").collect();
+        let gravest = alerts
+            .iter()
+            .max_by_key(|a| (a.severity, std::cmp::Reverse(a.count)))
+            .unwrap();
+        for (when, alert) in [("at first", alerts[0]), ("at its gravest", *gravest)] {
+            let entity = alert.entity.as_ref().unwrap();
+            let target = &alert.targets[0];
+            found.push(serde_json::json!({
+                "case": format!("{case}, {when}"),
+                "detector": alert.detector,
+                "severity": alert.severity().as_str_name(),
+                // Rounded: how sure it is, is no matter of the last digit.
+                "confidence": (alert.confidence * 100.0).round() / 100.0,
+                "count": alert.count,
+                "source": entity.value,
+                "target": { "kind": target.kind().as_str_name(), "value": target.value },
+            }));
+        }
+    }
+    let found = serde_json::to_string_pretty(&found).unwrap() + "\n";
+    assert_eq!(
+        found, FIXTURE,
+        "alerts look different: look whether the responder's default playbooks still fit, then make \
+         proto/fixtures/behaviours.json\n{found}"
+    );
 }

@@ -1,4 +1,5 @@
 use chrono::Utc;
+use garrison_proto::alert::v1::{Alert, Entity, EntityKind};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -169,5 +170,87 @@ proptest! {
     fn hostile_documents_never_panic(text in "\\PC{0,200}") {
         let _ = Playbook::parse(&text);
         let _ = duration(&text);
+    }
+}
+
+/// The alerts are those that anomaly raises; its tests compare the file with what it really makes.
+#[test]
+fn the_default_set_acts_on_the_alerts_that_are_raised() {
+    #[derive(serde::Deserialize)]
+    struct Raised {
+        case: String,
+        detector: String,
+        severity: String,
+        confidence: f64,
+        count: u64,
+        source: String,
+        target: Named,
+    }
+    #[derive(serde::Deserialize)]
+    struct Named {
+        kind: String,
+        value: String,
+    }
+    let playbooks: Vec<Playbook> = split(include_str!("../../../playbooks/default.yaml"))
+        .iter()
+        .map(|document| Playbook::parse(document).unwrap())
+        .collect();
+    let internal: Vec<IpNet> = ["10.0.0.0/8".parse().unwrap()].to_vec();
+    let mut acted: std::collections::BTreeMap<String, Vec<String>> = std::collections::BTreeMap::new();
+    let mut act = |case: &str, alert: &Alert| {
+        let facts = AlertFacts::read(alert, Utc::now()).unwrap();
+        let incident = Incident::open(Uuid::now_v7(), &facts, Utc::now());
+        let matching = playbooks.iter().filter(|p| p.matches(&facts, &incident, &internal));
+        acted.insert(case.to_owned(), matching.map(|p| p.name.clone()).collect());
+    };
+    let raised: Vec<Raised> =
+        serde_json::from_str(include_str!("../../../../../proto/fixtures/behaviours.json")).unwrap();
+    for raised in raised {
+        let mut alert = sample(&raised.source, &[]);
+        alert.targets.push(Entity {
+            kind: EntityKind::from_str_name(&raised.target.kind).unwrap().into(),
+            value: raised.target.value,
+        });
+        alert.detector = raised.detector;
+        alert.severity = Severity::from_str_name(&raised.severity).unwrap().into();
+        alert.confidence = raised.confidence;
+        alert.count = raised.count;
+        act(&raised.case, &alert);
+    }
+    // As policy makes it, between two internal hosts and from outside.
+    for (case, source) in [
+        ("forbidden inside", "10.0.0.7"),
+        ("forbidden from outside", "203.0.113.9"),
+    ] {
+        let mut alert = sample(source, &["10.0.0.2"]);
+        alert.detector = "policy.violation".into();
+        alert.confidence = 1.0;
+        act(case, &alert);
+    }
+    let acted: Vec<(&str, Vec<&str>)> = acted
+        .iter()
+        .map(|(case, names)| (case.as_str(), names.iter().map(String::as_str).collect()))
+        .collect();
+    assert_eq!(
+        acted,
+        [
+            // A person looks at it first.
+            ("contact, at first", vec![]),
+            ("contact, at its gravest", vec![]),
+            ("forbidden from outside", vec![]),
+            ("forbidden inside", vec!["isolate-forbidden-contact"]),
+            ("hosts, at first", vec!["slow-down-scanners"]),
+            ("hosts, at its gravest", vec!["block-scanners"]),
+            ("logins, at first", vec!["block-brute-force"]),
+            ("logins, at its gravest", vec!["block-brute-force"]),
+            ("ports, at first", vec!["slow-down-scanners"]),
+            ("ports, at its gravest", vec!["block-scanners"]),
+            ("sessions, at first", vec!["block-brute-force"]),
+            ("sessions, at its gravest", vec!["block-brute-force"]),
+        ]
+    );
+    for playbook in &playbooks {
+        let used = acted.iter().any(|(_, names)| names.contains(&playbook.name.as_str()));
+        assert!(used, "nothing that is raised triggers {}", playbook.name);
     }
 }
