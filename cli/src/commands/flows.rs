@@ -4,6 +4,7 @@ use garrison_proto::{
     flow::v1::{Flow, FlowFilter, ListSensorsRequest, StreamFlowsRequest, flow_service_client::FlowServiceClient},
     forensics::v1::{SearchFlowsRequest, flow_search_service_client::FlowSearchServiceClient},
 };
+use tonic_types::StatusExt as _;
 
 use crate::{
     Context,
@@ -133,14 +134,27 @@ impl Flows {
 }
 
 async fn observe(context: &Context, filter: FlowFilter, count: Option<u64>) -> Result<(), CliError> {
-    let mut client = FlowServiceClient::new(context.remote.service("flow-ingest").await?);
-    let request = StreamFlowsRequest { filter: Some(filter) };
-    let mut stream = client.stream_flows(request).await?.into_inner();
+    let follow = async || -> Result<_, CliError> {
+        // With a token that was renewed when it was about to end.
+        let mut client = FlowServiceClient::new(context.remote.service("flow-ingest").await?);
+        let request = StreamFlowsRequest {
+            filter: Some(filter.clone()),
+        };
+        Ok(client.stream_flows(request).await?.into_inner())
+    };
+    let mut stream = follow().await?;
     let mut left = count.unwrap_or(u64::MAX);
     let mut first = true;
     while left > 0 {
-        let Some(answer) = stream.message().await? else {
-            break;
+        let answer = match stream.message().await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => break,
+            // Tokens live for minutes, and people watch for longer.
+            Err(status) if expired(&status) => {
+                stream = follow().await?;
+                continue;
+            }
+            Err(status) => return Err(status.into()),
         };
         if answer.skipped > 0 {
             eprintln!(
@@ -163,6 +177,12 @@ async fn observe(context: &Context, filter: FlowFilter, count: Option<u64>) -> R
         }
     }
     Ok(())
+}
+
+/// The token ended while the call went on.
+fn expired(status: &tonic::Status) -> bool {
+    let info = status.get_details_error_info();
+    status.code() == tonic::Code::Unauthenticated && info.is_some_and(|info| info.reason == "GAR-AUTH-0003")
 }
 
 async fn search(context: &Context, filter: FlowFilter, limit: u32) -> Result<(), CliError> {

@@ -1,9 +1,10 @@
 use std::{fmt, net::IpAddr};
 
+use chrono::{DateTime, Utc};
 use garrison_proto::TenantId;
 use uuid::Uuid;
 
-use crate::denial::Denial;
+use crate::{denial::Denial, token};
 
 /// Who a verified request comes from, and for which tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,4 +111,12 @@ pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, tonic::Status> {
         .get::<Caller>()
         .cloned()
         .ok_or_else(|| Denial::NotWired.into_status())
+}
+
+/// When the token of a request, which the layer has verified, is accepted no longer. `None` for calls without a token,
+/// whose certificate ends with the connection. A call that streams for long asks for this and ends then, with
+/// [`Denial::Expired`].
+pub fn accepted_until<T>(request: &tonic::Request<T>) -> Option<DateTime<Utc>> {
+    let authorization = request.metadata().get("authorization")?.to_str().ok()?;
+    token::accepted_until(authorization.split_once(' ')?.1.trim())
 }

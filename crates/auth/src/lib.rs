@@ -17,11 +17,12 @@ mod identity;
 mod jwks;
 mod keys;
 mod layer;
+mod refusals;
 mod tls;
 pub mod token;
 
 pub use authorize::{Authorizer, Effect, PolicyError, Verdict};
-pub use caller::{Caller, Principal, caller};
+pub use caller::{Caller, Principal, accepted_until, caller};
 pub use denial::Denial;
 pub use identity::{IdentityError, Role as SpiffeRole, SpiffeId};
 pub use jwks::{JwkSet, JwksError, PublicKey};

@@ -217,6 +217,16 @@ fn encode(value: &impl Serialize) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(value).expect("strings and numbers serialise"))
 }
 
+/// When a token that [`verify`] has accepted is accepted no longer: its `exp` and the leeway. Nothing is verified here.
+pub(crate) fn accepted_until(token: &str) -> Option<DateTime<Utc>> {
+    #[derive(Deserialize)]
+    struct Body {
+        exp: i64,
+    }
+    let body: Body = decode(token.split('.').nth(1)?)?;
+    DateTime::from_timestamp(body.exp.checked_add(LEEWAY)?, 0)
+}
+
 fn decode<T: serde::de::DeserializeOwned>(part: &str) -> Option<T> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
@@ -268,6 +278,19 @@ mod tests {
     fn raw(key: &Ed25519KeyPair, header: &str, body: &str) -> String {
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(body));
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes())))
+    }
+
+    #[test]
+    fn the_end_of_a_token_is_read_as_it_is_enforced() {
+        let key = key();
+        let signed = sign(&key, "k1", &claims());
+        let until = accepted_until(&signed).unwrap().timestamp();
+        assert!(verify_at(&signed, &key, until - 1).is_ok());
+        let refused = verify_at(&signed, &key, until).unwrap_err();
+        assert!(matches!(refused, TokenError::Expired { .. }));
+        for garbage in ["", ".", "a.b.c", "a.e30.c"] {
+            assert_eq!(accepted_until(garbage), None, "{garbage:?}");
+        }
     }
 
     #[test]

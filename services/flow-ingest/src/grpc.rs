@@ -1,10 +1,10 @@
 //! `garrison.flow.v1.FlowService`: what the sensors see, for people and integrations.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use chrono::DateTime;
-use garrison_auth::{Denial, KeyRing, caller};
+use chrono::{DateTime, Utc};
+use garrison_auth::{Denial, KeyRing, accepted_until, caller};
 use garrison_flow::{Filter, FilterError};
 use garrison_proto::{
     Timestamp,
@@ -99,6 +99,18 @@ fn describe(sensor: &Sensor) -> SensorMessage {
     }
 }
 
+/// Returns when a time has passed, by the clock on the wall, which may be set meanwhile.
+async fn passed(until: Option<DateTime<Utc>>) {
+    let Some(until) = until else {
+        return std::future::pending().await;
+    };
+    while let Ok(left) = (until - Utc::now()).to_std()
+        && !left.is_zero()
+    {
+        tokio::time::sleep(left.min(Duration::from_secs(10))).await;
+    }
+}
+
 #[tonic::async_trait]
 impl FlowService for FlowGrpc {
     async fn list_sensors(
@@ -122,23 +134,26 @@ impl FlowService for FlowGrpc {
         request: Request<StreamFlowsRequest>,
     ) -> Result<Response<Self::StreamFlowsStream>, Status> {
         let caller = caller(&request)?;
+        let until = accepted_until(&request);
         let filter = request.into_inner().filter.unwrap_or_default();
         let filter = Filter::compile(&filter).map_err(|error| filter_error(&error))?;
         let (sender, receiver) = mpsc::channel(AHEAD);
-        // The layer asked once, when the call began; this call may outlast its session.
+        // The layer asked once, when the call began; this call may outlast its session and its token.
         let (watcher, keys, stop) = (sender.clone(), Arc::clone(&self.keys), self.stop.clone());
         let ended = CancellationToken::new();
         let end = ended.clone();
         tokio::spawn(async move {
-            tokio::select! {
-                () = keys.revoked(caller.session) => {
-                    end.cancel();
-                    // A client that is gone need not be told.
-                    let _ = watcher.send(Err(Denial::Revoked.into_status())).await;
-                }
-                () = stop.cancelled() => {}
-                () = watcher.closed() => {}
-            }
+            let denial = tokio::select! {
+                () = keys.revoked(caller.session) => Denial::Revoked,
+                () = passed(until) => Denial::Expired(
+                    "the token expired while flows were followed; renew it and follow again".to_owned()
+                ),
+                () = stop.cancelled() => return,
+                () = watcher.closed() => return,
+            };
+            end.cancel();
+            // A client that is gone need not be told.
+            let _ = watcher.send(Err(denial.into_status())).await;
         });
         // A tenant without a sensor here sees an open stream without flows, as it would with an idle one.
         if let Some((mut batches, mut seen)) = self.hub.watch(&caller.tenant) {
@@ -267,5 +282,75 @@ impl FlowService for FlowGrpc {
             let _ = sender.blocking_send(Ok(last));
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use futures::StreamExt as _;
+    use garrison_auth::{Caller, token::LEEWAY};
+    use garrison_flow::{FlowBatchBuilder, FlowRow};
+    use garrison_proto::TenantId;
+
+    use super::*;
+
+    /// As the layer hands a call on whose token ends then. `None`: a service, by its certificate.
+    fn request(tenant: &TenantId, ends: Option<DateTime<Utc>>) -> Request<StreamFlowsRequest> {
+        let mut request = Request::new(StreamFlowsRequest { filter: None });
+        request.extensions_mut().insert(Caller {
+            tenant: tenant.clone(),
+            ..Caller::anonymous(None)
+        });
+        if let Some(ends) = ends {
+            let body = URL_SAFE_NO_PAD.encode(format!("{{\"exp\":{}}}", ends.timestamp() - LEEWAY));
+            let value = format!("Bearer header.{body}.signature").parse().unwrap();
+            request.metadata_mut().insert("authorization", value);
+        }
+        request
+    }
+
+    #[tokio::test]
+    async fn following_flows_ends_with_the_token_and_says_so() {
+        let tenant: TenantId = "acme".parse().unwrap();
+        let hub = Arc::new(Hub::new([tenant.clone()]));
+        let keys = Arc::new(KeyRing::new());
+        let service = FlowGrpc::new(Vec::new(), Arc::clone(&hub), 1_000, keys, CancellationToken::new());
+        let ends = DateTime::from_timestamp(Utc::now().timestamp() + 2, 0).unwrap();
+        let follow = async |ends| service.stream_flows(request(&tenant, ends)).await.unwrap().into_inner();
+        let (mut short, mut long) = (
+            follow(Some(ends)).await,
+            follow(Some(ends + Duration::from_secs(600))).await,
+        );
+        let mut service_own = follow(None).await;
+        // A tenant without a sensor here.
+        let other: TenantId = "other".parse().unwrap();
+        let mut idle = service
+            .stream_flows(request(&other, Some(ends)))
+            .await
+            .unwrap()
+            .into_inner();
+
+        let mut builder = FlowBatchBuilder::new(1);
+        builder.push(&FlowRow::default());
+        let batch = builder.finish();
+        hub.show(&tenant, &batch);
+        for stream in [&mut short, &mut long, &mut service_own] {
+            assert_eq!(stream.next().await.unwrap().unwrap().flows.len(), 1);
+        }
+        for stream in [&mut short, &mut idle] {
+            let status = stream.next().await.unwrap().unwrap_err();
+            assert!(Utc::now() >= ends);
+            assert_eq!(status.code(), Code::Unauthenticated);
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(info.reason, "GAR-AUTH-0003");
+            assert!(status.message().contains("renew it"), "{}", status.message());
+            assert!(stream.next().await.is_none());
+        }
+        // The others go on.
+        hub.show(&tenant, &batch);
+        for stream in [&mut long, &mut service_own] {
+            assert_eq!(stream.next().await.unwrap().unwrap().flows.len(), 1);
+        }
     }
 }
