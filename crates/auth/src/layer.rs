@@ -29,6 +29,7 @@ use crate::{
     denial::Denial,
     identity::{Role, SpiffeId},
     keys::{KeyRing, Refused},
+    refusals::Refusals,
     token::{Rules, TokenError},
 };
 
@@ -56,6 +57,7 @@ pub struct Gate {
     authorizer: Arc<Authorizer>,
     audit: Arc<dyn AuditSink>,
     strangers: Arc<Mutex<Bucket>>,
+    refusals: Arc<Refusals>,
 }
 
 impl Gate {
@@ -67,9 +69,16 @@ impl Gate {
             rules: Arc::new(Rules::for_trust_domain(trust_domain)),
             keys,
             authorizer: Authorizer::shared(),
+            refusals: Refusals::new(Arc::clone(&audit)),
             audit,
             strangers: Arc::new(Mutex::new(Bucket::full())),
         }
+    }
+
+    /// Records the repeated refusals that were only counted so far. For the end of a service; while it runs they are
+    /// recorded once a minute.
+    pub async fn settle(&self) {
+        self.refusals.settle().await;
     }
 
     async fn admit(&self, head: &Head) -> Result<Caller, Denial> {
@@ -118,8 +127,9 @@ impl Gate {
                 }
             },
             Err(denial) => {
-                let known = caller.principal != Principal::Anonymous;
-                if known || self.strangers.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                if caller.principal != Principal::Anonymous {
+                    self.refusals.take(&caller, denial.code(), record).await;
+                } else if self.strangers.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     if let Err(error) = self.audit.record(record).await {
                         tracing::error!(
                             error = &error as &dyn std::error::Error, method = %head.method,

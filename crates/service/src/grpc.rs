@@ -25,6 +25,9 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of metadata a call may carry.
 const MAX_HEADERS: u32 = 16 * 1024;
 
+/// Time to record what was refused in the last minute, at the end.
+const SETTLE: Duration = Duration::from_secs(1);
+
 pub(crate) struct GrpcServer {
     pub(crate) config: GrpcConfig,
     pub(crate) identity: Arc<TlsIdentity>,
@@ -54,13 +57,17 @@ impl GrpcServer {
             self.stop.cancelled().await;
             tokio::time::sleep(self.drain.mul_f64(0.8)).await;
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             result = server => result.map_err(|e| ServiceError::Grpc(e.into())),
             () = cut => {
                 tracing::warn!("calls that were still open after most of the drain time were cut off");
                 Ok(())
             }
+        };
+        if tokio::time::timeout(SETTLE, self.gate.settle()).await.is_err() {
+            tracing::error!("the count of repeated refusals was not recorded in time");
         }
+        outcome
     }
 
     fn complete(&self, routes: Routes) -> Result<Routes, ServiceError> {

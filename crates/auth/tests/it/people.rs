@@ -228,6 +228,40 @@ async fn a_change_needs_role_and_factor_and_is_recorded_either_way() {
 }
 
 #[tokio::test]
+async fn a_caller_without_rights_cannot_flood_the_audit_log() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.stranger();
+    let viewer = fixture.token(|c| c.roles = vec!["viewer".into()]);
+    for _ in 0..50 {
+        let result = client.start_learning(bearer(StartLearningRequest {}, &viewer)).await;
+        assert_eq!(refusal(result).1, "GAR-AUTH-0006");
+    }
+    assert_eq!(fixture.records().len(), 1);
+    // The count is recorded a minute later, or when the service ends.
+    fixture.gate.settle().await;
+    let records = fixture.records();
+    assert_eq!(records.len(), 2);
+    assert_eq!(
+        (records[1].decision(), records[1].action.as_str()),
+        (Decision::Deny, START)
+    );
+    assert_eq!(records[1].details["repeats"], "49");
+    assert_eq!(
+        records[1].actor.as_ref().unwrap().name,
+        records[0].actor.as_ref().unwrap().name
+    );
+    // What is allowed is recorded each time.
+    let analyst = fixture.token(|_| {});
+    for _ in 0..3 {
+        client
+            .start_learning(bearer(StartLearningRequest {}, &analyst))
+            .await
+            .unwrap();
+    }
+    assert_eq!(fixture.records().len(), 5);
+}
+
+#[tokio::test]
 async fn what_cannot_be_recorded_is_not_done() {
     let fixture = Fixture::start().await;
     fixture.recorder.broken.store(true, Ordering::SeqCst);

@@ -111,6 +111,7 @@ pub(crate) struct Fixture {
     pub(crate) key: Ed25519KeyPair,
     pub(crate) seen: Arc<Mutex<Vec<Caller>>>,
     pub(crate) recorder: Arc<Recorder>,
+    pub(crate) gate: Gate,
 }
 
 pub(crate) fn new_key() -> Ed25519KeyPair {
@@ -163,7 +164,7 @@ impl Fixture {
         };
         tokio::spawn(
             tonic::transport::Server::builder()
-                .layer(AuthLayer::new(gate))
+                .layer(AuthLayer::new(gate.clone()))
                 .add_service(DetectionServiceServer::new(detection))
                 .serve_with_incoming(ReceiverStream::new(receiver)),
         );
@@ -175,6 +176,7 @@ impl Fixture {
             key: new_key(),
             seen,
             recorder,
+            gate,
         }
     }
 
