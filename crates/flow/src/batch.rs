@@ -93,12 +93,13 @@ impl FlowBatch {
         Self { batch }
     }
 
-    /// Takes a record batch that has the flow schema.
+    /// Takes a record batch that has the flow schema. Columns that an older version lacks are null.
     ///
     /// # Errors
     /// [`FlowError::Column`] names the first column that differs.
     pub fn try_from_record_batch(batch: RecordBatch) -> Result<Self, FlowError> {
-        schema::check(&batch.schema())?;
+        let columns = schema::check(&batch.schema())?;
+        let batch = filled(batch, columns);
         for (index, field) in schema::schema().fields().iter().enumerate() {
             let nulls = batch.column(index).null_count();
             if nulls > 0 && !field.is_nullable() {
@@ -147,6 +148,22 @@ impl FlowBatch {
         let columns = self.columns();
         (0..self.len()).map(move |i| columns.row(i))
     }
+}
+
+// Adds the columns of the current schema that a batch of an older version lacks.
+fn filled(batch: RecordBatch, columns: usize) -> RecordBatch {
+    let schema = schema::schema();
+    if columns == schema.fields().len() {
+        return batch;
+    }
+    let rows = batch.num_rows();
+    let mut arrays = batch.columns().to_vec();
+    arrays.extend(
+        schema.fields()[columns..]
+            .iter()
+            .map(|field| arrow_array::new_null_array(field.data_type(), rows)),
+    );
+    RecordBatch::try_new(schema, arrays).expect("the columns were checked, and those that are added may be null")
 }
 
 /// Writes a batch as one Arrow IPC stream: schema with metadata, one record batch, end of stream.
@@ -308,6 +325,50 @@ mod tests {
         assert_eq!(batch.rows().collect::<Vec<_>>(), rows());
         assert_eq!(batch.row(0).src_packets, Some(0));
         assert_eq!(batch.row(1).src_packets, None);
+    }
+
+    // What version 1 had: the same columns without those that were appended.
+    #[test]
+    fn a_batch_of_the_first_version_is_read_and_the_newer_columns_are_unknown() {
+        let mut builder = FlowBatchBuilder::new(2);
+        rows().iter().for_each(|row| builder.push(row));
+        let now = builder.finish().into_record_batch();
+        let first = now.schema().index_of("app").unwrap() + 1;
+        let older = now.project(&(0..first).collect::<Vec<_>>()).unwrap();
+        let batch = FlowBatch::try_from_record_batch(older.clone()).unwrap();
+        assert_eq!(batch.rows().collect::<Vec<_>>(), rows());
+        assert_eq!(batch.row(0).hassh, None);
+
+        let metadata = encoded_metadata()
+            .into_iter()
+            .chain([(VERSION_KEY.to_owned(), "1".to_owned())]);
+        let schema = Arc::new(
+            older
+                .schema()
+                .as_ref()
+                .clone()
+                .with_metadata(metadata.collect::<HashMap<_, _>>()),
+        );
+        let mut writer = StreamWriter::try_new(Vec::new(), &schema).unwrap();
+        writer
+            .write(&older.clone().with_schema(schema.clone()).unwrap())
+            .unwrap();
+        let (read, _) = decode(&writer.into_inner().unwrap()).unwrap();
+        assert_eq!(read.rows().collect::<Vec<_>>(), rows());
+
+        let fewer = older.project(&(0..first - 1).collect::<Vec<_>>()).unwrap();
+        let error = FlowBatch::try_from_record_batch(fewer).unwrap_err();
+        assert!(error.to_string().contains("app is missing"), "{error}");
+    }
+
+    fn encoded_metadata() -> HashMap<String, String> {
+        let reader = StreamReader::try_new(Cursor::new(encoded()), None).unwrap();
+        let schema = reader.schema();
+        schema
+            .metadata()
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect()
     }
 
     #[test]

@@ -21,8 +21,9 @@ use crate::{
     batch::{FlowBatch, FlowError},
 };
 
-/// Version of the schema, in the metadata of every batch under [`VERSION_KEY`]. Readers refuse a newer one.
-pub const SCHEMA_VERSION: u32 = 1;
+/// Version of the schema, in the metadata of every batch under [`VERSION_KEY`]. Readers refuse a newer one, and fill in
+/// the columns that an older one lacks: a version only ever appends columns that may be null.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Metadata key of the schema version.
 pub const VERSION_KEY: &str = "garrison.flow.version";
@@ -458,6 +459,24 @@ columns! {
     /// What the source says beyond these columns, as a JSON object: interfaces, autonomous systems, cloud resources,
     /// fields of a vendor by name or number.
     extra: optional text,
+    /// Beginning of the certificate's validity.
+    tls_not_before: optional time,
+    /// 1 where the certificate's issuer is its subject, else 0. Its signature is not verified.
+    tls_self_signed: optional u8,
+    /// The shortest time to live among the answers of the latest DNS response, seconds.
+    dns_ttl: optional u32,
+    /// Octets of the bodies of HTTP requests so far, as their heads and chunks announce them.
+    http_request_bytes: optional u64,
+    /// Octets of the bodies of HTTP responses so far, as their heads and chunks announce them.
+    http_response_bytes: optional u64,
+    /// The SSH client's banner.
+    ssh_client: optional text,
+    /// The SSH server's banner.
+    ssh_server: optional text,
+    /// HASSH fingerprint of the SSH client.
+    hassh: optional text,
+    /// HASSH fingerprint of the SSH server.
+    hassh_server: optional text,
 }
 
 impl Default for FlowRow<'_> {
@@ -545,6 +564,15 @@ impl Default for FlowRow<'_> {
             exporter: None,
             verdict: None,
             extra: None,
+            tls_not_before: None,
+            tls_self_signed: None,
+            dns_ttl: None,
+            http_request_bytes: None,
+            http_response_bytes: None,
+            ssh_client: None,
+            ssh_server: None,
+            hassh: None,
+            hassh_server: None,
         }
     }
 }
@@ -591,36 +619,40 @@ pub fn schema() -> SchemaRef {
     SCHEMA.get_or_init(|| Arc::new(Schema::new(fields()))).clone()
 }
 
-/// Checks that a schema has our columns, in order, with our types. Its metadata may differ.
-pub(crate) fn check(given: &Schema) -> Result<(), FlowError> {
+/// Checks that a schema has our columns, in order, with our types; its metadata may differ. The last ones may be missing
+/// where they may be null, as in batches of an older version. Gives how many there are.
+pub(crate) fn check(given: &Schema) -> Result<usize, FlowError> {
     let expected = schema();
+    let wrong = |field: &Field, problem: String| FlowError::Column {
+        name: field.name().clone(),
+        problem,
+    };
     for (index, want) in expected.fields().iter().enumerate() {
         let Some(got) = given.fields().get(index) else {
-            return Err(FlowError::Column {
-                name: want.name().clone(),
-                problem: "is missing".to_owned(),
-            });
+            return match expected.fields()[index..].iter().find(|field| !field.is_nullable()) {
+                None if index >= FIRST_VERSION_COLUMNS => Ok(index),
+                None => Err(wrong(want, "is missing".to_owned())),
+                Some(required) => Err(wrong(required, "is missing".to_owned())),
+            };
         };
         if got.name() != want.name() || got.data_type() != want.data_type() {
-            return Err(FlowError::Column {
-                name: want.name().clone(),
-                problem: format!(
-                    "is {} of type {} instead of {}",
-                    got.name(),
-                    got.data_type(),
-                    want.data_type()
-                ),
-            });
+            let problem = format!(
+                "is {} of type {} instead of {}",
+                got.name(),
+                got.data_type(),
+                want.data_type()
+            );
+            return Err(wrong(want, problem));
         }
     }
     match given.fields().get(expected.fields().len()) {
-        None => Ok(()),
-        Some(extra) => Err(FlowError::Column {
-            name: extra.name().clone(),
-            problem: "is not part of the schema".to_owned(),
-        }),
+        None => Ok(expected.fields().len()),
+        Some(extra) => Err(wrong(extra, "is not part of the schema".to_owned())),
     }
 }
+
+// Columns of version 1. Every version has at least these.
+const FIRST_VERSION_COLUMNS: usize = 78;
 
 fn append_fixed(builder: &mut FixedSizeBinaryBuilder, bytes: &[u8]) {
     builder
