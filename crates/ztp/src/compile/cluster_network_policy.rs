@@ -147,7 +147,10 @@ pub fn cluster_network_policy<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn
     if shared && levels.len() > LAST + 1 {
         out.gap(
             "*",
-            format!("{} tiers need more than {LAST} priorities: nothing is emitted", levels.len() / 2),
+            format!(
+                "{} tiers need more than {LAST} priorities: nothing is emitted",
+                levels.len() / 2
+            ),
         );
         return out;
     }
@@ -176,7 +179,11 @@ pub fn cluster_network_policy<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn
         });
     }
     let outside = kubernetes(&outside(&governing), |name| {
-        sha256(name.strip_suffix("-outside").or(name.strip_suffix("-pods")).unwrap_or(name))
+        sha256(
+            name.strip_suffix("-outside")
+                .or(name.strip_suffix("-pods"))
+                .unwrap_or(name),
+        )
     });
     out.files.extend(outside.files);
     for gap in outside.gaps {
@@ -203,11 +210,15 @@ fn outside(governing: &[(&Policy, &str, &Selector)]) -> Vec<Policy> {
         // Tier 0 is for the pods.
         derived.tier = policy.tier.saturating_add(1);
         for rule in derived.ingress.iter_mut().flatten() {
-            let addresses = rule.peers.workloads.iter().fold(AddressSet::empty(), |all, peer| match peer {
-                PeerSet::Any => AddressSet::full(),
-                PeerSet::Addresses(set) => all.union(set),
-                PeerSet::Pods { .. } => all,
-            });
+            let addresses = rule
+                .peers
+                .workloads
+                .iter()
+                .fold(AddressSet::empty(), |all, peer| match peer {
+                    PeerSet::Any => AddressSet::full(),
+                    PeerSet::Addresses(set) => all.union(set),
+                    PeerSet::Pods { .. } => all,
+                });
             rule.peers.workloads = vec![PeerSet::Addresses(addresses)];
         }
         let mut pods = derived.clone();
@@ -267,7 +278,11 @@ fn parts<'p>(
                 subject: subject.clone(),
                 namespace,
                 what,
-                action: if action == Some(Action::Allow) { "Accept" } else { "Deny" },
+                action: if action == Some(Action::Allow) {
+                    "Accept"
+                } else {
+                    "Deny"
+                },
                 rules: [slice(&rules[0]), slice(&rules[1])],
             });
         }

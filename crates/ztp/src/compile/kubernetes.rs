@@ -25,17 +25,18 @@ const PIECES: usize = 256;
 
 /// What a rule still allows, after deny rules took their part.
 #[derive(Clone)]
-struct Term<'p> {
-    rule: &'p Rule,
-    peer: PeerSet,
-    services: ServiceSet,
+pub(super) struct Term<'p> {
+    pub(super) rule: &'p Rule,
+    pub(super) peer: PeerSet,
+    pub(super) services: ServiceSet,
 }
 
 /// A part of a policy's subject and what it may do.
 #[derive(Clone)]
-struct Piece<'p> {
-    pods: Selector,
-    terms: [Vec<Term<'p>>; 2],
+pub(super) struct Piece<'p> {
+    pub(super) pods: Selector,
+    /// Egress, ingress.
+    pub(super) terms: [Vec<Term<'p>>; 2],
 }
 
 /// Compiles the enforced policies to NetworkPolicy manifests, one file a policy.
@@ -46,7 +47,7 @@ pub fn kubernetes<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Op
     let policies = policies.as_slice();
     let mut out = Compiled::default();
     for (policy, namespace, pods) in super::by_workload(policies, "Kubernetes", &mut out) {
-        let pieces = cut(policy, namespace, pods, policies, &mut out);
+        let pieces = cut(policy, namespace, pods, policies, |_, _| true, &mut out);
         let manifests: Vec<String> = write(policy, namespace, pieces, sha256(&policy.name), &mut out)
             .iter()
             .filter_map(|manifest| serde_saphyr::to_string(manifest).ok())
@@ -60,19 +61,21 @@ pub fn kubernetes<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Op
     out
 }
 
-fn index(direction: Direction) -> usize {
+pub(super) fn index(direction: Direction) -> usize {
     match direction {
         Direction::Egress => 0,
         Direction::Ingress => 1,
     }
 }
 
-/// Applies every deny rule that decides before the policy's allow rules.
-fn cut<'p>(
+/// Applies every deny rule that decides before the policy's allow rules, if `folded` says that the target cannot say
+/// the denying policy's rules of that direction itself.
+pub(super) fn cut<'p>(
     policy: &'p Policy,
     namespace: &str,
     pods: &Selector,
-    policies: &'p [&'p Policy],
+    policies: &[&'p Policy],
+    folded: impl Fn(&Policy, Direction) -> bool,
     out: &mut Compiled,
 ) -> Vec<Piece<'p>> {
     let allowed = |direction| {
@@ -101,7 +104,9 @@ fn cut<'p>(
         }
         let denies = |direction| -> Vec<&'p Rule> {
             let rules = other.rules(direction).unwrap_or_default().iter();
-            rules.filter(|rule| rule.action == Action::Deny).collect()
+            rules
+                .filter(|rule| rule.action == Action::Deny && folded(other, direction))
+                .collect()
         };
         let denies = [denies(Direction::Egress), denies(Direction::Ingress)];
         if denies.iter().all(Vec::is_empty) {

@@ -3,16 +3,29 @@
 //! Output is never wider than the policies. What a target cannot say is left out of what it allows and named
 //! as a [`Gap`].
 
+mod aws;
+mod azure;
+mod calico;
+mod cilium;
 mod cluster_network_policy;
+mod gcp;
 mod kubernetes;
 mod manifest;
 mod nftables;
+mod ordered;
+mod target;
 
 use std::{borrow::Borrow, collections::BTreeMap};
 
+pub use aws::aws;
+pub use azure::azure;
+pub use calico::calico;
+pub use cilium::cilium;
 pub use cluster_network_policy::cluster_network_policy;
+pub use gcp::gcp;
 pub use kubernetes::kubernetes;
 pub use nftables::{TABLE, nftables};
+pub use target::{Certificate, Target, certificates};
 
 use crate::{Policy, document::Mode, sets::Selector};
 

@@ -88,7 +88,7 @@ pub fn nftables<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     let mut enforced = Vec::new();
     for policy in policies {
         if policy.mode == Mode::Observe {
-            out.gap(&policy.name, "the policy is in mode observe: nothing is emitted for it");
+            out.gap(&policy.name, super::OBSERVED);
         } else if policy.subject.addresses.is_empty() {
             out.gap(
                 &policy.name,

@@ -151,7 +151,10 @@ fn tier_decides(
 ) -> Option<bool> {
     // Pods alone are subjects, and ingress is about traffic from pods alone.
     governed.pod.as_ref()?;
-    let mut here: Vec<_> = policies.iter().filter(|p| peer_matches(&p.spec.subject, governed)).collect();
+    let mut here: Vec<_> = policies
+        .iter()
+        .filter(|p| peer_matches(&p.spec.subject, governed))
+        .collect();
     here.sort_by_key(|p| p.spec.priority); // stable: which of equal priority comes first must not matter
     let mut decided: Option<(u16, String)> = None;
     for policy in here {
@@ -185,7 +188,14 @@ fn tier_decides(
     })
 }
 
-fn passes(cnps: &[ClusterNetworkPolicy], nps: &[NetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+fn passes(
+    cnps: &[ClusterNetworkPolicy],
+    nps: &[NetworkPolicy],
+    src: &Endpoint,
+    dst: &Endpoint,
+    protocol: u8,
+    port: u16,
+) -> bool {
     src.address == dst.address
         || [("Egress", src, dst), ("Ingress", dst, src)]
             .into_iter()

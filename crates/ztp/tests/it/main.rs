@@ -1,6 +1,9 @@
 //! The language as a whole: verdicts and compilers against independent readings of the same documents.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod calico;
+mod cilium;
+mod cloud;
 mod cluster;
 mod cluster_network_policy;
 mod documents;

@@ -1,0 +1,267 @@
+//! Security groups of Amazon Web Services, as Terraform JSON and as bodies of `AuthorizeSecurityGroupIngress` and
+//! `AuthorizeSecurityGroupEgress`.
+//!
+//! Security groups only allow, and the rules of all groups of an interface count together. So addresses that the same
+//! policies govern get one group of their own, and its rules are what remains allowed after every tier and deny rule,
+//! worked out exactly on addresses and ports. An interface gets the one group of its address.
+
+use std::{borrow::Borrow, collections::BTreeMap};
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    Compiled,
+    gcp::{file, refused},
+    ordered::{Entry, by_address, entries, families},
+};
+use crate::{
+    ir::{Direction, Policy},
+    sets::{AddressSet, PORT_PROTOCOLS, ServiceSet},
+};
+
+/// The most rules of a group in one direction and address family (the provider's quota is 60 at first; quota times
+/// groups of an interface may be 1,000).
+const RULES: usize = 1_000;
+/// The most groups of a region (the provider's quota at first).
+const GROUPS: usize = 2_500;
+
+/// What one group allows.
+#[derive(Default)]
+struct Group {
+    addresses: AddressSet,
+    policies: Vec<String>,
+    /// Egress, ingress: peers by what they may speak.
+    allowed: [Vec<(AddressSet, ServiceSet)>; 2],
+}
+
+/// Compiles the enforced policies to security groups. When they do not fit, no file is written, and a gap says why.
+pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
+    let mut out = Compiled::default();
+    let policies = by_address(policies, "AWS", &mut out);
+    let mut groups = Vec::new();
+    for (members, addresses) in classes(&policies) {
+        let governing: Vec<&Policy> = members.iter().map(|i| policies[*i]).collect();
+        groups.push(Group {
+            addresses,
+            policies: governing.iter().map(|p| p.reference()).collect(),
+            allowed: Direction::BOTH.map(|direction| {
+                if governing.iter().all(|p| p.rules(direction).is_none()) {
+                    return vec![(AddressSet::full(), ServiceSet::full())];
+                }
+                allowed(&entries(&governing, direction))
+            }),
+        });
+    }
+    if groups.is_empty() {
+        return out;
+    }
+    if groups.len() > GROUPS {
+        return refused(
+            out,
+            &format!("they need {} groups where {GROUPS} are taken", groups.len()),
+        );
+    }
+    let mut bodies = Vec::new();
+    for (i, group) in (1..).zip(&groups) {
+        let [egress, ingress] = &group.allowed;
+        let ((egress, some_lost), (ingress, more_lost)) = (permissions(egress), permissions(ingress));
+        if some_lost || more_lost {
+            for policy in &group.policies {
+                // The name without the version, as every gap has it.
+                out.gap(
+                    policy.split('@').next().unwrap_or(policy),
+                    "security groups name ports of TCP and UDP only: SCTP on some of its ports is not allowed",
+                );
+            }
+        }
+        for rules in [&egress, &ingress] {
+            for list in ["IpRanges", "Ipv6Ranges"] {
+                let count: usize = rules.iter().map(|rule| rule[list].as_array().map_or(0, Vec::len)).sum();
+                if count > RULES {
+                    return refused(
+                        out,
+                        &format!("group {i} needs {count} rules where {RULES} are taken in one direction"),
+                    );
+                }
+            }
+        }
+        bodies.push(json!({
+            "GroupName": format!("garrison-{i}"),
+            "Description": format!("ZeroTrustPolicy {}", group.policies.join(" ")).chars().take(255).collect::<String>(),
+            "Addresses": group.addresses.to_nets().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "IpPermissions": ingress,
+            "IpPermissionsEgress": egress,
+        }));
+    }
+    out.files.push(file("aws/garrison.tf.json", &terraform(&bodies)));
+    out.files.push(file("aws/security-groups.json", &json!(bodies)));
+    out
+}
+
+/// Addresses by the policies that govern them together.
+fn classes(policies: &[&Policy]) -> BTreeMap<Vec<usize>, AddressSet> {
+    let mut classes: BTreeMap<Vec<usize>, AddressSet> = BTreeMap::new();
+    for (i, policy) in policies.iter().enumerate() {
+        let mut rest = policy.subject.addresses.clone();
+        let mut next: BTreeMap<Vec<usize>, AddressSet> = BTreeMap::new();
+        let mut put = |members: Vec<usize>, set: AddressSet| {
+            if !set.is_empty() {
+                let all = next.entry(members).or_default();
+                *all = all.union(&set);
+            }
+        };
+        for (members, set) in classes {
+            let both = set.intersect(&rest);
+            put(members.clone(), set.subtract(&both));
+            rest = rest.subtract(&both);
+            let mut with = members;
+            with.push(i);
+            put(with, both);
+        }
+        put(vec![i], rest);
+        classes = next;
+    }
+    classes
+}
+
+/// What is allowed after every entry had its say: disjoint peers, each with what it may speak.
+fn allowed(entries: &[Entry<'_>]) -> Vec<(AddressSet, ServiceSet)> {
+    // (peers, undecided, allowed), disjoint.
+    let mut parts = vec![(AddressSet::full(), ServiceSet::full(), ServiceSet::empty())];
+    for entry in entries {
+        let mut next = Vec::new();
+        for (peers, open, allowed) in parts {
+            let both = peers.intersect(&entry.peers);
+            let hit = open.intersect(&entry.services);
+            if both.is_empty() || hit.is_empty() {
+                next.push((peers, open, allowed));
+                continue;
+            }
+            let rest = peers.subtract(&both);
+            if !rest.is_empty() {
+                next.push((rest, open.clone(), allowed.clone()));
+            }
+            let allowed = if entry.allows { allowed.union(&hit) } else { allowed };
+            next.push((both, open.subtract(&hit), allowed));
+        }
+        // Peers with equal fates are one.
+        let mut merged: Vec<(AddressSet, ServiceSet, ServiceSet)> = Vec::new();
+        for (peers, open, allowed) in next {
+            match merged.iter_mut().find(|(_, o, a)| *o == open && *a == allowed) {
+                Some((known, ..)) => *known = known.union(&peers),
+                None => merged.push((peers, open, allowed)),
+            }
+        }
+        parts = merged;
+    }
+    let mut all: Vec<(AddressSet, ServiceSet)> = parts
+        .into_iter()
+        .filter(|(.., allowed)| !allowed.is_empty())
+        .map(|(peers, _, allowed)| (peers, allowed))
+        .collect();
+    all.sort_by_cached_key(|(peers, _)| peers.to_nets());
+    all
+}
+
+/// The permissions, and whether something could not be said.
+fn permissions(allowed: &[(AddressSet, ServiceSet)]) -> (Vec<Value>, bool) {
+    let mut lost = false;
+    // By protocol and ports, so that peers of one service stand together.
+    let mut by_service: BTreeMap<(String, Option<(u16, u16)>), AddressSet> = BTreeMap::new();
+    let mut add = |protocol: &str, ports: Option<(u16, u16)>, peers: &AddressSet| {
+        let all = by_service.entry((protocol.to_owned(), ports)).or_default();
+        *all = all.union(peers);
+    };
+    for (peers, services) in allowed {
+        if services.is_full() {
+            add("-1", None, peers);
+            continue;
+        }
+        for number in PORT_PROTOCOLS {
+            for (from, to) in services.ports(number).map(|p| p.ranges()).unwrap_or_default() {
+                match number {
+                    6 => add("tcp", Some((*from, *to)), peers),
+                    17 => add("udp", Some((*from, *to)), peers),
+                    // Ports of other protocols cannot be named: all of them, or none.
+                    _ if (*from, *to) == (0, u16::MAX) => add("132", None, peers),
+                    _ => lost = true,
+                }
+            }
+        }
+        for number in services.portless() {
+            match number {
+                1 => add("icmp", None, peers),
+                58 => add("icmpv6", None, peers),
+                number => add(&number.to_string(), None, peers),
+            }
+        }
+    }
+    let permissions = by_service
+        .into_iter()
+        .map(|((protocol, ports), peers)| {
+            let [v4, v6] = families(&peers);
+            let mut rule = Map::from_iter([("IpProtocol".to_owned(), json!(protocol))]);
+            if let Some((from, to)) = ports {
+                rule.insert("FromPort".to_owned(), json!(from));
+                rule.insert("ToPort".to_owned(), json!(to));
+            } else if protocol.starts_with("icmp") {
+                rule.insert("FromPort".to_owned(), json!(-1));
+                rule.insert("ToPort".to_owned(), json!(-1));
+            }
+            let list =
+                |nets: Vec<String>, key: &str| nets.into_iter().map(|net| json!({ key: net })).collect::<Vec<_>>();
+            rule.insert("IpRanges".to_owned(), json!(list(v4, "CidrIp")));
+            rule.insert("Ipv6Ranges".to_owned(), json!(list(v6, "CidrIpv6")));
+            Value::Object(rule)
+        })
+        .collect();
+    (permissions, lost)
+}
+
+/// The same groups for Terraform's provider `aws`; `vpc_id` is a variable.
+fn terraform(groups: &[Value]) -> Value {
+    let mut resources = Map::new();
+    for group in groups {
+        let rules = |key: &str| {
+            let list = group[key].as_array().map(Vec::as_slice).unwrap_or_default();
+            let texts = |rule: &Value, list: &str, key: &str| -> Vec<Value> {
+                let nets = rule[list].as_array().map(Vec::as_slice).unwrap_or_default();
+                nets.iter().map(|net| net[key].clone()).collect()
+            };
+            list.iter()
+                .map(|rule| {
+                    json!({
+                        "protocol": rule["IpProtocol"],
+                        "from_port": rule.get("FromPort").cloned().unwrap_or(json!(0)),
+                        "to_port": rule.get("ToPort").cloned().unwrap_or(json!(0)),
+                        "cidr_blocks": texts(rule, "IpRanges", "CidrIp"),
+                        "ipv6_cidr_blocks": texts(rule, "Ipv6Ranges", "CidrIpv6"),
+                        "description": "",
+                        "prefix_list_ids": [],
+                        "security_groups": [],
+                        "self": false,
+                    })
+                })
+                .collect::<Vec<_>>()
+        };
+        let name = group["GroupName"].as_str().unwrap_or_default();
+        resources.insert(
+            name.replace('-', "_"),
+            json!({
+                "name": name,
+                "description": group["Description"],
+                "vpc_id": "${var.vpc_id}",
+                "ingress": rules("IpPermissions"),
+                "egress": rules("IpPermissionsEgress"),
+                "tags": { "managed-by": "garrison", "garrison:addresses": group["Addresses"].as_array().map(|list| {
+                    list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ").chars().take(256).collect::<String>()
+                }) },
+            }),
+        );
+    }
+    json!({
+        "//": "Generated by Garrison. An interface gets the one group of its address. Changes here are lost.",
+        "variable": { "vpc_id": { "type": "string", "description": "The VPC" } },
+        "resource": { "aws_security_group": resources },
+    })
+}

@@ -1,0 +1,230 @@
+//! A network security group of Microsoft Azure, as Terraform JSON and as a body for
+//! `Microsoft.Network/networkSecurityGroups`.
+//!
+//! The group is meant for every subnet with governed addresses. The language's order becomes priorities; the last
+//! rules allow what nothing governs, as Azure's own default rules would partly deny it.
+
+use std::borrow::Borrow;
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    Compiled,
+    gcp::{file, refused},
+    ordered::{Entry, by_address, entries, families, name, ports},
+};
+use crate::{
+    ir::{Direction, Policy},
+    sets::ServiceSet,
+};
+
+/// The most rules of a group, and the first and last priority.
+const RULES: usize = 1_000;
+const FIRST: usize = 100;
+const LAST: usize = 4_096;
+/// The most addresses and port ranges of a group's rules together.
+const ADDRESSES: usize = 4_000;
+
+/// Compiles the enforced policies to one network security group. When they do not fit, no file is written, and a gap
+/// says why.
+pub fn azure<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
+    let mut out = Compiled::default();
+    let policies = by_address(policies, "Azure", &mut out);
+    let mut rules: Vec<Value> = Vec::new();
+    for direction in Direction::BOTH {
+        let mut priority = FIRST;
+        for entry in entries(&policies, direction) {
+            for rule in write(&entry, direction, priority, rules.len(), &mut out) {
+                rules.push(rule);
+                priority += 1;
+            }
+        }
+        if priority > LAST {
+            return refused(out, "there are more rules than priorities");
+        }
+    }
+    if rules.is_empty() {
+        return out;
+    }
+    for direction in ["Inbound", "Outbound"] {
+        rules.push(json!({
+            "name": format!("garrison-{}-ungoverned", direction.to_lowercase()),
+            "properties": {
+                "description": "Garrison: nothing governs it",
+                "direction": direction,
+                "priority": LAST,
+                "access": "Allow",
+                "protocol": "*",
+                "sourceAddressPrefix": "*",
+                "sourcePortRange": "*",
+                "destinationAddressPrefix": "*",
+                "destinationPortRange": "*",
+            },
+        }));
+    }
+    if rules.len() > RULES {
+        return refused(
+            out,
+            &format!("they are {} rules where a group takes {RULES}", rules.len()),
+        );
+    }
+    let entries = |rule: &Value, list: &str| rule["properties"][list].as_array().map_or(0, Vec::len);
+    let addresses: usize = rules
+        .iter()
+        .map(|rule| {
+            [
+                "sourceAddressPrefixes",
+                "destinationAddressPrefixes",
+                "destinationPortRanges",
+            ]
+            .iter()
+            .map(|list| entries(rule, list))
+            .sum::<usize>()
+        })
+        .sum();
+    if addresses > ADDRESSES {
+        return refused(
+            out,
+            &format!("they name {addresses} addresses and ports where a group takes {ADDRESSES}"),
+        );
+    }
+    out.files.push(file("azure/garrison.tf.json", &terraform(&rules)));
+    out.files.push(file(
+        "azure/network-security-group.json",
+        &json!({ "tags": { "managed-by": "garrison" }, "properties": { "securityRules": rules } }),
+    ));
+    out
+}
+
+fn write(entry: &Entry<'_>, direction: Direction, priority: usize, number: usize, out: &mut Compiled) -> Vec<Value> {
+    let (word, own, other) = match direction {
+        Direction::Ingress => ("Inbound", "destinationAddressPrefixes", "sourceAddressPrefixes"),
+        Direction::Egress => ("Outbound", "sourceAddressPrefixes", "destinationAddressPrefixes"),
+    };
+    let mut rules = Vec::new();
+    let protocols = protocols(entry, out);
+    for (subject, peers) in families(entry.subject).into_iter().zip(families(&entry.peers)) {
+        if subject.is_empty() || peers.is_empty() {
+            continue;
+        }
+        for (protocol, ranges) in &protocols {
+            let n = rules.len();
+            rules.push(json!({
+                "name": name(number + n, &entry.policy.name, entry.rule, 80),
+                "properties": {
+                    // Azure takes 140 characters.
+                    "description": format!("ZeroTrustPolicy {} {}", entry.policy.reference(), entry.rule).chars().take(140).collect::<String>(),
+                    "direction": word,
+                    "priority": priority + n,
+                    "access": if entry.allows { "Allow" } else { "Deny" },
+                    "protocol": protocol,
+                    own: subject,
+                    other: peers,
+                    "sourcePortRange": "*",
+                    "destinationPortRanges": ranges,
+                },
+            }));
+        }
+    }
+    rules
+}
+
+/// Protocols with their port ranges.
+fn protocols(entry: &Entry<'_>, out: &mut Compiled) -> Vec<(&'static str, Vec<String>)> {
+    let set: &ServiceSet = &entry.services;
+    let all = || vec!["*".to_owned()];
+    if set.is_full() {
+        return vec![("*", all())];
+    }
+    let named = |protocol| matches!(protocol, 1 | 6 | 17 | 50 | 51);
+    let others = set.ports(132).is_some_and(|ports| !ports.is_empty()) || set.portless().any(|p| !named(p));
+    if others {
+        let rule = format!("{}/{}", entry.policy.name, entry.rule);
+        if entry.allows {
+            out.gap(
+                rule,
+                "Azure names only TCP, UDP, ICMP, ESP and AH: other protocols (SCTP, ICMPv6) are not allowed",
+            );
+        } else {
+            out.gap(
+                rule,
+                "Azure names only TCP, UDP, ICMP, ESP and AH: every protocol is denied",
+            );
+            return vec![("*", all())];
+        }
+    }
+    let mut protocols = Vec::new();
+    for (number, word) in [(6, "Tcp"), (17, "Udp")] {
+        if let Some(set) = set.ports(number).filter(|set| !set.is_empty()) {
+            protocols.push((word, if set.is_full() { all() } else { ports(set) }));
+        }
+    }
+    for (number, word) in [(1, "Icmp"), (50, "Esp"), (51, "Ah")] {
+        if set.contains(number, 0) {
+            protocols.push((word, all()));
+        }
+    }
+    protocols
+}
+
+/// The same group for Terraform's provider `azurerm`; where it is, is told by variables.
+fn terraform(rules: &[Value]) -> Value {
+    const FIELDS: [(&str, &str); 12] = [
+        ("description", "description"),
+        ("direction", "direction"),
+        ("priority", "priority"),
+        ("access", "access"),
+        ("protocol", "protocol"),
+        ("sourcePortRange", "source_port_range"),
+        ("sourceAddressPrefix", "source_address_prefix"),
+        ("sourceAddressPrefixes", "source_address_prefixes"),
+        ("destinationPortRange", "destination_port_range"),
+        ("destinationPortRanges", "destination_port_ranges"),
+        ("destinationAddressPrefix", "destination_address_prefix"),
+        ("destinationAddressPrefixes", "destination_address_prefixes"),
+    ];
+    let mut resources = Map::new();
+    for rule in rules {
+        let mut resource = Map::from_iter([
+            ("name".to_owned(), rule["name"].clone()),
+            ("resource_group_name".to_owned(), json!("${var.resource_group}")),
+            (
+                "network_security_group_name".to_owned(),
+                json!("${azurerm_network_security_group.garrison.name}"),
+            ),
+        ]);
+        for (key, to) in FIELDS {
+            if let Some(value) = rule["properties"].get(key) {
+                // The provider takes `*` only in the singular.
+                match value.as_array().map(Vec::as_slice) {
+                    Some([Value::String(one)]) if one == "*" => {
+                        resource.insert(to.trim_end_matches('s').to_owned(), json!("*"));
+                    }
+                    _ => {
+                        resource.insert(to.to_owned(), value.clone());
+                    }
+                }
+            }
+        }
+        let key = rule["name"].as_str().unwrap_or_default().replace('-', "_");
+        resources.insert(key, Value::Object(resource));
+    }
+    json!({
+        "//": "Generated by Garrison. Changes here are lost.",
+        "variable": {
+            "location": { "type": "string", "description": "The region" },
+            "resource_group": { "type": "string", "description": "The resource group" },
+        },
+        "resource": {
+            "azurerm_network_security_group": {
+                "garrison": {
+                    "name": "garrison",
+                    "location": "${var.location}",
+                    "resource_group_name": "${var.resource_group}",
+                    "tags": { "managed-by": "garrison" },
+                },
+            },
+            "azurerm_network_security_rule": resources,
+        },
+    })
+}

@@ -1,0 +1,339 @@
+//! CiliumNetworkPolicy (`cilium.io/v2`).
+//!
+//! Cilium has deny rules, but no tiers: a deny rule is stronger than every allow rule. So a deny rule is written as
+//! such where no earlier tier may allow what it denies; elsewhere it is cut out of the allow rules, as for
+//! NetworkPolicy. Rules by address do not match pods, whatever address they have.
+
+use std::borrow::Borrow;
+
+use serde::Serialize;
+
+use super::{
+    Compiled, CompiledFile,
+    kubernetes::{Term, cut, index, labels},
+    manifest::{LabelSelector, Metadata},
+};
+use crate::{
+    document::{Action, Mode},
+    ir::{Direction, NAMESPACE_NAME_LABEL, PeerSet, Policy, Rule},
+    sets::{LabelValues, PORT_PROTOCOLS, Selector, ServiceSet},
+};
+
+/// The label that Cilium gives a pod with its namespace's name.
+const NAMESPACE: &str = "k8s:io.kubernetes.pod.namespace";
+/// Before the keys of a namespace's labels, on its pods.
+const NAMESPACE_LABELS: &str = "k8s:io.cilium.k8s.namespace.labels.";
+/// The most ports of one `toPorts` entry.
+const PORTS: usize = 40;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CiliumNetworkPolicy {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    description: String,
+    endpoint_selector: LabelSelector,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingress: Option<Vec<IngressRule>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ingress_deny: Vec<IngressRule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress: Option<Vec<EgressRule>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    egress_deny: Vec<EgressRule>,
+}
+
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct IngressRule {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    from_endpoints: Vec<LabelSelector>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    from_entities: Vec<&'static str>,
+    #[serde(rename = "fromCIDR", skip_serializing_if = "Vec::is_empty")]
+    from_cidr: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    to_ports: Vec<PortRule>,
+}
+
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct EgressRule {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    to_endpoints: Vec<LabelSelector>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    to_entities: Vec<&'static str>,
+    #[serde(rename = "toCIDR", skip_serializing_if = "Vec::is_empty")]
+    to_cidr: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    to_ports: Vec<PortRule>,
+}
+
+#[derive(Clone, Serialize)]
+struct PortRule {
+    ports: Vec<Port>,
+}
+
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Port {
+    port: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_port: Option<u16>,
+    protocol: &'static str,
+}
+
+/// A rule before it is put into a direction.
+#[derive(Clone, Default)]
+struct Written {
+    endpoints: Vec<LabelSelector>,
+    entities: Vec<&'static str>,
+    cidr: Vec<String>,
+    ports: Vec<PortRule>,
+}
+
+impl From<Written> for IngressRule {
+    fn from(rule: Written) -> Self {
+        Self {
+            from_endpoints: rule.endpoints,
+            from_entities: rule.entities,
+            from_cidr: rule.cidr,
+            to_ports: rule.ports,
+        }
+    }
+}
+
+impl From<Written> for EgressRule {
+    fn from(rule: Written) -> Self {
+        Self {
+            to_endpoints: rule.endpoints,
+            to_entities: rule.entities,
+            to_cidr: rule.cidr,
+            to_ports: rule.ports,
+        }
+    }
+}
+
+/// Compiles the enforced policies to CiliumNetworkPolicies, one file a policy.
+///
+/// `sha256` gives the hash of a policy's document for its provenance annotation, by name.
+pub fn cilium<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
+    let mut out = Compiled::default();
+    let policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
+    for (policy, namespace, pods) in super::by_workload(&policies, "Cilium", &mut out) {
+        let folded = |denier: &Policy, direction| !stands_first(denier, direction, &policies);
+        let pieces = cut(policy, namespace, pods, &policies, folded, &mut out);
+        let selectors: Vec<(Selector, [Vec<Term<'_>>; 2])> = pieces
+            .into_iter()
+            .flat_map(|piece| {
+                let pods = piece.pods.writable();
+                pods.into_iter().map(move |pods| (pods, piece.terms.clone()))
+            })
+            .collect();
+        let several = selectors.len() > 1;
+        let mut documents = Vec::new();
+        for (i, (pods, terms)) in (1..).zip(selectors) {
+            let mut annotations = super::annotations(policy, sha256(&policy.name));
+            let mut side = |direction: Direction| {
+                let rules = policy.rules(direction)?;
+                let mut allow = Vec::new();
+                for term in &terms[index(direction)] {
+                    let (rule, peer) = (term.rule, &term.peer);
+                    allow.extend(write(policy, rule, peer, &term.services, &mut out));
+                }
+                let mut deny = Vec::new();
+                for rule in rules.iter().filter(|rule| rule.action == Action::Deny) {
+                    if folded(policy, direction) {
+                        continue;
+                    }
+                    for peer in &rule.peers.workloads {
+                        deny.extend(write(policy, rule, peer, &rule.services, &mut out));
+                    }
+                }
+                for (n, rule) in rules.iter().enumerate() {
+                    annotations.insert(
+                        format!("garrison.dev/{}.{n}", direction.as_str()),
+                        format!("{} ({})", rule.name, rule.field),
+                    );
+                }
+                // A rule that selects nothing makes everything denied that no other rule allows.
+                if allow.is_empty() {
+                    allow.push(Written::default());
+                }
+                Some((allow, deny))
+            };
+            let (egress, ingress) = (side(Direction::Egress), side(Direction::Ingress));
+            let (egress, egress_deny) = egress.unzip();
+            let (ingress, ingress_deny) = ingress.unzip();
+            let manifest = CiliumNetworkPolicy {
+                api_version: "cilium.io/v2",
+                kind: "CiliumNetworkPolicy",
+                metadata: Metadata {
+                    name: if several {
+                        format!("garrison-{}-{i}", policy.name)
+                    } else {
+                        format!("garrison-{}", policy.name)
+                    },
+                    namespace: Some(namespace.to_owned()),
+                    labels: super::owned(policy),
+                    annotations,
+                },
+                spec: Spec {
+                    description: format!("ZeroTrustPolicy {}", policy.reference()),
+                    endpoint_selector: labels(&own(&pods)),
+                    ingress: ingress.map(|rules| rules.into_iter().map(Into::into).collect()),
+                    ingress_deny: ingress_deny.into_iter().flatten().map(Into::into).collect(),
+                    egress: egress.map(|rules| rules.into_iter().map(Into::into).collect()),
+                    egress_deny: egress_deny.into_iter().flatten().map(Into::into).collect(),
+                },
+            };
+            documents.extend(serde_saphyr::to_string(&manifest));
+        }
+        out.files.push(CompiledFile {
+            path: format!("ciliumnetworkpolicy/{namespace}/{}.yaml", policy.name),
+            content: format!("{}{}", super::provenance(policy), documents.join("---\n")),
+        });
+    }
+    out.files.sort_by(|a, b| a.path.cmp(&b.path));
+    out
+}
+
+/// Whether no earlier tier may allow something to pods of the policy, so that its deny rules are the strongest.
+fn stands_first(denier: &Policy, direction: Direction, policies: &[&Policy]) -> bool {
+    let Some((namespace, pods)) = &denier.subject.workloads else {
+        return true;
+    };
+    !policies.iter().any(|other| {
+        other.mode == Mode::Enforce
+            && other.tier < denier.tier
+            && other
+                .subject
+                .workloads
+                .as_ref()
+                .is_some_and(|(same, theirs)| same == namespace && !theirs.intersect(pods).is_empty())
+            && other
+                .rules(direction)
+                .unwrap_or_default()
+                .iter()
+                .any(|rule| rule.action == Action::Allow)
+    })
+}
+
+fn write(policy: &Policy, rule: &Rule, peer: &PeerSet, services: &ServiceSet, out: &mut Compiled) -> Vec<Written> {
+    let name = format!("{}/{}", policy.name, rule.name);
+    let denies = rule.action == Action::Deny;
+    let mut written = Vec::new();
+    match peer {
+        PeerSet::Any => written.push(Written {
+            entities: vec!["all"],
+            ..Written::default()
+        }),
+        PeerSet::Addresses(set) if set.is_empty() => {}
+        PeerSet::Addresses(set) => {
+            written.push(Written {
+                cidr: set.to_nets().iter().map(ToString::to_string).collect(),
+                ..Written::default()
+            });
+            if denies {
+                out.gap(
+                    &name,
+                    "Cilium does not match pods by address: every pod is denied, as it may have one of them",
+                );
+                written.push(Written {
+                    endpoints: vec![labels(&peers(&Selector::full(), &Selector::full()))],
+                    ..Written::default()
+                });
+            } else {
+                out.gap(
+                    &name,
+                    "Cilium does not match pods by address: pods that have one of them are not allowed",
+                );
+            }
+        }
+        PeerSet::Pods { namespaces, pods } if namespaces.is_empty() || pods.is_empty() => {}
+        PeerSet::Pods { namespaces, pods } => written.push(Written {
+            endpoints: peers(namespaces, pods).writable().iter().map(labels).collect(),
+            ..Written::default()
+        }),
+    }
+    if written.is_empty() || services.is_full() {
+        return written;
+    }
+    if services.portless().next().is_some() {
+        if denies {
+            out.gap(
+                &name,
+                "Cilium denies ICMP by single types only: every protocol is denied",
+            );
+            return written;
+        }
+        out.gap(
+            &name,
+            "Cilium allows ICMP by single types only, and no other protocols without ports: they are not allowed",
+        );
+    }
+    let mut ports = Vec::new();
+    for (number, protocol) in PORT_PROTOCOLS.into_iter().zip(["TCP", "UDP", "SCTP"]) {
+        let Some(set) = services.ports(number) else { continue };
+        if set.is_full() {
+            // Port 0 stands for all.
+            ports.push(Port {
+                port: "0".to_owned(),
+                end_port: None,
+                protocol,
+            });
+            continue;
+        }
+        for (from, to) in set.ranges() {
+            if *from == 0 {
+                out.gap(&name, "Cilium cannot name port 0: it is not allowed");
+            }
+            let from = (*from).max(1);
+            if from <= *to {
+                ports.push(Port {
+                    port: from.to_string(),
+                    end_port: (from < *to).then_some(*to),
+                    protocol,
+                });
+            }
+        }
+    }
+    if ports.is_empty() {
+        return Vec::new();
+    }
+    let rules: Vec<PortRule> = ports
+        .chunks(PORTS)
+        .map(|ports| PortRule { ports: ports.to_vec() })
+        .collect();
+    for rule in &mut written {
+        rule.ports = rules.clone();
+    }
+    written
+}
+
+/// The labels of pods as Cilium knows them.
+fn own(pods: &Selector) -> Selector {
+    pods.labels().iter().fold(Selector::full(), |all, (key, values)| {
+        all.and(format!("k8s:{key}"), values.clone())
+    })
+}
+
+/// Pods of namespaces by the labels that Cilium gives them.
+fn peers(namespaces: &Selector, pods: &Selector) -> Selector {
+    // Without a word on the namespace, Cilium would take the policy's own.
+    let all = own(pods).and(NAMESPACE, LabelValues::exists());
+    namespaces.labels().iter().fold(all, |all, (key, values)| {
+        if key == NAMESPACE_NAME_LABEL {
+            all.and(NAMESPACE, values.clone())
+        } else {
+            all.and(format!("{NAMESPACE_LABELS}{key}"), values.clone())
+        }
+    })
+}

@@ -1,0 +1,147 @@
+//! What targets that decide by address and in order are told: one list of rules a direction.
+
+use std::borrow::Borrow;
+
+use super::{Compiled, OBSERVED};
+use crate::{
+    document::{Action, Mode},
+    ir::{DEFAULT_DENY, Direction, Policy},
+    sets::{AddressSet, ServiceSet},
+};
+
+/// One rule in its place in the order: the first that matches decides.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<'p> {
+    pub(super) policy: &'p Policy,
+    /// The rule's name, or `default-deny`.
+    pub(super) rule: &'p str,
+    pub(super) field: &'p str,
+    pub(super) allows: bool,
+    /// Governed addresses: the source of egress, the destination of ingress.
+    pub(super) subject: &'p AddressSet,
+    /// The other side.
+    pub(super) peers: AddressSet,
+    pub(super) services: ServiceSet,
+}
+
+/// The policies that are enforced on addresses. Why the others are not, and where rules shrink, is told as gaps.
+pub(super) fn by_address<'p, P: Borrow<Policy>>(
+    policies: &'p [P],
+    target: &str,
+    out: &mut Compiled,
+) -> Vec<&'p Policy> {
+    let mut enforced = Vec::new();
+    for policy in policies.iter().map(Borrow::borrow) {
+        if policy.mode == Mode::Observe {
+            out.gap(&policy.name, OBSERVED);
+            continue;
+        }
+        if policy.subject.addresses.is_empty() {
+            out.gap(
+                &policy.name,
+                format!("the subject has no addresses: {target} decides by address, and only labels are given"),
+            );
+            continue;
+        }
+        for rule in Direction::BOTH
+            .iter()
+            .flat_map(|d| policy.rules(*d).unwrap_or_default())
+        {
+            if !rule.peers.without_addresses.is_empty() {
+                out.gap(
+                    format!("{}/{}", policy.name, rule.name),
+                    match rule.action {
+                        Action::Allow => "peers without addresses are not allowed",
+                        Action::Deny => "a peer has no addresses: the rule denies everyone",
+                    },
+                );
+            }
+        }
+        enforced.push(policy);
+    }
+    enforced
+}
+
+/// The rules of a direction in deciding order, the denials at the end included. Without subjects, nothing matches.
+pub(super) fn entries<'p>(policies: &[&'p Policy], direction: Direction) -> Vec<Entry<'p>> {
+    let mut ordered: Vec<(u16, u8, Entry<'p>)> = Vec::new();
+    for policy in policies.iter().copied() {
+        let Some(rules) = policy.rules(direction) else {
+            continue;
+        };
+        let subject = &policy.subject.addresses;
+        for rule in rules {
+            let allows = rule.action == Action::Allow;
+            ordered.push((
+                policy.tier,
+                u8::from(allows),
+                Entry {
+                    policy,
+                    rule: &rule.name,
+                    field: &rule.field,
+                    allows,
+                    subject,
+                    peers: rule.peers.addresses.clone(),
+                    services: rule.services.clone(),
+                },
+            ));
+        }
+        ordered.push((
+            u16::MAX,
+            2,
+            Entry {
+                policy,
+                rule: DEFAULT_DENY,
+                field: "spec",
+                allows: false,
+                subject,
+                peers: AddressSet::full(),
+                services: ServiceSet::full(),
+            },
+        ));
+    }
+    // Stable, so that output does not change without need.
+    ordered.sort_by_key(|(tier, kind, _)| (*tier, *kind));
+    ordered
+        .into_iter()
+        .map(|(.., entry)| entry)
+        .filter(|entry| !entry.peers.is_empty() && !entry.services.is_empty())
+        .collect()
+}
+
+/// IPv4 and IPv6 apart, for targets that do not mix them in one rule.
+pub(super) fn families(set: &AddressSet) -> [Vec<String>; 2] {
+    let nets = set.to_nets();
+    let texts = |v4: bool| {
+        nets.iter()
+            .filter(|net| matches!(net, ipnet::IpNet::V4(_)) == v4)
+            .map(ToString::to_string)
+            .collect()
+    };
+    [texts(true), texts(false)]
+}
+
+/// A name of at most `most` characters that starts with a letter and has only lower-case letters, digits and hyphens.
+/// A long one is cut and told apart by its number.
+pub(super) fn name(number: usize, policy: &str, rule: &str, most: usize) -> String {
+    let full = format!("garrison-{number:05}-{policy}-{rule}");
+    let mut cut: String = full.chars().take(most).collect();
+    while cut.ends_with('-') {
+        cut.pop();
+    }
+    cut
+}
+
+/// `80` or `80-82`.
+pub(super) fn ports(set: &crate::sets::IntervalSet<u16>) -> Vec<String> {
+    set.ranges()
+        .iter()
+        .map(|(from, to)| {
+            if from == to {
+                from.to_string()
+            } else {
+                format!("{from}-{to}")
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,348 @@
+//! Output for clouds against interpreters of the providers' documentation, never wider than the documents.
+
+use std::net::IpAddr;
+
+use garrison_ztp::{
+    Policy,
+    compile::{self, Compiled, Target, certificates},
+    document::Mode,
+    ir::lower,
+};
+use proptest::prelude::*;
+use serde_json::Value;
+
+use crate::{
+    generate::{connection, documents},
+    reference::{By, by_address, decide, denied},
+};
+
+#[derive(Clone, Copy)]
+struct Packet {
+    src: IpAddr,
+    dst: IpAddr,
+    protocol: u8,
+    port: u16,
+}
+
+fn file(compiled: &Compiled, path: &str) -> Option<Value> {
+    let file = compiled.files.iter().find(|f| f.path == path)?;
+    Some(serde_json::from_str(&file.content).unwrap())
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn among(nets: &Value, address: IpAddr) -> bool {
+    let nets: Vec<ipnet::IpNet> = list(nets)
+        .iter()
+        .map(|n| n.as_str().unwrap().parse().unwrap())
+        .collect();
+    let v4 = nets.iter().filter(|n| matches!(n, ipnet::IpNet::V4(_))).count();
+    assert!(v4 == 0 || v4 == nets.len(), "no provider mixes families in one list");
+    nets.iter().any(|net| net.contains(&address))
+}
+
+fn in_ports(ports: &Value, port: u16) -> bool {
+    list(ports).iter().any(|range| {
+        let range = range.as_str().unwrap();
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        (from.parse::<u16>().unwrap()..=to.parse().unwrap()).contains(&port)
+    })
+}
+
+// Google Cloud: the rule of the lowest priority number decides, denying ones first among equals; ingress is denied
+// and egress allowed where none matches.
+
+fn gcp_side(rules: &Value, word: &str, packet: &Packet) -> bool {
+    let matching = list(rules).iter().filter(|rule| {
+        let protocols = if rule["allowed"].is_array() {
+            &rule["allowed"]
+        } else {
+            &rule["denied"]
+        };
+        rule["direction"] == word
+            && (rule["sourceRanges"].is_null() || among(&rule["sourceRanges"], packet.src))
+            && (rule["destinationRanges"].is_null() || among(&rule["destinationRanges"], packet.dst))
+            && list(protocols).iter().any(|entry| {
+                let number = match entry["IPProtocol"].as_str().unwrap() {
+                    "all" => {
+                        assert!(entry["ports"].is_null());
+                        return true;
+                    }
+                    "tcp" => 6,
+                    "udp" => 17,
+                    "sctp" => 132,
+                    "icmp" => 1,
+                    number => number.parse().unwrap(),
+                };
+                number == packet.protocol && (entry["ports"].is_null() || in_ports(&entry["ports"], packet.port))
+            })
+    });
+    let first = matching.min_by_key(|rule| (rule["priority"].as_u64().unwrap(), rule["denied"].is_null()));
+    match first {
+        Some(rule) => rule["denied"].is_null(),
+        None => word == "EGRESS",
+    }
+}
+
+fn gcp_passes(compiled: &Compiled, packet: &Packet) -> bool {
+    let Some(rules) = file(compiled, "gcp/firewalls.json") else {
+        return true;
+    };
+    let mut names: Vec<&str> = list(&rules).iter().map(|rule| rule["name"].as_str().unwrap()).collect();
+    assert!(
+        names
+            .iter()
+            .all(|n| n.len() <= 63 && n.starts_with(|c: char| c.is_ascii_lowercase()) && !n.ends_with('-'))
+    );
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "a name twice");
+    gcp_side(&rules, "EGRESS", packet) && gcp_side(&rules, "INGRESS", packet)
+}
+
+// Azure: the rule of the lowest priority number decides.
+
+fn azure_passes(compiled: &Compiled, packet: &Packet) -> bool {
+    let Some(group) = file(compiled, "azure/network-security-group.json") else {
+        return true;
+    };
+    ["Outbound", "Inbound"].into_iter().all(|word| {
+        let mut rules: Vec<&Value> = list(&group["properties"]["securityRules"])
+            .iter()
+            .map(|rule| &rule["properties"])
+            .filter(|rule| rule["direction"] == word)
+            .collect();
+        rules.sort_by_key(|rule| rule["priority"].as_u64().unwrap());
+        for pair in rules.windows(2) {
+            assert_ne!(
+                pair[0]["priority"], pair[1]["priority"],
+                "Azure refuses equal priorities"
+            );
+        }
+        let side = |rule: &Value, one: &str, many: &str, address| match rule[one].as_str() {
+            Some(star) => {
+                assert_eq!(star, "*");
+                true
+            }
+            None => among(&rule[many], address),
+        };
+        let hit = rules.into_iter().find(|rule| {
+            let protocol = match rule["protocol"].as_str().unwrap() {
+                "*" => true,
+                "Tcp" => packet.protocol == 6,
+                "Udp" => packet.protocol == 17,
+                "Icmp" => packet.protocol == 1,
+                "Esp" => packet.protocol == 50,
+                "Ah" => packet.protocol == 51,
+                other => panic!("Azure has no protocol {other}"),
+            };
+            assert_eq!(rule["sourcePortRange"], "*");
+            let any_port =
+                rule["destinationPortRange"] == "*" || rule["destinationPortRanges"] == serde_json::json!(["*"]);
+            let priority = rule["priority"].as_u64().unwrap();
+            assert!((100..=4_096).contains(&priority));
+            protocol
+                && (any_port || in_ports(&rule["destinationPortRanges"], packet.port))
+                && side(rule, "sourceAddressPrefix", "sourceAddressPrefixes", packet.src)
+                && side(
+                    rule,
+                    "destinationAddressPrefix",
+                    "destinationAddressPrefixes",
+                    packet.dst,
+                )
+        });
+        hit.expect("the last rule matches everything")["access"] == "Allow"
+    })
+}
+
+// AWS: an interface has the one group of its address; what no permission of the group matches is denied.
+
+fn aws_passes(compiled: &Compiled, packet: &Packet) -> bool {
+    let Some(groups) = file(compiled, "aws/security-groups.json") else {
+        return true;
+    };
+    let group_of = |address: IpAddr| {
+        let mut with = list(&groups).iter().filter(|group| {
+            let nets = list(&group["Addresses"]);
+            nets.iter()
+                .any(|n| n.as_str().unwrap().parse::<ipnet::IpNet>().unwrap().contains(&address))
+        });
+        let first = with.next();
+        assert!(with.next().is_none(), "two groups have {address}");
+        first
+    };
+    let permits = |permissions: &Value, peer: IpAddr| {
+        list(permissions).iter().any(|permission| {
+            let ranges: Vec<ipnet::IpNet> = list(&permission["IpRanges"])
+                .iter()
+                .map(|r| r["CidrIp"].as_str().unwrap().parse().unwrap())
+                .chain(
+                    list(&permission["Ipv6Ranges"])
+                        .iter()
+                        .map(|r| r["CidrIpv6"].as_str().unwrap().parse().unwrap()),
+                )
+                .collect();
+            let (from, to) = (permission["FromPort"].as_i64(), permission["ToPort"].as_i64());
+            let ported = |number: u8| {
+                number == packet.protocol && (from.unwrap()..=to.unwrap()).contains(&i64::from(packet.port))
+            };
+            let protocol = match permission["IpProtocol"].as_str().unwrap() {
+                "-1" => true,
+                "tcp" => ported(6),
+                "udp" => ported(17),
+                "icmp" => {
+                    assert_eq!((from, to), (Some(-1), Some(-1)));
+                    packet.protocol == 1
+                }
+                "icmpv6" => packet.protocol == 58,
+                number => {
+                    // Ports beside other protocols are ignored: all ports are open.
+                    number.parse::<u8>().unwrap() == packet.protocol
+                }
+            };
+            protocol && ranges.iter().any(|net| net.contains(&peer))
+        })
+    };
+    group_of(packet.src).is_none_or(|group| permits(&group["IpPermissionsEgress"], packet.dst))
+        && group_of(packet.dst).is_none_or(|group| permits(&group["IpPermissions"], packet.src))
+}
+
+type Interpreter = fn(&Compiled, &Packet) -> bool;
+const CLOUDS: [(Target, Interpreter); 3] = [
+    (Target::Gcp, gcp_passes),
+    (Target::Azure, azure_passes),
+    (Target::Aws, aws_passes),
+];
+
+proptest! {
+    // 1,200 sets of policies × 3 providers × 24 connections.
+    #![proptest_config(ProptestConfig { cases: 1_200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn never_wider_and_equal_without_gaps(
+        documents in documents(false, 4),
+        connections in prop::collection::vec(connection(), 24),
+    ) {
+        let lowered: Vec<Policy> = documents.iter().map(|d| lower(d, 7)).collect();
+        let enforced: Vec<_> = documents.iter().filter(|d| d.spec.mode == Mode::Enforce).collect();
+        for (target, passes) in CLOUDS {
+            let compiled = target.compile(&lowered, |_| None);
+            let exact = compiled.gaps.iter().all(|gap| gap.reason.contains("mode observe"));
+            if compiled.gaps.iter().any(|gap| gap.rule == "*") {
+                // Refused: what is in place stays.
+                prop_assert!(compiled.files.is_empty());
+                continue;
+            }
+            for (src, dst, protocol, port) in &connections {
+                let packet = Packet { src: src.to_canonical(), dst: dst.to_canonical(), protocol: *protocol, port: *port };
+                if packet.src == packet.dst || packet.src.is_ipv4() != packet.dst.is_ipv4() {
+                    continue;
+                }
+                let (src, dst) = (by_address(packet.src), by_address(packet.dst));
+                let intended = !denied(&decide(&enforced, &src, &dst, *protocol, *port, By::Address));
+                let passed = passes(&compiled, &packet);
+                let shown = format!("{target:?}: {} → {} {protocol}/{port}\n{compiled:#?}", packet.src, packet.dst);
+                prop_assert!(!passed || intended, "wider: {}", shown);
+                prop_assert!(!exact || passed == intended, "narrower without a gap: {}", shown);
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_names_a_target_that_has_no_gap_there(documents in documents(true, 3)) {
+        let lowered: Vec<Policy> = documents.iter().map(|d| lower(d, 7)).collect();
+        for target in [Target::Kubernetes, Target::Cilium, Target::ClusterNetworkPolicy] {
+            let compiled = target.compile(&lowered, |_| None);
+            let certificates = certificates(&lowered, target, &compiled);
+            prop_assert_eq!(certificates.len(), compiled.gaps.len());
+            for certificate in certificates {
+                let observed = certificate.gap.reason.contains("mode observe");
+                let nobody = certificate.gap.reason.contains("no pod has them");
+                // Calico can say everything that labels can.
+                prop_assert_eq!(certificate.closed_by.is_none(), observed || nobody, "{:?}", certificate);
+                if let Some(other) = certificate.closed_by {
+                    prop_assert!(other != target);
+                    let there = other.compile(&lowered, |_| None);
+                    prop_assert!(there.gaps.iter().all(|g| g.rule != certificate.gap.rule));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_as_a_whole() {
+    let rules: String = (0..1_500)
+        .map(|i| {
+            format!(
+                "    - {{name: r{i}, from: [{{cidr: 10.{}.{}.0/24}}], ports: [{{protocol: TCP, port: {}}}]}}\n",
+                i / 250,
+                i % 250,
+                i + 1
+            )
+        })
+        .collect();
+    let text = format!(
+        "apiVersion: garrison.dev/v1alpha1\nkind: ZeroTrustPolicy\nmetadata: {{name: many}}\nspec:\n  mode: enforce\n  subject: {{cidrs: [192.0.2.0/24]}}\n  ingress:\n{rules}"
+    );
+    let checked = garrison_ztp::check(&text);
+    assert!(checked.is_valid(), "{:?}", checked.diagnostics);
+    let lowered = [checked.documents[0].lower(1)];
+    for (target, _) in CLOUDS {
+        let compiled = target.compile(&lowered, |_| None);
+        assert!(compiled.files.is_empty(), "{target:?}");
+        assert!(
+            compiled.gaps[0].reason.contains("keep the rules that are in place"),
+            "{:?}",
+            compiled.gaps
+        );
+    }
+}
+
+#[test]
+fn terraform_says_the_same_as_the_api_bodies() {
+    let text = "apiVersion: garrison.dev/v1alpha1
+kind: ZeroTrustPolicy
+metadata: {name: web}
+spec:
+  mode: enforce
+  subject: {cidrs: [10.0.1.0/24, 'fd00:1::/64']}
+  ingress:
+    - {name: https, from: [{any: true}], ports: [{protocol: TCP, port: 443}]}
+    - {name: guests, action: deny, from: [{cidr: 10.9.0.0/16}]}
+";
+    let checked = garrison_ztp::check(text);
+    let lowered = [checked.documents[0].lower(2)];
+    let gcp = compile::gcp(&lowered);
+    assert_eq!(gcp.gaps, []);
+    let terraform = file(&gcp, "gcp/garrison.tf.json").unwrap();
+    let rule = &terraform["resource"]["google_compute_firewall"]["garrison_00000_web_guests"];
+    assert_eq!(rule["deny"], serde_json::json!([{ "protocol": "all" }]));
+    assert_eq!(rule["source_ranges"], serde_json::json!(["10.9.0.0/16"]));
+    assert_eq!(rule["destination_ranges"], serde_json::json!(["10.0.1.0/24"]));
+    assert_eq!(rule["description"], "ZeroTrustPolicy web@2 guests (spec.ingress[1])");
+    let bodies = file(&gcp, "gcp/firewalls.json").unwrap();
+    let resources = terraform["resource"]["google_compute_firewall"].as_object().unwrap();
+    assert_eq!(resources.len(), list(&bodies).len());
+
+    let azure = compile::azure(&lowered);
+    let terraform = file(&azure, "azure/garrison.tf.json").unwrap();
+    let rule = &terraform["resource"]["azurerm_network_security_rule"]["garrison_00001_web_https"];
+    assert_eq!(rule["access"], "Allow");
+    assert_eq!(rule["destination_port_ranges"], serde_json::json!(["443"]));
+    assert_eq!(rule["priority"], 101);
+
+    let aws = compile::aws(&lowered);
+    let terraform = file(&aws, "aws/garrison.tf.json").unwrap();
+    let group = &terraform["resource"]["aws_security_group"]["garrison_1"];
+    assert_eq!(group["ingress"][0]["from_port"], 443);
+    assert_eq!(group["ingress"][0]["ipv6_cidr_blocks"], serde_json::json!(["::/0"]));
+    assert_eq!(group["ingress"][0]["cidr_blocks"][0], "0.0.0.0/5", "without the guests");
+    assert_eq!(
+        group["egress"][0]["protocol"], "-1",
+        "the policy says nothing about egress"
+    );
+}
