@@ -97,6 +97,13 @@ fn flow_schema() -> String {
             column.name, column.kind, column.meaning
         ));
     }
+    page.push_str(
+        "\n## Metadata\n\nA batch on the bus is an Arrow IPC stream; its schema's metadata has these keys.\n\n\
+         | key | meaning |\n|---|---|\n",
+    );
+    for key in garrison_flow::METADATA {
+        page.push_str(&format!("| `{}` | {} |\n", key.name, key.meaning));
+    }
     page
 }
 

@@ -7,12 +7,14 @@ mod batch;
 mod convert;
 mod filter;
 mod ledger;
+mod metadata;
 mod schema;
 
 pub use batch::{BatchMeta, FlowBatch, FlowError, MAX_ENCODED_BYTES, MAX_ROWS, decode, encode};
 pub use convert::flow_id_text;
 pub use filter::{Filter, FilterError, MAX_VALUES};
 pub use ledger::LossLedger;
+pub use metadata::{METADATA, MetadataKey};
 pub use schema::{
     ColumnDescription, Columns, FIRST_LENGTHS, FlowBatchBuilder, FlowRow, FlowState, SCHEMA_VERSION, VERSION_KEY,
     describe, schema,

@@ -394,7 +394,8 @@ columns! {
     /// One in how many packets was looked at; 1 for all. Counters of a sampled flow are estimates: what was counted
     /// times this.
     sampling: required u32,
-    /// Why the flow ended: `fin`, `rst`, `idle`, `evicted`, `eof`, `shutdown`.
+    /// Why the flow ended: `fin`, `rst`, `idle`, `evicted` to make room, `reused` by a connection with the same ports,
+    /// `eof` of the capture file, `shutdown`.
     end_reason: optional text,
     /// Application protocol, recognised by content: `http`, `tls`, `dns`, ….
     service: optional text,

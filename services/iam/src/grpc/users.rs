@@ -82,7 +82,7 @@ impl UserService for Api {
             .into_iter()
             .map(|role| garrison_proto::iam::v1::Role {
                 name: role.name().to_owned(),
-                description: role.description().to_owned(),
+                description: role.description(),
             })
             .collect();
         Ok(Response::new(ListRolesResponse { roles }))
