@@ -1,13 +1,14 @@
 mod analysis;
+mod compile;
 mod files;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use garrison_proto::policy::v1::{
-    ApplyPolicyRequest, CompilePolicyRequest, DeletePolicyRequest, Diagnostic, ExplainConnectionRequest,
-    GetPolicyRequest, ListPoliciesRequest, ListPolicyVersionsRequest, ListVerdictCountsRequest, Policy as Stored,
-    Target, policy_service_client::PolicyServiceClient,
+    ApplyPolicyRequest, DeletePolicyRequest, Diagnostic, ExplainConnectionRequest, GetPolicyRequest,
+    ListPoliciesRequest, ListPolicyVersionsRequest, ListVerdictCountsRequest, Policy as Stored,
+    policy_service_client::PolicyServiceClient,
 };
 use serde_json::json;
 
@@ -17,15 +18,6 @@ use crate::{
     error::CliError,
     output::{Printer, time, word},
 };
-
-/// An enforcement point as an argument.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Point {
-    /// Kubernetes NetworkPolicy manifests
-    Kubernetes,
-    /// An nftables ruleset
-    Nftables,
-}
 
 /// Check, apply and explain policy.
 #[derive(Subcommand)]
@@ -73,13 +65,11 @@ pub enum Policy {
         policy: String,
     },
     /// Print what the policies are on an enforcement point
-    Compile {
-        /// The enforcement point
-        #[arg(long, value_enum)]
-        target: Point,
-        /// Compile this file instead of what is stored
-        file: Option<PathBuf>,
-    },
+    ///
+    /// What the target cannot say is left out of what it allows, and told on standard error, with the target that can.
+    ///
+    /// For example: garrison policy compile --target calico web.yaml
+    Compile(compile::Compile),
     /// Say what is decided about a connection, and why
     ///
     /// For example: garrison policy explain 10.0.1.5 10.0.2.9 5432
@@ -150,6 +140,7 @@ impl Policy {
             Self::Connections(connections) => connections.run(printer),
             Self::Diff { before, after, within } => analysis::difference(before, after, *within, printer),
             Self::Assert(assert) => assert.run(printer),
+            Self::Compile(compile) if !compile.files.is_empty() => compile.offline(printer),
             Self::Explain {
                 src,
                 dst,
@@ -223,25 +214,23 @@ impl Policy {
                 client.delete_policy(DeletePolicyRequest { name: name.clone() }).await?;
                 eprintln!("{name} is withdrawn");
             }
-            Self::Compile { target, file } => {
-                let target = match target {
-                    Point::Kubernetes => Target::KubernetesNetworkPolicy,
-                    Point::Nftables => Target::Nftables,
-                };
-                let document = file.map(|file| read_text(&file)).transpose()?.unwrap_or_default();
-                let request = CompilePolicyRequest {
-                    target: target.into(),
-                    document,
-                };
-                let answer = client.compile_policy(request).await?.into_inner();
-                for gap in &answer.gaps {
-                    eprintln!("gap: {}: {}", gap.rule, gap.reason);
+            Self::Compile(compile) => {
+                let stored = pages!(usize::MAX, |page_size, page_token| {
+                    let answer = client
+                        .list_policies(ListPoliciesRequest { page_size, page_token })
+                        .await?
+                        .into_inner();
+                    (answer.policies, answer.next_page_token)
+                });
+                let mut policies = Vec::new();
+                for policy in stored.iter().filter(|policy| !policy.withdrawn) {
+                    policies.extend(compile::lowered(&policy.document, &policy.name, policy.version)?);
                 }
-                if printer.is_json() {
-                    printer.record(&answer, &[]);
-                } else {
-                    answer.files.iter().for_each(|file| print!("{}", file.content));
-                }
+                let sha256 = |name: &str| {
+                    let name = named("policies", name);
+                    stored.iter().find(|p| p.name == name).map(|p| p.sha256.clone())
+                };
+                compile.print(&policies, sha256, printer)?;
             }
             Self::Explain {
                 src,

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod connections;
+mod schema;
 
 use std::{
     path::{Path, PathBuf},
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
     };
     let policy = corpora.join("policy");
     type Part = (&'static str, &'static str, fn(&Path, &mut Score) -> std::io::Result<()>);
-    let parts: [Part; 3] = [
+    let parts: [Part; 4] = [
         (
             "netpol-analyzer",
             "connections equal to netpol-analyzer's",
@@ -93,6 +94,11 @@ fn main() -> ExitCode {
             "network-policy-api",
             "network-policy-api conformance manifests read and analysed",
             conformance::network_policy_api,
+        ),
+        (
+            "crd-schemas",
+            "compiler output valid against the published schemas",
+            schema::evaluate,
         ),
     ];
     let mut complete = true;
