@@ -6,7 +6,10 @@ use std::{
 
 use garrison_bus::Message;
 use garrison_proto::TenantId;
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction, postgres::PgPoolOptions};
+use sqlx::{
+    AssertSqlSafe, PgPool, Postgres, Transaction,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{DbConfig, DbError, Tx, error::is_unavailable};
@@ -16,16 +19,22 @@ const MAX_KNOWN: usize = 10_000;
 /// Urgent commits that may wait for this process's relay; more are left to its ordinary turn.
 const MAX_URGENT: usize = 256;
 
+/// Stands for all tenants, where row-level security lets it.
+const ALL: &str = "*";
+/// Nobody's name: what is written under it is rolled back.
+const REHEARSAL: &str = "rehearsal";
+
 /// A service's own schema in PostgreSQL. Cheap to clone; clones share the pool.
 #[derive(Clone)]
 pub struct Db {
+    pool: PgPool,
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    pool: PgPool,
     schema: &'static str,
-    max_connections: u32,
+    options: PgConnectOptions,
+    acquire_timeout: Duration,
     known: RwLock<HashSet<TenantId>>,
     appended: Notify,
     urgent: (mpsc::Sender<Urgent>, Mutex<Option<mpsc::Receiver<Urgent>>>),
@@ -45,24 +54,55 @@ impl Db {
     /// [`DbError::Config`] and [`DbError::File`] when values or files cannot be used.
     pub fn connect(config: &DbConfig, schema: &'static str) -> Result<Self, DbError> {
         let options = config.options(schema)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(config.max_connections)
-            .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms.max(1)))
+        let acquire_timeout = Duration::from_millis(config.acquire_timeout_ms.max(1));
+        let pool = pool(config.max_connections, acquire_timeout)
             .idle_timeout(Duration::from_secs(300))
-            // A ping costs every transaction a round trip. What it would find, `open` finds and mends.
-            .test_before_acquire(false)
             .max_lifetime(Duration::from_secs(3_600))
-            .connect_lazy_with(options);
+            .connect_lazy_with(options.clone());
         let (sender, receiver) = mpsc::channel(MAX_URGENT);
         let inner = Inner {
-            pool,
             schema,
-            max_connections: config.max_connections,
+            options,
+            acquire_timeout,
             known: RwLock::default(),
             appended: Notify::new(),
             urgent: (sender, Mutex::new(Some(receiver))),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            pool,
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The same database through a few connections of its own, for a path that must not wait: neither for a connection
+    /// behind other work, nor for a connection to be made, nor for the planner, as statements are planned once. Making a
+    /// connection and its plans takes longer than the path itself, so use [`Db::rehearsal`] now and then.
+    #[must_use]
+    pub fn lane(&self, connections: u32) -> Self {
+        let options = self.inner.options.clone();
+        Self {
+            pool: pool(connections, self.inner.acquire_timeout)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .connect_lazy_with(options.options([("plan_cache_mode", "force_generic_plan")])),
+            inner: Arc::clone(&self.inner),
+        }
+    }
+
+    /// A transaction for a tenant that does not exist, in which the statements of a path are run and then rolled back.
+    /// A lane hands out the connection that was idle for longest, and makes one before it waits: as many rehearsals
+    /// as it has connections reach them all.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] when no connection can be had in time.
+    pub async fn rehearsal(&self) -> Result<Tx<'static>, DbError> {
+        let operation = "begin a rehearsal";
+        let tenant = REHEARSAL.parse().map_err(|_| DbError::Config {
+            key: operation,
+            reason: "it is no tenant id".to_owned(),
+        })?;
+        let inner = self.open(REHEARSAL, "").await.map_err(DbError::during(operation))?;
+        Ok(Tx::new(inner, tenant, self.clone()))
     }
 
     /// Begins a transaction that sees and writes rows of this tenant only. Isolation is READ COMMITTED.
@@ -107,10 +147,8 @@ impl Db {
     /// # Errors
     /// [`DbError::Unavailable`] when there is none.
     pub async fn ping(&self) -> Result<(), DbError> {
-        sqlx::query("SELECT 1")
-            .execute(&self.inner.pool)
-            .await
-            .map_err(DbError::during("ping"))?;
+        let tx = self.open(ALL, "").await.map_err(DbError::during("ping"))?;
+        tx.rollback().await.map_err(DbError::during("ping"))?;
         Ok(())
     }
 
@@ -126,7 +164,7 @@ impl Db {
 
     /// Closes the pool: waits for transactions in progress, refuses new ones.
     pub async fn close(&self) {
-        self.inner.pool.close().await;
+        self.pool.close().await;
     }
 
     /// Hands messages that were committed to the relay of this process, or signals it when it has enough to do.
@@ -151,7 +189,7 @@ impl Db {
         &self,
         more: &'static str,
     ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.open("*", more).await
+        self.open(ALL, more).await
     }
 
     /// Begins and sets the tenant in one round trip. A tenant id cannot hold a quote.
@@ -161,9 +199,9 @@ impl Db {
         // A connection that died while it was idle fails here, before anything was done; the next may be as dead.
         let mut dead = 0;
         loop {
-            let began = self.inner.pool.begin_with(AssertSqlSafe(begin.clone())).await;
+            let began = self.pool.begin_with(AssertSqlSafe(begin.clone())).await;
             match began {
-                Err(error) if dead < self.inner.max_connections && lost(&error) => dead += 1,
+                Err(error) if dead < self.pool.options().get_max_connections() && lost(&error) => dead += 1,
                 other => return other,
             }
         }
@@ -200,6 +238,14 @@ impl Db {
     }
 }
 
+fn pool(connections: u32, acquire_timeout: Duration) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(acquire_timeout)
+        // A ping costs every transaction a round trip. What it would find, `open` finds and mends.
+        .test_before_acquire(false)
+}
+
 /// Whether a connection that was made is gone. That none can be had or made is another matter.
 fn lost(error: &sqlx::Error) -> bool {
     !matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) && is_unavailable(error)
@@ -209,7 +255,7 @@ impl std::fmt::Debug for Db {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Db")
             .field("schema", &self.inner.schema)
-            .field("connections", &self.inner.pool.size())
+            .field("connections", &self.pool.size())
             .finish()
     }
 }

@@ -31,6 +31,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_s
 /// window and the redelivery of unacknowledged messages, which are minutes; a week covers a long outage.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const PRUNE_BATCH: i64 = 10_000;
+/// How long the relay's turn is put off after an urgent message.
+const GIVE_WAY: Duration = Duration::from_millis(20);
 /// Most ids of urgent messages that are remembered as published.
 const MAX_SENT: usize = 4_096;
 
@@ -92,7 +94,12 @@ async fn express(db: Db, publisher: Publisher, mut urgent: mpsc::Receiver<Urgent
         publish
             .instrument(tracing::info_span!(parent: &span, "publish at once"))
             .await;
-        db.outbox_signal();
+        // What else the commit left, and clearing up, must not share the processor with what it set off.
+        let db = db.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GIVE_WAY).await;
+            db.outbox_signal();
+        });
     }
     // The database handle, which holds the other end, outlives this.
     std::future::pending::<()>().await;

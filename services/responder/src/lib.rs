@@ -61,5 +61,7 @@ pub fn wire(config: &Config, service: &mut Service) -> Result<App, ConfigError> 
     service.relay_outbox();
     let deadlines = app.clone().keep_deadlines(service.shutdown());
     service.spawn("deadlines", deadlines);
+    let rehearsals = app.clone().keep_rehearsed(service.shutdown());
+    service.spawn("rehearsals", rehearsals);
     Ok(app)
 }

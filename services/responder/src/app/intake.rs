@@ -89,7 +89,7 @@ impl App {
         Ok(taken)
     }
 
-    async fn look_around(
+    pub(super) async fn look_around(
         &self,
         tx: &mut Tx<'static>,
         tenant: &TenantId,

@@ -5,6 +5,7 @@ mod effects;
 mod incidents;
 mod intake;
 mod nodes;
+mod rehearsal;
 mod reports;
 mod responses;
 mod rules;
@@ -40,6 +41,9 @@ use crate::{
     metrics::Metrics,
     store::LOCK_TENANT,
 };
+
+/// Connections of the lane for alerts. Those of one tenant are decided one after the other.
+const LANE: u32 = 2;
 
 /// What the configuration fixes.
 #[derive(Debug, Clone)]
@@ -88,6 +92,8 @@ pub struct App {
 struct Inner {
     info: ServiceInfo,
     db: Db,
+    /// For taking alerts in.
+    lane: Db,
     settings: Settings,
     started: DateTime<Utc>,
     rules: Mutex<HashMap<TenantId, Arc<Rules>>>,
@@ -101,6 +107,7 @@ impl App {
         Self {
             inner: Arc::new(Inner {
                 info,
+                lane: db.lane(LANE),
                 db,
                 settings,
                 started,
@@ -131,9 +138,9 @@ impl App {
         self.db().begin(tenant).await.during("begin a transaction")
     }
 
-    /// Begins with the tenant's lock taken, if the responder has ever worked for the tenant.
+    /// Begins on the lane for alerts with the tenant's lock taken, if the responder has ever worked for the tenant.
     async fn begin_locked(&self, tenant: &TenantId) -> Result<Tx<'static>, AppError> {
-        let begun = self.db().begin_with(tenant, LOCK_TENANT).await;
+        let begun = self.inner.lane.begin_with(tenant, LOCK_TENANT).await;
         begun.during("begin a transaction")
     }
 

@@ -8,6 +8,7 @@ use garrison_proto::{
     response::v1::{EnforcementOrder, IncidentStatus, ResponseState, enforcement_report::Outcome},
     to_timestamp,
 };
+use garrison_testkit::Stack;
 use prost::Message as _;
 use responder::{app::Taken, store::intake::AlertQuery};
 use uuid::Uuid;
@@ -103,6 +104,35 @@ async fn a_brute_force_is_blocked_in_one_transaction_and_the_order_leaves_first(
         .unwrap()
         .unwrap();
     assert_eq!(incident.status, IncidentStatus::Contained);
+}
+
+#[tokio::test]
+async fn a_rehearsal_walks_the_whole_path_and_leaves_nothing() {
+    let bench = Bench::new().await;
+    bench.app.rehearse().await.unwrap();
+    assert_eq!(bench.db.known_tenants().await.unwrap(), []);
+    let mut superuser = Stack::shared()
+        .await
+        .postgres()
+        .superuser(&bench.config.database)
+        .await
+        .unwrap();
+    for table in [
+        "alert",
+        "incident",
+        "fact",
+        "response",
+        "response_transition",
+        "inbox",
+        "outbox",
+    ] {
+        let query = format!("SELECT count(*) FROM responder.{table}");
+        let rows: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(query))
+            .fetch_one(&mut superuser)
+            .await
+            .unwrap();
+        assert_eq!(rows, 0, "{table}");
+    }
 }
 
 #[tokio::test]
