@@ -126,9 +126,12 @@ impl Iam {
         }
         let mac = self.login_mac(&caller.tenant, login.as_str());
         let now = self.now();
-        let standing = store::begin_attempt(&mut tx, &mac, &self.settings.lockout, now).await?;
+        let (standing, before) = store::begin_attempt(&mut tx, &mac, &self.settings.lockout, now).await?;
+        if let Some(before) = before {
+            self.record_refused(&mut tx, &before, login.as_str()).await?;
+        }
         self.commit(tx, operation, Vec::new()).await?;
-        if let AttemptStanding::Locked(until) = standing {
+        if let AttemptStanding::Locked { until, .. } = standing {
             return Err(Error::Locked {
                 retry_after: until - now,
             });

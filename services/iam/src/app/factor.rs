@@ -56,15 +56,19 @@ impl Iam {
             second_factor: true,
         };
         let mac = self.login_mac(&tenant, user.login.as_str());
-        let standing = store::begin_attempt(&mut tx, &mac, &self.settings.lockout, now).await?;
-        let refusal = if let AttemptStanding::Locked(until) = standing {
-            Some((
-                Outcome::Locked,
-                Error::Locked {
-                    retry_after: until - now,
-                },
-            ))
-        } else if user.disabled || !tenant_enabled {
+        let (standing, before) = store::begin_attempt(&mut tx, &mac, &self.settings.lockout, now).await?;
+        if let Some(before) = before {
+            self.record_refused(&mut tx, &before, user.login.as_str()).await?;
+        }
+        if let AttemptStanding::Locked { until, recorded } = standing {
+            self.refuse_by_lock(&mut tx, &mac, attempt(Outcome::Locked), (until, recorded))
+                .await?;
+            self.commit(tx, operation, Vec::new()).await?;
+            return Err(Error::Locked {
+                retry_after: until - now,
+            });
+        }
+        let refusal = if user.disabled || !tenant_enabled {
             Some((Outcome::Disabled, Error::Credentials))
         } else if !self.proves(&mut tx, &account, &proof, now).await? {
             store::count_challenge_attempt(&mut tx, token.id).await?;

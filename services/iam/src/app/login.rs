@@ -159,20 +159,20 @@ impl Iam {
         let operation = "beginning a login";
         let now = self.now();
         let mut tx = self.begin(tenant, operation).await?;
-        let standing = store::begin_attempt(&mut tx, mac, &self.settings.lockout, now).await?;
+        let (standing, before) = store::begin_attempt(&mut tx, mac, &self.settings.lockout, now).await?;
+        if let Some(before) = before {
+            self.record_refused(&mut tx, &before, name.as_str()).await?;
+        }
         let account = store::find_account_by_login(&mut tx, name).await?;
-        if let AttemptStanding::Locked(until) = standing {
-            self.record_attempt(
-                &mut tx,
-                Attempt {
-                    outcome: Outcome::Locked,
-                    user: account.map(|account| account.user.id),
-                    login: name.as_str(),
-                    address: address_text(address),
-                    second_factor: false,
-                },
-            )
-            .await?;
+        if let AttemptStanding::Locked { until, recorded } = standing {
+            let attempt = Attempt {
+                outcome: Outcome::Locked,
+                user: account.map(|account| account.user.id),
+                login: name.as_str(),
+                address: address_text(address),
+                second_factor: false,
+            };
+            self.refuse_by_lock(&mut tx, mac, attempt, (until, recorded)).await?;
             self.commit(tx, operation, Vec::new()).await?;
             return Err(Error::Locked {
                 retry_after: until - now,
@@ -275,7 +275,9 @@ impl Iam {
         let refresh = OpaqueToken::issue(tenant.clone(), id);
         store::insert_session(tx, &session, &refresh.secret_sha256()).await?;
         store::record_login(tx, user.id, now).await?;
-        store::forget_failures(tx, &self.login_macs(&tenant, user.login.as_str())).await?;
+        for lock in store::forget_failures(tx, &self.login_macs(&tenant, user.login.as_str())).await? {
+            self.record_refused(tx, &lock, user.login.as_str()).await?;
+        }
         self.record_attempt(
             tx,
             Attempt {

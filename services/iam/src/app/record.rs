@@ -15,7 +15,7 @@ use super::{Iam, Result};
 use crate::{
     INFO,
     error::Error,
-    store::{self, EndedSession},
+    store::{self, EndedSession, RefusedByLock},
 };
 
 /// The name under which iam publishes.
@@ -84,6 +84,16 @@ impl Iam {
 
     /// Publishes the login event and the audit record of an attempt.
     pub(super) async fn record_attempt(&self, tx: &mut Tx<'_>, attempt: Attempt<'_>) -> Result<()> {
+        self.record_attempt_until(tx, attempt, None).await
+    }
+
+    /// The same, of a login that is locked until then.
+    async fn record_attempt_until(
+        &self,
+        tx: &mut Tx<'_>,
+        attempt: Attempt<'_>,
+        until: Option<DateTime<Utc>>,
+    ) -> Result<()> {
         self.metrics.login(attempt.outcome);
         let (id, now) = (Uuid::now_v7(), self.now());
         let user = attempt.user.map(|id| resource_name("users", id)).unwrap_or_default();
@@ -95,6 +105,7 @@ impl Iam {
             outcome: attempt.outcome.into(),
             client_address: attempt.address.clone(),
             second_factor: attempt.second_factor,
+            attempts: 1,
         };
         let subject = subject::events(tx.tenant(), "login");
         let message = Message::proto(subject, SOURCE, &event).with_id(id).with_time(now);
@@ -119,7 +130,67 @@ impl Iam {
                 resource: user,
                 decision: if succeeded { Decision::Allow } else { Decision::Deny },
                 reason: outcome_text(attempt.outcome),
-                details: vec![("login", attempt.login.to_owned())],
+                details: std::iter::once(("login", attempt.login.to_owned()))
+                    .chain(until.map(|until| ("locked_until", until.to_rfc3339())))
+                    .collect(),
+            },
+        )
+        .await
+    }
+
+    /// Refuses an attempt on a locked login. The first that a lock refuses is recorded, the others are counted until
+    /// [`Iam::record_refused`].
+    pub(super) async fn refuse_by_lock(
+        &self,
+        tx: &mut Tx<'_>,
+        login_mac: &[u8],
+        attempt: Attempt<'_>,
+        (until, recorded): (DateTime<Utc>, bool),
+    ) -> Result<()> {
+        if recorded {
+            self.metrics.login(attempt.outcome);
+            return store::count_refused(tx, login_mac, attempt.user).await;
+        }
+        store::note_lock_recorded(tx, login_mac).await?;
+        self.record_attempt_until(tx, attempt, Some(until)).await
+    }
+
+    /// Records together what a lock refused after its first refusal. `login` is empty when it is not known any more.
+    pub(super) async fn record_refused(&self, tx: &mut Tx<'_>, lock: &RefusedByLock, login: &str) -> Result<()> {
+        let (id, now) = (Uuid::now_v7(), self.now());
+        let user = lock
+            .refused_user
+            .map(|id| resource_name("users", id))
+            .unwrap_or_default();
+        let attempts = u32::try_from(lock.refused).unwrap_or_default();
+        let event = LoginEvent {
+            event_id: id.to_string(),
+            time: Some(to_timestamp(now)),
+            user: user.clone(),
+            login: login.to_owned(),
+            outcome: Outcome::Locked.into(),
+            attempts,
+            ..LoginEvent::default()
+        };
+        let subject = subject::events(tx.tenant(), "login");
+        let message = Message::proto(subject, SOURCE, &event).with_id(id).with_time(now);
+        tx.publish(&message)
+            .await
+            .map_err(Error::database("publishing a login event"))?;
+        let until = lock.locked_until.map(|until| until.to_rfc3339()).unwrap_or_default();
+        self.audit(
+            tx,
+            Entry {
+                actor: itself(),
+                action: "login.refused",
+                resource: user,
+                decision: Decision::Deny,
+                reason: "further attempts while it was locked",
+                details: vec![
+                    ("login", login.to_owned()),
+                    ("attempts", attempts.to_string()),
+                    ("locked_until", until),
+                ],
             },
         )
         .await

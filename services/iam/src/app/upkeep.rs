@@ -12,6 +12,8 @@ use crate::{error::Error, store};
 const RELOAD: Duration = Duration::from_secs(1);
 /// How often old rows are dropped and the signing key's age is looked at.
 const TIDY: Duration = Duration::from_secs(60);
+/// Locks that are recorded in one transaction; the rest waits for the next minute.
+const LOCKS_AT_A_TIME: i64 = 500;
 /// How long sessions stay listed in the database after their end.
 const KEEP_SESSIONS: TimeDelta = TimeDelta::days(30);
 
@@ -103,6 +105,10 @@ impl Iam {
         let now = self.now();
         for tenant in &tenants {
             let mut tx = self.begin(tenant, operation).await?;
+            for lock in store::take_refused(&mut tx, now, LOCKS_AT_A_TIME).await? {
+                // Only a hash of the name is kept.
+                self.record_refused(&mut tx, &lock, "").await?;
+            }
             store::forget_old_attempts(&mut tx, now - self.settings.lockout.forget_after).await?;
             store::delete_old_challenges(&mut tx, now).await?;
             store::forget_revocations(&mut tx, now).await?;

@@ -252,7 +252,9 @@ impl Iam {
             store::store_totp(&mut tx, id, None, 0).await?;
             store::replace_recovery_codes(&mut tx, id, &[]).await?;
         }
-        store::forget_failures(&mut tx, &self.login_macs(&caller.tenant, login.as_str())).await?;
+        for lock in store::forget_failures(&mut tx, &self.login_macs(&caller.tenant, login.as_str())).await? {
+            self.record_refused(&mut tx, &lock, login.as_str()).await?;
+        }
         let reason = "an administrator reset the password";
         let ended = store::end_sessions_of_user(&mut tx, Some(id), None, reason, now).await?;
         let revoked = self

@@ -9,7 +9,8 @@ mod tenants;
 mod users;
 
 pub use attempts::{
-    AttemptStanding, begin_attempt, forget_failures, forget_old_attempts, forgive_attempt, locked_until,
+    AttemptStanding, RefusedByLock, begin_attempt, count_refused, forget_failures, forget_old_attempts,
+    forgive_attempt, locked_until, note_lock_recorded, take_refused,
 };
 pub use challenges::{
     Challenge, count_challenge_attempt, delete_challenge, delete_old_challenges, find_challenge, insert_challenge,

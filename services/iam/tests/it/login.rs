@@ -176,6 +176,86 @@ async fn a_lock_ends_doubles_and_is_forgotten_after_success() {
     world.login("acme", "ada").await;
 }
 
+/// Attempts on a locked login are recorded twice for each lock: the first at once, the others together.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_goes_on_at_a_locked_login_fills_nobody_s_audit_log() {
+    let world = World::new().await;
+    let try_often = async |login: &str, attempts: usize| {
+        for _ in 0..attempts {
+            let result = world.password("acme", login, "wrong password!").await;
+            assert!(matches!(result, Err(Error::Locked { .. })), "{result:?}");
+        }
+    };
+    let lock = async |login: &str| {
+        for _ in 0..5 {
+            let result = world.password("acme", login, "wrong password!").await;
+            assert!(matches!(result, Err(Error::Credentials)), "{result:?}");
+        }
+    };
+    let locked = async || {
+        let events: Vec<LoginEvent> = world.published("acme").await;
+        events
+            .into_iter()
+            .filter(|event| event.outcome() == Outcome::Locked)
+            .map(|event| (event.login, event.attempts))
+            .collect::<Vec<_>>()
+    };
+    let mut expected = Vec::new();
+    let expect = |expected: &mut Vec<(String, u32)>, login: &str, attempts| expected.push((login.to_owned(), attempts));
+
+    // Recorded by upkeep, which knows no name any more.
+    for login in ["ada", "nobody"] {
+        lock(login).await;
+        try_often(login, 20).await;
+        expect(&mut expected, login, 1);
+        assert_eq!(locked().await, expected);
+    }
+    world.iam.tidy().await.unwrap();
+    assert_eq!(locked().await, expected, "the lock still holds");
+    world.turn(TimeDelta::seconds(31));
+    world.iam.tidy().await.unwrap();
+    world.iam.tidy().await.unwrap();
+    expect(&mut expected, "", 19);
+    expect(&mut expected, "", 19);
+    assert_eq!(locked().await, expected);
+    let ada = format!("users/{}", world.user_id("acme", "ada").await);
+    let records: Vec<AuditRecord> = world.published("acme").await;
+    let told: Vec<_> = records.iter().filter(|r| r.details.contains_key("attempts")).collect();
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().any(|r| r.resource == ada) && told.iter().any(|r| r.resource.is_empty()));
+    for record in told {
+        assert_eq!(
+            (record.action.as_str(), record.details["attempts"].as_str()),
+            ("login.refused", "19")
+        );
+        let same_lock = |r: &&AuditRecord| r.details.get("locked_until") == record.details.get("locked_until");
+        assert!(
+            records.iter().filter(same_lock).count() >= 2,
+            "the lock's first refusal"
+        );
+    }
+
+    // The next lock is another; recorded by the next attempt, by name.
+    assert!(world.password("acme", "ada", "wrong password!").await.is_err());
+    try_often("ada", 4).await;
+    expect(&mut expected, "ada", 1);
+    world.turn(TimeDelta::seconds(61));
+    world.login("acme", "ada").await;
+    expect(&mut expected, "ada", 3);
+    assert_eq!(locked().await, expected);
+
+    // By an administrator's reset.
+    lock("ada").await;
+    try_often("ada", 3).await;
+    expect(&mut expected, "ada", 1);
+    let root = world.caller("acme", "admin").await;
+    let id = world.user_id("acme", "ada").await;
+    let fresh = SecretText::new("eleven grey geese");
+    world.iam.reset_password(&root, id, fresh, false).await.unwrap();
+    expect(&mut expected, "ada", 2);
+    assert_eq!(locked().await, expected);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn guesses_in_parallel_cannot_outrun_the_lock() {
     let world = World::new().await;
