@@ -61,6 +61,10 @@ fn run(corpora: &std::path::Path, all: bool) -> Result<(), AgreementError> {
     println!("  equal in endpoints: {}", share(ndpi.endpoints, ndpi.flows));
     println!("  equal in packets: {}", share(ndpi.packets, ndpi.flows));
     println!("  equal in packets and octets: {}", share(ndpi.octets, ndpi.flows));
+    println!(
+        "  (later parts of datagrams left out in {} flows: nDPI's reader does not count them)",
+        ndpi.in_parts
+    );
     println!("  equal in label: {}", share(ndpi.agreed, ndpi.labelled));
     println!("  equal in JA4: {}", share(ndpi.ja4_equal, ndpi.ja4));
     println!("\nnDPI's protocol, ours, flows");

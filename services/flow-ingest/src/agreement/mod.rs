@@ -17,7 +17,7 @@ use crate::{
     domain::{
         Limits, Meter, Sink,
         key::FlowKey,
-        packet::{Packet, address},
+        packet::{Fragment, Packet, Verdict, address, decode},
         record::EndReason,
     },
 };
@@ -64,8 +64,16 @@ fn endpoint(address: std::net::IpAddr, port: u16) -> String {
 
 struct Collect<F> {
     each: F,
-    // Octets of whole frames, by the sender's and the receiver's endpoint.
-    frames: HashMap<FlowKey, u64>,
+    frames: HashMap<FlowKey, Frames>,
+}
+
+/// Whole frames from one endpoint to another.
+#[derive(Clone, Copy, Debug, Default)]
+struct Frames {
+    octets: u64,
+    // Those that carry a later part of a datagram.
+    parts: u64,
+    part_octets: u64,
 }
 
 impl<F: FnMut(&FlowRow<'_>)> Sink for Collect<F> {
@@ -77,7 +85,15 @@ impl<F: FnMut(&FlowRow<'_>)> Sink for Collect<F> {
 
     fn packet(&mut self, packet: &Packet<'_>, key: Option<&FlowKey>) {
         if let Some(key) = key {
-            *self.frames.entry(*key).or_default() += u64::from(packet.wire_len);
+            let frames = self.frames.entry(*key).or_default();
+            let octets = u64::from(packet.wire_len);
+            frames.octets += octets;
+            if let Verdict::Flow(decoded) = decode(packet)
+                && matches!(decoded.fragment, Fragment::Later { .. })
+            {
+                frames.parts += 1;
+                frames.part_octets += octets;
+            }
         }
     }
 }
@@ -87,7 +103,7 @@ fn last_records(
     path: &Path,
     limits: Limits,
     each: impl FnMut(&FlowRow<'_>),
-) -> Result<HashMap<Endpoints, u64>, CaptureError> {
+) -> Result<HashMap<Endpoints, Frames>, CaptureError> {
     let mut file = CaptureFile::open(path)?;
     let mut meter = Meter::new("agreement", limits, 1);
     let mut sink = Collect {
@@ -99,11 +115,14 @@ fn last_records(
         meter.process(burst.packets(), &mut sink);
     }
     meter.finish(EndReason::EndOfFile, &mut sink);
-    let mut frames = HashMap::new();
-    for (key, octets) in sink.frames {
+    let mut frames: HashMap<Endpoints, Frames> = HashMap::new();
+    for (key, count) in sink.frames {
         let src = endpoint(address(&key.src), key.src_port);
         let dst = endpoint(address(&key.dst), key.dst_port);
-        *frames.entry((key.protocol, src, dst)).or_default() += octets;
+        let sum = frames.entry((key.protocol, src, dst)).or_default();
+        sum.octets += count.octets;
+        sum.parts += count.parts;
+        sum.part_octets += count.part_octets;
     }
     Ok(frames)
 }

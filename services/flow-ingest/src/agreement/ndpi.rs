@@ -56,7 +56,7 @@ const NAMES: [(&str, &str); 57] = [
     ("STUN", "stun"),
     ("WireGuard", "wireguard"),
     ("OpenVPN", "openvpn"),
-    ("IPSec", "ipsec"),
+    ("IPSec", "isakmp"),
     ("BitTorrent", "bittorrent"),
     ("RTP", "rtp"),
     ("SRTP", "rtp"),
@@ -93,8 +93,10 @@ pub struct Agreement {
     pub flows: usize,
     /// Of these with equal endpoints.
     pub endpoints: usize,
-    /// Of these with equal packets.
+    /// Of these with equal packets, later parts of datagrams left out, which nDPI's reader does not count.
     pub packets: usize,
+    /// Flows with datagrams in parts.
+    pub in_parts: usize,
     /// Of these with equal packets and octets.
     pub octets: usize,
     /// Flows that nDPI recognised by content as a protocol this meter names, and metered by both.
@@ -174,15 +176,26 @@ fn one(name: &str, capture: &Path, theirs: &BTreeMap<Endpoints, Listed>, sum: &m
         };
         sum.endpoints += 1;
         let back = (key.0, key.2.clone(), key.1.clone());
-        let octets = |key: &Endpoints| frames.get(key).copied().unwrap_or_default();
-        let octets = (octets(key), octets(&back));
-        let packets = found.packets == theirs.packets;
+        let frames = |key: &Endpoints| frames.get(key).copied().unwrap_or_default();
+        let (there, back) = (frames(key), frames(&back));
+        let mut octets = (there.octets, back.octets);
+        let mut counted = found.packets;
+        // nDPI's reader looks at the first part of a datagram only.
+        if there.parts + back.parts > 0 {
+            sum.in_parts += 1;
+            counted = (
+                counted.0.saturating_sub(there.parts),
+                counted.1.saturating_sub(back.parts),
+            );
+            octets = (octets.0 - there.part_octets, octets.1 - back.part_octets);
+        }
+        let packets = counted == theirs.packets;
         sum.packets += usize::from(packets);
         sum.octets += usize::from(packets && octets == theirs.octets);
         if !packets || octets != theirs.octets {
             sum.differences.push(format!(
-                "{name}: {key:?} {}: packets {:?} octets {:?} of nDPI, ours {:?} {octets:?}",
-                theirs.label, theirs.packets, theirs.octets, found.packets
+                "{name}: {key:?} {}: packets {:?} octets {:?} of nDPI, ours {counted:?} {octets:?}",
+                theirs.label, theirs.packets, theirs.octets
             ));
         }
         label(name, key, theirs, found, sum);

@@ -146,23 +146,42 @@ pub fn with_row(
             row.http_status = http.status;
             row.http_requests = Some(http.requests);
             row.http_auth_failures = Some(http.auth_failures);
+            row.http_request_bytes = Some(http.body_bytes[0]);
+            row.http_response_bytes = Some(http.body_bytes[1]);
         }
-        Some(Facts::Tls(tls)) => {
-            row.tls_version = tls.version;
-            row.tls_cipher = tls.cipher;
-            row.tls_sni = tls.sni.as_deref();
-            row.tls_alpn = tls.alpn.as_deref();
-            row.ja4 = tls.ja4.as_deref();
-            row.ja4s = tls.ja4s.as_deref();
-        }
-        Some(Facts::Dns(dns)) if flow.service == Service::Dns as u8 => {
+        Some(Facts::Dns(dns)) => {
             row.dns_query = dns.query.as_deref();
             row.dns_qtype = dns.qtype;
             row.dns_rcode = dns.rcode;
             row.dns_queries = Some(dns.queries);
             row.dns_answers = dns.answers.as_deref();
+            row.dns_ttl = dns.ttl;
+        }
+        Some(Facts::Ssh(ssh)) => {
+            row.ssh_client = ssh.banners[0].as_deref();
+            row.ssh_server = ssh.banners[1].as_deref();
+            row.hassh = ssh.hassh[0].as_deref();
+            row.hassh_server = ssh.hassh[1].as_deref();
         }
         _ => {}
+    }
+    if let Some(tls) = subject.app.and_then(|app| app.facts.tls()) {
+        row.tls_version = tls.version;
+        row.tls_cipher = tls.cipher;
+        row.tls_sni = tls.sni.as_deref();
+        row.tls_alpn = tls.alpn.as_deref();
+        row.ja3 = tls.ja3.as_deref();
+        row.ja3s = tls.ja3s.as_deref();
+        row.ja4 = tls.ja4.as_deref();
+        row.ja4s = tls.ja4s.as_deref();
+        if let Some(certificate) = &tls.certificate {
+            row.tls_subject = certificate.subject.as_deref();
+            row.tls_issuer = certificate.issuer.as_deref();
+            row.tls_not_before = certificate.not_before;
+            row.tls_not_after = certificate.not_after;
+            row.tls_self_signed = Some(u8::from(certificate.self_signed));
+            row.tls_cert_sha256 = Some(&certificate.sha256);
+        }
     }
     take(&row);
 }

@@ -67,6 +67,8 @@ pub struct Tunnel {
     pub id: Option<u32>,
 }
 
+const NO_NEXT_HEADER: u8 = 59;
+
 // What the payload of a tunnel begins with.
 #[derive(Clone, Copy)]
 enum Inside {
@@ -147,6 +149,10 @@ fn open<'a>(
         }
         inner.vlan = inner.vlan.or(outer.vlan);
         return Some(inner);
+    }
+    // A bubble only keeps a path open (RFC 4380 §2.8).
+    if tunnel.kind == TunnelKind::Teredo && inner.protocol == NO_NEXT_HEADER {
+        return None;
     }
     inner.tunnel = tunnel;
     inner.vlan = outer.vlan;
@@ -287,14 +293,17 @@ fn gtpu(data: &[u8]) -> Option<(Tunnel, Inside, usize)> {
 }
 
 /// Whether a datagram is Teredo: behind its indicators an IPv6 packet of exactly the datagram's length, from or to a
-/// Teredo or a link-local address.
+/// Teredo or a link-local address. A bubble, which has no next header, may be followed by a trailer.
 pub(super) fn is_teredo(data: &[u8], claimed: u32) -> bool {
     let Some((_, _, at)) = teredo(data) else { return false };
     let (Some(length), Some(addresses)) = (be16(data, at + 4), data.get(at + 8..at + 40)) else {
         return false;
     };
     let known = |address: &[u8]| address.starts_with(&[0x20, 1, 0, 0]) || address.starts_with(&[0xfe, 0x80]);
-    at + 40 + usize::from(length) == claimed as usize && (known(&addresses[..16]) || known(&addresses[16..]))
+    let end = at + 40 + usize::from(length);
+    let bubble = data.get(at + 6) == Some(&NO_NEXT_HEADER);
+    (end == claimed as usize || (bubble && end <= claimed as usize))
+        && (known(&addresses[..16]) || known(&addresses[16..]))
 }
 
 fn teredo(data: &[u8]) -> Option<(Tunnel, Inside, usize)> {

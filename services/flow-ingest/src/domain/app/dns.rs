@@ -15,10 +15,67 @@ pub struct DnsFacts {
     pub queries: u32,
     /// Answers of the latest response, separated by commas, cut at 512 octets.
     pub answers: Option<String>,
+    /// The shortest time to live among them, seconds.
+    pub ttl: Option<u32>,
 }
 
 const HEADER: usize = 12;
 const MAX_ANSWERS: usize = 512;
+
+/// Whether octets could be a DNS message: what is expected on its ports.
+pub fn is_plausible(data: &[u8]) -> bool {
+    let Some(header) = data.first_chunk::<HEADER>() else {
+        return false;
+    };
+    let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    if !has_header(data) || count(4) > 64 || count(4) | count(6) | count(8) | count(10) == 0 {
+        return false;
+    }
+    let mut at = HEADER;
+    for _ in 0..count(4).min(4) {
+        if skip_name(data, &mut at).is_none() {
+            return false;
+        }
+        at += 4;
+    }
+    at <= data.len()
+}
+
+/// Whether octets begin with a header of DNS: a known operation and few questions.
+pub fn has_header(data: &[u8]) -> bool {
+    data.first_chunk::<HEADER>()
+        .is_some_and(|header| header[2] >> 3 & 0x0f <= 6 && header[4] == 0)
+}
+
+/// Whether octets are a message of the NetBIOS name service: its operations, and few records.
+pub fn is_netbios(data: &[u8]) -> bool {
+    let Some(header) = data.first_chunk::<HEADER>() else {
+        return false;
+    };
+    let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    let operation = matches!(header[2] >> 3 & 0x0f, 0 | 5..=8 | 15);
+    let counts = [4, 6, 8, 10].map(count);
+    operation && counts.iter().all(|&n| n <= 16) && counts.iter().any(|&n| n > 0)
+}
+
+// Leaves `at` behind a name, without reading it.
+fn skip_name(data: &[u8], at: &mut usize) -> Option<()> {
+    loop {
+        let octet = *data.get(*at)?;
+        match octet >> 6 {
+            0 if octet == 0 => {
+                *at += 1;
+                return Some(());
+            }
+            0 => *at += 1 + usize::from(octet),
+            3 => {
+                *at += 2;
+                return (*at <= data.len()).then_some(());
+            }
+            _ => return None,
+        }
+    }
+}
 
 /// Whether octets are surely a DNS message, though not on a port of DNS: one question of a known class that
 /// the message ends with or that is followed by records.
@@ -61,7 +118,7 @@ impl DnsFacts {
             let kind = be16(data, at)?;
             at += 4;
             if question == 0 && self.query.is_none() {
-                self.query = Some(name);
+                self.query = Some(netbios_name(&name).unwrap_or(name));
                 self.qtype = Some(kind);
                 news = true;
             }
@@ -73,9 +130,14 @@ impl DnsFacts {
         news |= self.rcode.is_none();
         self.rcode = Some(header[3] & 0x0f);
         let mut answers = String::new();
+        self.ttl = None;
         for _ in 0..count(6) {
             // Answers that end early are told as far as they came.
-            if answer(data, &mut at, &mut answers).is_none() || answers.len() > MAX_ANSWERS {
+            let Some(ttl) = answer(data, &mut at, &mut answers) else {
+                break;
+            };
+            self.ttl = Some(self.ttl.map_or(ttl, |least| least.min(ttl)));
+            if answers.len() > MAX_ANSWERS {
                 break;
             }
         }
@@ -93,10 +155,38 @@ fn be16(data: &[u8], at: usize) -> Option<u16> {
     data.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]))
 }
 
-fn answer(data: &[u8], at: &mut usize, out: &mut String) -> Option<()> {
+// A NetBIOS name in the form that RFC 1001 §14.1 gives it for DNS: sixteen octets as thirty-two letters from a to p, the
+// last octet being the kind.
+fn netbios_name(name: &str) -> Option<String> {
+    let label = name.split('.').next()?.as_bytes();
+    if label.len() != 32 || !label.iter().all(|b| (b'a'..=b'p').contains(b)) {
+        return None;
+    }
+    let octets: Vec<u8> = label
+        .chunks_exact(2)
+        .map(|c| (c[0] - b'a') << 4 | (c[1] - b'a'))
+        .collect();
+    let (kind, text) = octets.split_last()?;
+    let text: String = text
+        .iter()
+        .filter(|&&b| b != 0)
+        .map(|&b| {
+            if b.is_ascii_graphic() || b == b' ' {
+                char::from(b)
+            } else {
+                '?'
+            }
+        })
+        .collect();
+    Some(format!("{}<{kind:02x}>", text.trim_end()))
+}
+
+// Gives the answer's time to live.
+fn answer(data: &[u8], at: &mut usize, out: &mut String) -> Option<u32> {
     let mut owner = String::new();
     read_name(data, at, &mut owner)?;
     let kind = be16(data, *at)?;
+    let ttl = u32::from(be16(data, *at + 4)?) << 16 | u32::from(be16(data, *at + 6)?);
     let length = usize::from(be16(data, *at + 8)?);
     let start = *at + 10;
     let content = data.get(start..start + length)?;
@@ -125,7 +215,7 @@ fn answer(data: &[u8], at: &mut usize, out: &mut String) -> Option<()> {
         }
         _ => write!(out, "TYPE{kind}"),
     };
-    Some(())
+    Some(ttl)
 }
 
 // Reads a name and leaves `at` behind it. Pointers must go backwards, so following them ends.

@@ -25,9 +25,14 @@ pub struct HttpFacts {
     pub responses: u32,
     /// Responses with status 401 or 403.
     pub auth_failures: u32,
+    /// Octets of the bodies of requests and of responses, as heads and chunks announce them. A body that lasts until
+    /// the connection closes is not in it.
+    pub body_bytes: [u64; 2],
     // For each request without a response, oldest in the lowest bits: how its response ends.
     awaiting: u64,
     awaited: u8,
+    // What each side's latest head was: an answer rather than a request.
+    answers: [bool; 2],
     sides: [Side; 2],
 }
 
@@ -117,7 +122,11 @@ impl HttpFacts {
                         Step::Take(used)
                     }
                     // The octets of this chunk and the line end behind them.
-                    Some(size) => Step::Skip((used as u64).saturating_add(size).saturating_add(2)),
+                    Some(size) => {
+                        let role = usize::from(self.answers[side]);
+                        self.body_bytes[role] = self.body_bytes[role].saturating_add(size);
+                        Step::Skip((used as u64).saturating_add(size).saturating_add(2))
+                    }
                     None => self.lost(side),
                 },
                 None if data.len() > MAX_LINE => self.lost(side),
@@ -165,10 +174,17 @@ impl HttpFacts {
         if !head.whole {
             return Step::Lost;
         }
+        self.answers[side] = response == Some(true);
         match body {
             Body::None => {}
             Body::Length(0) => {}
-            Body::Length(length) => self.sides[side] = Side::Body(length),
+            Body::Length(length) => {
+                if length != u64::MAX {
+                    let role = usize::from(self.answers[side]);
+                    self.body_bytes[role] = self.body_bytes[role].saturating_add(length);
+                }
+                self.sides[side] = Side::Body(length);
+            }
             Body::Chunked => self.sides[side] = Side::ChunkSize,
             Body::Over => {
                 found.over = true;

@@ -1,86 +1,35 @@
 //! The application layer: recognised by content first, port second; state only for flows that have some.
+//!
+//! The first payloads of an undecided flow are shown to the probes of [`protocol`]. Once one is sure, or enough were
+//! shown, the flow is decided; where no deep parser wants more, its further packets do not come here.
 
+pub mod certificate;
 pub mod dns;
 pub mod http;
+pub mod probe;
+pub mod protocol;
+pub mod quic;
+pub mod ssh;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
+pub use self::protocol::Service;
 use self::{
     dns::DnsFacts,
     http::HttpFacts,
+    probe::{Guess, Look, media::rtp_header},
+    protocol::{Transport, recognise},
+    quic::QuicFacts,
+    ssh::SshFacts,
     stream::{Step, Stream},
     tls::TlsFacts,
 };
 use super::{
     flow::{Flow, NONE, mark},
     packet::{Decoded, TCP, UDP, flag},
-    tunnel,
 };
-
-/// Application protocols this meter names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Service {
-    /// Not known.
-    #[default]
-    Unknown,
-    /// HTTP/1.
-    Http,
-    /// TLS.
-    Tls,
-    /// DNS, multicast DNS and LLMNR.
-    Dns,
-    /// SSH.
-    Ssh,
-    /// Teredo, a tunnel.
-    Teredo,
-    /// VXLAN, a tunnel.
-    Vxlan,
-    /// Geneve, a tunnel.
-    Geneve,
-    /// GTP-U, a tunnel.
-    Gtpu,
-}
-
-impl Service {
-    /// What it carries is packets.
-    pub fn is_tunnel(self) -> bool {
-        matches!(self, Self::Teredo | Self::Vxlan | Self::Geneve | Self::Gtpu)
-    }
-
-    /// The name in the `service` column. `None` while it is not known.
-    pub fn name(self) -> Option<&'static str> {
-        match self {
-            Self::Unknown => None,
-            Self::Http => Some("http"),
-            Self::Tls => Some("tls"),
-            Self::Dns => Some("dns"),
-            Self::Ssh => Some("ssh"),
-            Self::Teredo => Some("teredo"),
-            Self::Vxlan => Some("vxlan"),
-            Self::Geneve => Some("geneve"),
-            Self::Gtpu => Some("gtpu"),
-        }
-    }
-
-    /// From the number a flow holds.
-    pub fn from_number(number: u8) -> Self {
-        [
-            Self::Unknown,
-            Self::Http,
-            Self::Tls,
-            Self::Dns,
-            Self::Ssh,
-            Self::Teredo,
-            Self::Vxlan,
-            Self::Geneve,
-            Self::Gtpu,
-        ]
-        .into_iter()
-        .find(|service| *service as u8 == number)
-        .unwrap_or_default()
-    }
-}
 
 /// What a flow's application layer told.
 #[derive(Debug, Default)]
@@ -88,12 +37,56 @@ pub enum Facts {
     /// It is not yet clear what it speaks.
     #[default]
     Probing,
+    /// What may be RTP: payload type, sequence number and source of each side's latest.
+    Media([Option<(u8, u16, u32)>; 2]),
     /// HTTP/1.
     Http(Box<HttpFacts>),
-    /// TLS.
+    /// TLS or DTLS.
     Tls(Box<TlsFacts>),
-    /// DNS.
+    /// A protocol that may turn into TLS.
+    Upgrade(Box<Upgrade>),
+    /// QUIC.
+    Quic(Box<QuicFacts>),
+    /// DNS and what uses its messages.
     Dns(Box<DnsFacts>),
+    /// SSH.
+    Ssh(Box<SshFacts>),
+}
+
+/// Waits for a connection to turn into TLS.
+#[derive(Debug, Default)]
+pub struct Upgrade {
+    /// Its hellos, once they came.
+    pub tls: TlsFacts,
+    segments: u8,
+}
+
+// Segments after which a connection is not expected to turn into TLS any more.
+const UPGRADE_SEGMENTS: u8 = 64;
+
+impl Facts {
+    /// What TLS told, whatever carried it.
+    pub fn tls(&self) -> Option<&TlsFacts> {
+        match self {
+            Self::Tls(tls) => Some(tls),
+            Self::Upgrade(upgrade) => Some(&upgrade.tls),
+            Self::Quic(quic) => Some(&quic.tls),
+            _ => None,
+        }
+    }
+
+    // The deep parser of a service. `None` where its name is all there is to tell.
+    fn of(service: Service) -> Option<Self> {
+        Some(match service {
+            Service::Http => Self::Http(Box::default()),
+            Service::Tls | Service::Dtls => Self::Tls(Box::default()),
+            Service::Quic => Self::Quic(Box::default()),
+            Service::Dns | Service::Mdns | Service::Llmnr | Service::NetbiosNs => Self::Dns(Box::default()),
+            Service::Ssh => Self::Ssh(Box::default()),
+            _ if service.upgrades_to_tls() => Self::Upgrade(Box::default()),
+            _ => return None,
+        })
+    }
 }
 
 /// The application state of one flow.
@@ -113,6 +106,11 @@ pub struct News {
     pub refused: bool,
 }
 
+const KNOWN: News = News {
+    facts: true,
+    refused: false,
+};
+
 /// The application states of a table, in slots that are used again.
 pub struct Applications {
     apps: Vec<App>,
@@ -125,52 +123,6 @@ pub struct Applications {
 
 /// Payload packets of a flow after which an unknown protocol stays unknown.
 const TRIES: u8 = 8;
-
-enum Guess {
-    Sure(Service),
-    Maybe,
-    No,
-}
-
-fn guess(data: &[u8], dns_port: bool) -> Guess {
-    if data.starts_with(b"SSH-") {
-        return Guess::Sure(Service::Ssh);
-    }
-    let beginnings = [
-        (Service::Http, http::begins_request(data)),
-        (Service::Http, http::begins_response(data)),
-        (Service::Tls, tls::begins(data)),
-    ];
-    let mut maybe = false;
-    for (service, begins) in beginnings {
-        match begins {
-            Some(true) => return Guess::Sure(service),
-            None => maybe = true,
-            Some(false) => {}
-        }
-    }
-    if dns_port && data.len() >= 2 {
-        return match data.get(2..14) {
-            Some(_) if dns_over_tcp(data) => Guess::Sure(Service::Dns),
-            Some(_) => Guess::No,
-            None => Guess::Maybe,
-        };
-    }
-    if maybe || (data.len() < 4 && b"SSH-".starts_with(data)) {
-        return Guess::Maybe;
-    }
-    Guess::No
-}
-
-fn dns_over_tcp(data: &[u8]) -> bool {
-    let length = usize::from(u16::from_be_bytes([data[0], data[1]]));
-    length >= 12 && data[4] >> 3 & 0x0f <= 6 && u16::from_be_bytes([data[6], data[7]]) <= 4
-}
-
-fn is_dns_port(flow: &Flow) -> bool {
-    let dns = |port| matches!(port, 53 | 5353 | 5355);
-    dns(flow.key.dst_port) || dns(flow.key.src_port)
-}
 
 impl Applications {
     /// Makes room for at most `limit` states with `budget` octets of held stream in each direction.
@@ -226,14 +178,9 @@ impl Applications {
         if flow.is(mark::APP_DONE) {
             return News::default();
         }
-        let (data, claimed) = (packet.payload, packet.payload_len);
         match flow.key.protocol {
-            TCP => {
-                let syn = packet.tcp.flags & flag::SYN != 0;
-                let seq = packet.tcp.seq.wrapping_add(u32::from(syn));
-                self.segment(flow, side, seq, data, claimed, payloads)
-            }
-            UDP => self.datagram(flow, data, claimed, payloads),
+            TCP => self.segment(flow, side, packet, payloads),
+            UDP => self.datagram(flow, side, packet, payloads),
             _ => {
                 flow.marks |= mark::APP_DONE;
                 News::default()
@@ -241,75 +188,109 @@ impl Applications {
         }
     }
 
-    fn datagram(&mut self, flow: &mut Flow, data: &[u8], claimed: u32, payloads: u8) -> News {
-        let on = |port| flow.key.dst_port == port || flow.key.src_port == port;
-        let carrier = match () {
-            () if on(4789) && tunnel::is_vxlan(data) => Service::Vxlan,
-            () if on(6081) && tunnel::is_geneve(data) => Service::Geneve,
-            () if on(2152) && tunnel::is_gtpu(data, claimed) => Service::Gtpu,
-            () if tunnel::is_teredo(data, claimed) => Service::Teredo,
-            () => Service::Unknown,
-        };
-        if carrier != Service::Unknown {
-            flow.service = carrier as u8;
-            flow.marks |= mark::APP_DONE;
-            return News {
-                facts: true,
-                refused: false,
-            };
-        }
-        if flow.app == NONE && !is_dns_port(flow) && !dns::is_message(data) {
-            if payloads >= 2 {
-                flow.marks |= mark::APP_DONE;
+    fn datagram(&mut self, flow: &mut Flow, side: usize, packet: &Decoded<'_>, payloads: u8) -> News {
+        let (data, claimed) = (packet.payload, packet.payload_len);
+        let mut decided = false;
+        if flow.service == Service::Unknown as u8 {
+            let mut look = look(flow, side, data, claimed);
+            match recognise(Transport::Udp, &mut look) {
+                (Guess::Yes, service) => {
+                    flow.service = service as u8;
+                    decided = true;
+                    let Some(facts) = Facts::of(service) else {
+                        return self.done(flow);
+                    };
+                    let Some(app) = self.claim(flow) else { return KNOWN };
+                    app.facts = facts;
+                }
+                (Guess::Maybe, _) => return self.media(flow, side, data, payloads),
+                (Guess::No, _) => {
+                    if payloads >= TRIES {
+                        self.release(flow);
+                        flow.marks |= mark::APP_DONE;
+                    }
+                    return News::default();
+                }
             }
-            return News::default();
         }
+        let Some(app) = self.apps.get_mut(flow.app as usize) else {
+            flow.marks |= mark::APP_DONE;
+            return News::default();
+        };
+        let mut facts = decided;
+        let over = match &mut app.facts {
+            Facts::Dns(dns) => {
+                facts |= dns.message(data).unwrap_or(false);
+                false
+            }
+            Facts::Quic(quic) => quic.datagram(side, data, &mut facts),
+            Facts::Tls(tls) => {
+                facts |= tls.datagram(data);
+                payloads >= 2 * TRIES
+            }
+            _ => true,
+        };
+        if over {
+            flow.marks |= mark::APP_DONE;
+        }
+        News { facts, refused: false }
+    }
+
+    // A flow whose name is all there is to tell.
+    fn done(&mut self, flow: &mut Flow) -> News {
+        self.release(flow);
+        flow.marks |= mark::APP_DONE;
+        KNOWN
+    }
+
+    // Two datagrams that follow each other from one source are RTP.
+    fn media(&mut self, flow: &mut Flow, side: usize, data: &[u8], payloads: u8) -> News {
+        let Some(header) = rtp_header(data) else {
+            return News::default();
+        };
         let Some(app) = self.claim(flow) else {
             return News::default();
         };
         if let Facts::Probing = app.facts {
-            app.facts = Facts::Dns(Box::default());
+            app.facts = Facts::Media([None; 2]);
         }
-        let Facts::Dns(dns) = &mut app.facts else {
+        let Facts::Media(latest) = &mut app.facts else {
             return News::default();
         };
-        match dns.message(data) {
-            Some(facts) => {
-                flow.service = Service::Dns as u8;
-                News { facts, refused: false }
-            }
-            None => {
-                if flow.service == Service::Unknown as u8 {
-                    self.release(flow);
-                    if payloads >= 2 {
-                        flow.marks |= mark::APP_DONE;
-                    }
-                }
-                News::default()
-            }
+        let follows = latest[side].is_some_and(|(kind, number, source)| {
+            source == header.2 && kind == header.0 && (1..=4).contains(&header.1.wrapping_sub(number))
+        });
+        latest[side] = Some(header);
+        if follows {
+            flow.service = Service::Rtp as u8;
+            return self.done(flow);
         }
+        if payloads >= TRIES {
+            self.release(flow);
+            flow.marks |= mark::APP_DONE;
+        }
+        News::default()
     }
 
-    fn segment(&mut self, flow: &mut Flow, side: usize, seq: u32, data: &[u8], claimed: u32, payloads: u8) -> News {
-        let budget = self.budget;
-        let dns_port = is_dns_port(flow);
+    fn segment(&mut self, flow: &mut Flow, side: usize, packet: &Decoded<'_>, payloads: u8) -> News {
+        let syn = packet.tcp.flags & flag::SYN != 0;
+        let seq = packet.tcp.seq.wrapping_add(u32::from(syn));
+        let (data, claimed, budget) = (packet.payload, packet.payload_len, self.budget);
         let began = flow.sides[side].start_seq.wrapping_add(1);
         let syn = flow.is([mark::SRC_SYN, mark::DST_SYN][side]);
+        let mut guess = look(flow, side, data, data.len() as u32);
+        let ports = guess.ports;
         if flow.app == NONE {
             let early = syn && seq != began && seq.wrapping_sub(began) < budget as u32;
-            match guess(data, dns_port) {
-                Guess::Sure(Service::Ssh) => {
-                    flow.service = Service::Ssh as u8;
-                    flow.marks |= mark::APP_DONE;
-                    return News {
-                        facts: true,
-                        refused: false,
-                    };
+            match recognise(Transport::Tcp, &mut guess) {
+                (Guess::Yes, service) if Facts::of(service).is_none() => {
+                    flow.service = service as u8;
+                    return self.done(flow);
                 }
-                Guess::Sure(_) | Guess::Maybe => {}
+                (Guess::Yes | Guess::Maybe, _) => {}
                 // The stream's first segment may still come.
-                Guess::No if early && payloads < TRIES => {}
-                Guess::No => {
+                (Guess::No, _) if early && payloads < TRIES => {}
+                (Guess::No, _) => {
                     if payloads >= TRIES {
                         flow.marks |= mark::APP_DONE;
                     }
@@ -325,49 +306,43 @@ impl Applications {
             app.streams[side].start(if near { began } else { seq });
         }
         let App { facts, streams } = app;
-        let mut news = News::default();
-        let mut over = false;
-        let mut service = Service::Unknown;
+        let mut told = Told {
+            side,
+            service: Service::from_number(flow.service),
+            news: News::default(),
+            over: false,
+        };
         streams[side].feed(seq, data, claimed, budget, |front, full| {
             if let Facts::Probing = facts {
-                match guess(front, dns_port) {
-                    Guess::Sure(Service::Http) => *facts = Facts::Http(Box::default()),
-                    Guess::Sure(Service::Tls) => *facts = Facts::Tls(Box::default()),
-                    Guess::Sure(Service::Dns) => *facts = Facts::Dns(Box::default()),
-                    Guess::Sure(other) => {
-                        service = other;
-                        news.facts = true;
-                        over = true;
-                        return Step::Stop;
+                let mut look = Look {
+                    data: front,
+                    claimed: front.len() as u32,
+                    side,
+                    ports,
+                    on_port: false,
+                };
+                match recognise(Transport::Tcp, &mut look) {
+                    (Guess::Yes, service) => {
+                        told.service = service;
+                        told.news.facts = true;
+                        match Facts::of(service) {
+                            Some(deep) => *facts = deep,
+                            None => {
+                                told.over = true;
+                                return Step::Stop;
+                            }
+                        }
                     }
-                    Guess::Maybe if !full => return Step::More,
-                    Guess::Maybe | Guess::No => return Step::Stop,
+                    (Guess::Maybe, _) if !full => return Step::More,
+                    (Guess::Maybe | Guess::No, _) => return Step::Stop,
                 }
             }
-            match facts {
-                Facts::Http(http) => {
-                    service = Service::Http;
-                    let mut found = http::Found::default();
-                    let step = http.step(side, front, full, &mut found);
-                    news.facts |= found.facts;
-                    news.refused |= found.refused;
-                    over |= found.over;
-                    step
-                }
-                Facts::Tls(tls) => {
-                    let step = tls.step(front, &mut news.facts);
-                    if news.facts {
-                        service = Service::Tls;
-                    }
-                    step
-                }
-                Facts::Dns(dns) => dns_step(dns, front, &mut news, &mut service),
-                Facts::Probing => Step::Stop,
-            }
+            told.step(facts, front, full)
         });
-        if service != Service::Unknown {
-            flow.service = service as u8;
-        }
+        let Told {
+            service, news, over, ..
+        } = told;
+        flow.service = service as u8;
         if over {
             streams.iter_mut().for_each(Stream::stop);
         }
@@ -384,20 +359,70 @@ impl Applications {
     }
 }
 
-fn dns_step(dns: &mut DnsFacts, front: &[u8], news: &mut News, service: &mut Service) -> Step {
-    let Some(&[high, low]) = front.first_chunk::<2>() else {
-        return Step::More;
-    };
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    let Some(message) = front.get(2..2 + length) else {
-        return Step::More;
-    };
-    match dns.message(message) {
-        Some(facts) => {
-            news.facts |= facts;
-            *service = Service::Dns;
-            Step::Take(2 + length)
+fn look<'a>(flow: &Flow, side: usize, data: &'a [u8], claimed: u32) -> Look<'a> {
+    Look {
+        data,
+        claimed,
+        side,
+        ports: (flow.key.src_port, flow.key.dst_port),
+        on_port: false,
+    }
+}
+
+// What a segment told.
+struct Told {
+    side: usize,
+    service: Service,
+    news: News,
+    over: bool,
+}
+
+impl Told {
+    fn step(&mut self, facts: &mut Facts, front: &[u8], full: bool) -> Step {
+        match facts {
+            Facts::Http(http) => {
+                let mut found = http::Found::default();
+                let step = http.step(self.side, front, full, &mut found);
+                self.news.facts |= found.facts;
+                self.news.refused |= found.refused;
+                self.over |= found.over;
+                step
+            }
+            Facts::Tls(tls) => tls.step(front, full, &mut self.news.facts),
+            Facts::Upgrade(upgrade) => {
+                if tls::begins(front) != Some(false) {
+                    return upgrade.tls.step(front, full, &mut self.news.facts);
+                }
+                upgrade.segments = upgrade.segments.saturating_add(1);
+                match upgrade.segments >= UPGRADE_SEGMENTS {
+                    true => {
+                        self.over = true;
+                        Step::Stop
+                    }
+                    // Asked again with the first octets of each later segment.
+                    false => Step::Lost,
+                }
+            }
+            Facts::Dns(dns) => self.dns(dns, front),
+            Facts::Ssh(ssh) => ssh.step(self.side, front, &mut self.news.facts),
+            Facts::Probing | Facts::Media(_) | Facts::Quic(_) => Step::Stop,
         }
-        None => Step::Stop,
+    }
+
+    fn dns(&mut self, dns: &mut DnsFacts, front: &[u8]) -> Step {
+        let Some(&[high, low]) = front.first_chunk::<2>() else {
+            return Step::More;
+        };
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let Some(message) = front.get(2..2 + length) else {
+            return Step::More;
+        };
+        match dns.message(message) {
+            Some(facts) => {
+                self.news.facts |= facts;
+                Step::Take(2 + length)
+            }
+            None => Step::Stop,
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! TLS hellos (RFC 8446, RFC 5246): server name, ALPN, versions, cipher, and the JA4 and JA4S fingerprints as FoxIO
 //! specifies them (github.com/FoxIO-LLC/ja4, technical details of JA4 and JA4S).
 
+use md5::{Digest as _, Md5};
 use sha2::{Digest as _, Sha256};
 
-use super::stream::Step;
+use super::{certificate::Certificate, stream::Step};
 
 /// What is told about a flow's TLS.
 #[derive(Debug, Default)]
@@ -16,20 +17,54 @@ pub struct TlsFacts {
     pub sni: Option<String>,
     /// First protocol of the client's list, or the agreed one.
     pub alpn: Option<String>,
+    /// Fingerprint of the client, as Salesforce's JA3.
+    pub ja3: Option<String>,
+    /// Fingerprint of the server, as Salesforce's JA3S.
+    pub ja3s: Option<String>,
     /// Fingerprint of the client.
     pub ja4: Option<String>,
     /// Fingerprint of the server.
     pub ja4s: Option<String>,
+    /// The server's certificate, where it is not encrypted (up to TLS 1.2).
+    pub certificate: Option<Certificate>,
 }
 
+/// What carries the hellos: the first letter of JA4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// TLS over TCP.
+    Tcp,
+    /// QUIC.
+    Quic,
+    /// DTLS.
+    Dtls,
+}
+
+impl Carrier {
+    fn letter(self) -> char {
+        match self {
+            Self::Tcp => 't',
+            Self::Quic => 'q',
+            Self::Dtls => 'd',
+        }
+    }
+}
+
+const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
+const CERTIFICATE: u8 = 11;
 
 const EXT_SNI: u16 = 0;
+const EXT_GROUPS: u16 = 10;
+const EXT_FORMATS: u16 = 11;
 const EXT_SIGNATURES: u16 = 13;
 const EXT_ALPN: u16 = 16;
 const EXT_VERSIONS: u16 = 43;
+
+// A longer record is against RFC 5246 §6.2.3.
+const LONGEST_RECORD: usize = (1 << 14) + 2048;
 
 /// Whether octets begin a TLS connection: `None` while too few have come.
 pub fn begins(data: &[u8]) -> Option<bool> {
@@ -45,45 +80,115 @@ pub fn begins(data: &[u8]) -> Option<bool> {
     }
 }
 
+/// Whether octets are of a TLS connection that began before: records behind each other, or on a port of TLS one whole
+/// record or more than a segment of one.
+pub fn goes_on(data: &[u8], on_port: bool) -> bool {
+    let record = |data: &[u8]| {
+        let header = data.first_chunk::<5>()?;
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        let ok = (20..=23).contains(&header[0]) && header[1] == 3 && header[2] <= 4;
+        (ok && (1..=LONGEST_RECORD).contains(&length)).then_some(length + 5)
+    };
+    let Some(first) = record(data) else { return false };
+    // An alert in the open is two octets: level and description.
+    if data[0] == ALERT && first == 7 && matches!(data.get(5), Some(1 | 2)) && data.len() == 7 {
+        return true;
+    }
+    match data.get(first..) {
+        Some([]) => on_port,
+        Some(rest) => record(rest).is_some(),
+        None => on_port && data.len() >= 1000,
+    }
+}
+
+/// Whether a datagram is DTLS: records whose lengths fill it, of a version of DTLS (RFC 6347 §4.1).
+pub fn is_dtls(data: &[u8], claimed: usize) -> bool {
+    let Some(header) = data.first_chunk::<13>() else {
+        return false;
+    };
+    let length = 13 + usize::from(u16::from_be_bytes([header[11], header[12]]));
+    let version = matches!(header[1..3], [0xfe, 0xff | 0xfd] | [1, 0]);
+    (20..=23).contains(&header[0]) && version && header[3] == 0 && length > 13 && length <= claimed
+}
+
 impl TlsFacts {
-    /// Looks at the octets at the front of either side's stream. `facts` is set when a hello was read.
-    pub fn step(&mut self, data: &[u8], facts: &mut bool) -> Step {
+    /// Looks at the octets at the front of either side's stream; `full` when no more than these will come. `facts` is
+    /// set when something became known.
+    pub fn step(&mut self, data: &[u8], full: bool, facts: &mut bool) -> Step {
         if begins(data) == Some(false) {
             return Step::Stop;
         }
-        let Some(record) = Record::at(data) else {
+        let joined;
+        let Some(flight) = Flight::at(data) else {
             return Step::More;
         };
-        // The usual case first: the hello lies in one record and need not be copied.
-        let joined;
-        let message = match message(record.body) {
-            Some(whole) => whole,
-            None => match join(data) {
-                Joined::Whole(bytes) => {
-                    joined = bytes;
-                    match message(&joined) {
-                        Some(whole) => whole,
-                        None => return Step::Stop,
+        let messages = match &flight {
+            // The usual case: the hello lies in one record and need not be copied.
+            Flight { first, records: 1, .. } => *first,
+            _ => {
+                joined = join(data);
+                &joined
+            }
+        };
+        let mut at = 0;
+        loop {
+            let rest = &messages[at..];
+            let Some(whole) = message(rest) else {
+                let certificate =
+                    rest.first() == Some(&CERTIFICATE) && self.chain(rest.get(4..).unwrap_or_default(), facts);
+                return match certificate || full || flight.over {
+                    true => Step::Stop,
+                    false => Step::More,
+                };
+            };
+            let body = &whole[4..];
+            match whole[0] {
+                CLIENT_HELLO => {
+                    *facts |= self.client(body, Carrier::Tcp).is_some();
+                    return Step::Stop;
+                }
+                SERVER_HELLO => {
+                    if self.ja4s.is_none() {
+                        *facts |= self.server(body, Carrier::Tcp).is_some();
+                    }
+                    // From TLS 1.3 on the rest is encrypted.
+                    if self.version.is_none_or(|version| version >= 0x0304) {
+                        return Step::Stop;
                     }
                 }
-                Joined::More => return Step::More,
-                Joined::Broken => return Step::Stop,
-            },
-        };
-        let read = match message.first() {
-            Some(&CLIENT_HELLO) => self.client(&message[4..]),
-            Some(&SERVER_HELLO) => self.server(&message[4..]),
-            _ => None,
-        };
-        *facts |= read.is_some();
-        Step::Stop
+                CERTIFICATE => {
+                    self.chain(body, facts);
+                    return Step::Stop;
+                }
+                _ => return Step::Stop,
+            }
+            at += whole.len();
+        }
     }
 
-    fn client(&mut self, body: &[u8]) -> Option<()> {
+    // The first certificate of a chain that may not have come to its end (RFC 5246 §7.4.2).
+    fn chain(&mut self, body: &[u8], facts: &mut bool) -> bool {
+        let Some(length) = body.get(3..6) else { return false };
+        let length = usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2]);
+        let Some(der) = body.get(6..6 + length) else {
+            return false;
+        };
+        if self.certificate.is_none() {
+            self.certificate = Certificate::read(der);
+            *facts |= self.certificate.is_some();
+        }
+        true
+    }
+
+    /// Reads a client's hello without its header.
+    pub fn client(&mut self, body: &[u8], carrier: Carrier) -> Option<()> {
         let mut hello = Reader(body);
         let legacy = hello.u16()?;
         hello.take(32)?;
         hello.vec8()?;
+        if carrier == Carrier::Dtls {
+            hello.vec8()?;
+        }
         let ciphers = u16s(hello.vec16()?);
         hello.vec8()?;
         let extensions = extensions(&mut hello)?;
@@ -91,20 +196,31 @@ impl TlsFacts {
         let mut sni = None;
         let mut alpn: Option<&[u8]> = None;
         let mut signatures = Vec::new();
+        let mut groups = Vec::new();
+        let mut formats: &[u8] = &[];
         for &(kind, content) in &extensions {
             match kind {
                 EXT_SNI => sni = server_name(content),
                 EXT_ALPN => alpn = Reader(Reader(content).vec16().unwrap_or_default()).vec8(),
                 EXT_VERSIONS => {
                     let offered = u16s(Reader(content).vec8().unwrap_or_default());
-                    version = offered.into_iter().filter(|v| !is_grease(*v)).max().unwrap_or(legacy);
+                    let real = offered.into_iter().filter(|v| !is_grease(*v));
+                    // DTLS counts downwards.
+                    version = match carrier {
+                        Carrier::Dtls => real.min(),
+                        _ => real.max(),
+                    }
+                    .unwrap_or(legacy);
                 }
                 EXT_SIGNATURES => signatures = u16s(Reader(content).vec16().unwrap_or_default()),
+                EXT_GROUPS => groups = u16s(Reader(content).vec16().unwrap_or_default()),
+                EXT_FORMATS => formats = Reader(content).vec8().unwrap_or_default(),
                 _ => {}
             }
         }
         let kinds: Vec<u16> = extensions.iter().map(|&(kind, _)| kind).collect();
-        self.ja4 = Some(ja4(version, &ciphers, &kinds, alpn, &signatures));
+        self.ja4 = Some(ja4(carrier, version, &ciphers, &kinds, alpn, &signatures));
+        self.ja3 = Some(ja3(legacy, &ciphers, &kinds, &groups, formats));
         self.version.get_or_insert(version);
         self.sni = sni.and_then(|name| printable(name, 255));
         if self.alpn.is_none() {
@@ -113,7 +229,8 @@ impl TlsFacts {
         Some(())
     }
 
-    fn server(&mut self, body: &[u8]) -> Option<()> {
+    /// Reads a server's hello without its header.
+    pub fn server(&mut self, body: &[u8], carrier: Carrier) -> Option<()> {
         let mut hello = Reader(body);
         let legacy = hello.u16()?;
         hello.take(32)?;
@@ -131,13 +248,43 @@ impl TlsFacts {
             }
         }
         let kinds: Vec<u16> = extensions.iter().map(|&(kind, _)| kind).collect();
-        self.ja4s = Some(ja4s(version, cipher, &kinds, alpn));
+        self.ja4s = Some(ja4s(carrier, version, cipher, &kinds, alpn));
+        self.ja3s = Some(md5_hex(&format!("{legacy},{cipher},{}", decimals(&kinds))));
         self.version = Some(version);
         self.cipher = Some(cipher);
         if let Some(agreed) = alpn.and_then(|name| printable(name, 64)) {
             self.alpn = Some(agreed);
         }
         Some(())
+    }
+
+    /// Looks at a datagram of DTLS. Gives whether a hello was read.
+    pub fn datagram(&mut self, mut data: &[u8]) -> bool {
+        let mut known = false;
+        // A flight is a few records.
+        for _ in 0..8 {
+            let Some(header) = data.first_chunk::<13>() else { break };
+            let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
+            let Some(body) = data.get(13..13 + length) else { break };
+            data = &data[13 + length..];
+            // Type, length, message number, offset and length of the part (RFC 6347 §4.2.2): only whole ones are read.
+            let (Some(head), HANDSHAKE) = (body.first_chunk::<12>(), header[0]) else {
+                break;
+            };
+            let whole = head[1..4] == head[9..12] && head[6..9] == [0; 3];
+            let message = &body[12..];
+            known |= match head[0] {
+                CLIENT_HELLO if whole => self.client(message, Carrier::Dtls).is_some(),
+                SERVER_HELLO if whole => self.server(message, Carrier::Dtls).is_some(),
+                CERTIFICATE => {
+                    let mut facts = false;
+                    self.chain(message, &mut facts);
+                    facts
+                }
+                _ => false,
+            };
+        }
+        known
     }
 }
 
@@ -165,34 +312,57 @@ fn message(data: &[u8]) -> Option<&[u8]> {
     data.get(..4 + length)
 }
 
-enum Joined {
-    Whole(Vec<u8>),
-    More,
-    Broken,
+// The handshake records at the front of a stream.
+struct Flight<'a> {
+    first: &'a [u8],
+    records: usize,
+    // Something else follows.
+    over: bool,
+}
+
+impl<'a> Flight<'a> {
+    // `None` while the first record's header has not come.
+    fn at(data: &'a [u8]) -> Option<Self> {
+        let first = Record::at(data)?;
+        let mut flight = Self {
+            first: first.body,
+            records: 1,
+            over: false,
+        };
+        let mut at = 5 + first.body.len();
+        let mut whole = first.whole;
+        while whole && let Some(&kind) = data.get(at) {
+            if kind != HANDSHAKE {
+                flight.over = true;
+                break;
+            }
+            let Some(record) = Record::at(&data[at..]) else { break };
+            if record.body.is_empty() && record.whole {
+                flight.over = true;
+                break;
+            }
+            flight.records += 1;
+            at += 5 + record.body.len();
+            whole = record.whole;
+        }
+        Some(flight)
+    }
 }
 
 // A handshake message may be spread over several records (RFC 8446 §5.1).
-fn join(mut data: &[u8]) -> Joined {
-    let mut joined = Vec::new();
-    loop {
-        if data.first().is_some_and(|&kind| kind != HANDSHAKE) {
-            return Joined::Broken;
-        }
-        let Some(record) = Record::at(data) else {
-            return Joined::More;
-        };
+fn join(data: &[u8]) -> Vec<u8> {
+    let mut joined = Vec::with_capacity(data.len());
+    let mut rest = data;
+    while rest.first() == Some(&HANDSHAKE)
+        && let Some(record) = Record::at(rest)
+    {
         joined.extend_from_slice(record.body);
-        if message(&joined).is_some() {
-            return Joined::Whole(joined);
+        rest = &rest[5 + record.body.len()..];
+        if !record.whole || record.body.is_empty() {
+            break;
         }
-        if !record.whole {
-            return Joined::More;
-        }
-        if record.body.is_empty() {
-            return Joined::Broken;
-        }
-        data = &data[5 + record.body.len()..];
     }
+    joined
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -300,7 +470,35 @@ fn short_hash(text: &str) -> String {
     hex::encode(&Sha256::digest(text.as_bytes())[..6])
 }
 
-fn ja4(version: u16, ciphers: &[u16], extensions: &[u16], alpn: Option<&[u8]>, signatures: &[u16]) -> String {
+fn decimals(values: &[u16]) -> String {
+    let texts: Vec<String> = values.iter().map(u16::to_string).collect();
+    texts.join("-")
+}
+
+fn ja3(legacy: u16, ciphers: &[u16], kinds: &[u16], groups: &[u16], formats: &[u8]) -> String {
+    let real = |values: &[u16]| -> Vec<u16> { values.iter().copied().filter(|v| !is_grease(*v)).collect() };
+    let formats: Vec<u16> = formats.iter().map(|&b| u16::from(b)).collect();
+    md5_hex(&format!(
+        "{legacy},{},{},{},{}",
+        decimals(&real(ciphers)),
+        decimals(&real(kinds)),
+        decimals(&real(groups)),
+        decimals(&formats)
+    ))
+}
+
+pub(super) fn md5_hex(text: &str) -> String {
+    hex::encode(Md5::digest(text.as_bytes()))
+}
+
+fn ja4(
+    carrier: Carrier,
+    version: u16,
+    ciphers: &[u16],
+    extensions: &[u16],
+    alpn: Option<&[u8]>,
+    signatures: &[u16],
+) -> String {
     let without_grease = |values: &[u16]| -> Vec<u16> { values.iter().copied().filter(|v| !is_grease(*v)).collect() };
     let mut ciphers = without_grease(ciphers);
     let mut kinds = without_grease(extensions);
@@ -308,7 +506,8 @@ fn ja4(version: u16, ciphers: &[u16], extensions: &[u16], alpn: Option<&[u8]>, s
     let named = if kinds.contains(&EXT_SNI) { 'd' } else { 'i' };
     let [a, z] = alpn_code(alpn);
     let head = format!(
-        "t{}{named}{:02}{:02}{a}{z}",
+        "{}{}{named}{:02}{:02}{a}{z}",
+        carrier.letter(),
         version_code(version),
         ciphers.len().min(99),
         kinds.len().min(99),
@@ -324,11 +523,12 @@ fn ja4(version: u16, ciphers: &[u16], extensions: &[u16], alpn: Option<&[u8]>, s
     format!("{head}_{}_{}", short_hash(&list(&ciphers)), short_hash(&tail))
 }
 
-fn ja4s(version: u16, cipher: u16, extensions: &[u16], alpn: Option<&[u8]>) -> String {
+fn ja4s(carrier: Carrier, version: u16, cipher: u16, extensions: &[u16], alpn: Option<&[u8]>) -> String {
     let kinds: Vec<u16> = extensions.iter().copied().filter(|kind| !is_grease(*kind)).collect();
     let [a, z] = alpn_code(alpn);
     format!(
-        "t{}{:02}{a}{z}_{cipher:04x}_{}",
+        "{}{}{:02}{a}{z}_{cipher:04x}_{}",
+        carrier.letter(),
         version_code(version),
         kinds.len().min(99),
         short_hash(&list(&kinds)),
@@ -400,7 +600,7 @@ pub(crate) mod tests {
     #[test]
     fn the_specifications_example_gives_its_fingerprint() {
         let (mut tls, mut facts) = (TlsFacts::default(), false);
-        assert_eq!(tls.step(&example_client_hello(), &mut facts), Step::Stop);
+        assert_eq!(tls.step(&example_client_hello(), false, &mut facts), Step::Stop);
         assert!(facts);
         assert_eq!(tls.ja4.as_deref(), Some("t13d1516h2_8daaf6152771_e5627efa2ab1"));
         assert_eq!(tls.sni.as_deref(), Some("example.com"));
@@ -411,7 +611,7 @@ pub(crate) mod tests {
     #[test]
     fn a_servers_answer_is_what_was_agreed() {
         let (mut tls, mut facts) = (TlsFacts::default(), false);
-        tls.step(&server_hello(), &mut facts);
+        tls.step(&server_hello(), false, &mut facts);
         assert_eq!((tls.version, tls.cipher), (Some(0x0304), Some(0x1301)));
         // The example of FoxIO's JA4S specification has these two extensions in this order.
         assert_eq!(tls.ja4s.as_deref(), Some("t130200_1301_234ea6891581"));
@@ -437,8 +637,8 @@ pub(crate) mod tests {
             split.extend(vec16(part));
         }
         let (mut tls, mut facts) = (TlsFacts::default(), false);
-        assert_eq!(tls.step(&split[..split.len() - 1], &mut facts), Step::More);
-        assert_eq!(tls.step(&split, &mut facts), Step::Stop);
+        assert_eq!(tls.step(&split[..split.len() - 1], false, &mut facts), Step::More);
+        assert_eq!(tls.step(&split, false, &mut facts), Step::Stop);
         assert_eq!(tls.sni.as_deref(), Some("example.com"));
     }
 
@@ -451,16 +651,16 @@ pub(crate) mod tests {
             let mut data = if server { server_hello() } else { example_client_hello() };
             let place = at.index(data.len());
             data[place] = value;
-            TlsFacts::default().step(&data, &mut false);
+            TlsFacts::default().step(&data, false, &mut false);
             let kept = cut.index(data.len());
-            TlsFacts::default().step(&data[..kept], &mut false);
+            TlsFacts::default().step(&data[..kept], false, &mut false);
         }
 
         #[test]
         fn garbage_never_panics(data in prop::collection::vec(any::<u8>(), 0..300)) {
-            TlsFacts::default().step(&data, &mut false);
+            TlsFacts::default().step(&data, false, &mut false);
             let hello = [&[HANDSHAKE, 3, 1, 1, 0, CLIENT_HELLO][..], &data].concat();
-            TlsFacts::default().step(&hello, &mut false);
+            TlsFacts::default().step(&hello, false, &mut false);
         }
     }
 }
