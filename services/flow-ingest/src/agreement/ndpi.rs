@@ -9,7 +9,7 @@ use super::{AgreementError, Endpoints, endpoint, last_records, read};
 use crate::domain::Limits;
 
 /// Protocols this meter names, by nDPI's name for them.
-const NAMES: [(&str, &str); 57] = [
+const NAMES: [(&str, &str); 62] = [
     ("HTTP", "http"),
     ("HTTP_Connect", "http"),
     ("HTTP_Proxy", "http"),
@@ -24,7 +24,13 @@ const NAMES: [(&str, &str); 57] = [
     ("NetBIOS", "netbios"),
     ("SSH", "ssh"),
     ("SMTP", "smtp"),
+    // nDPI names these when TLS begins in the middle too; here that is the protocol with the facts of TLS.
     ("SMTPS", "tls"),
+    ("SMTPS", "smtp"),
+    ("IMAPS", "imap"),
+    ("POPS", "pop3"),
+    ("FTPS", "ftp"),
+    ("RDP", "rdpeudp"),
     ("IMAP", "imap"),
     ("IMAPS", "tls"),
     ("POP3", "pop3"),

@@ -233,6 +233,9 @@ fn explain(theirs: &Conn, ours: Option<&Conn>, bare: bool) -> Option<&'static st
             "Zeek's bare mode knows no server ports, so it does not turn round what a server's port sent first",
         );
     }
+    if rest && theirs.service.is_empty() && ours.service == "tls" && !theirs.history.contains(['S', 's']) {
+        return Some("Zeek tells TLS by its hello, which this capture does not have; this meter by the records too");
+    }
     if rest && theirs.service.contains('-') {
         return Some("Zeek's script renames or removes services");
     }

@@ -43,6 +43,8 @@ pub enum Facts {
     Http(Box<HttpFacts>),
     /// TLS or DTLS.
     Tls(Box<TlsFacts>),
+    /// STUN, which DTLS may follow on the same ports (RFC 7983): datagrams that are still looked at.
+    Stun(u8),
     /// A protocol that may turn into TLS.
     Upgrade(Box<Upgrade>),
     /// QUIC.
@@ -63,6 +65,8 @@ pub struct Upgrade {
 
 // Segments after which a connection is not expected to turn into TLS any more.
 const UPGRADE_SEGMENTS: u8 = 64;
+// Datagrams behind a STUN message among which a hello of DTLS is looked for.
+const STUN_DATAGRAMS: u8 = 32;
 
 impl Facts {
     /// What TLS told, whatever carried it.
@@ -83,6 +87,7 @@ impl Facts {
             Service::Quic => Self::Quic(Box::default()),
             Service::Dns | Service::Mdns | Service::Llmnr | Service::NetbiosNs => Self::Dns(Box::default()),
             Service::Ssh => Self::Ssh(Box::default()),
+            Service::Stun => Self::Stun(STUN_DATAGRAMS),
             _ if service.upgrades_to_tls() => Self::Upgrade(Box::default()),
             _ => return None,
         })
@@ -120,6 +125,9 @@ pub struct Applications {
     /// Flows whose application layer was not looked at because all slots were taken.
     pub refused: u64,
 }
+
+// Payload packets of a flow after which a hello of DTLS is not waited for any more.
+const LAST_FLIGHT: u8 = 64;
 
 /// Payload packets of a flow after which an unknown protocol stays unknown.
 const TRIES: u8 = 8;
@@ -218,7 +226,18 @@ impl Applications {
             return News::default();
         };
         let mut facts = decided;
+        if let Facts::Stun(_) = app.facts
+            && tls::is_dtls(data, claimed as usize)
+        {
+            flow.service = Service::Dtls as u8;
+            app.facts = Facts::Tls(Box::default());
+            facts = true;
+        }
         let over = match &mut app.facts {
+            Facts::Stun(left) => {
+                *left = left.saturating_sub(1);
+                *left == 0
+            }
             Facts::Dns(dns) => {
                 facts |= dns.message(data).unwrap_or(false);
                 false
@@ -226,7 +245,7 @@ impl Applications {
             Facts::Quic(quic) => quic.datagram(side, data, &mut facts),
             Facts::Tls(tls) => {
                 facts |= tls.datagram(data);
-                payloads >= 2 * TRIES
+                (tls.ja4.is_some() && tls.ja4s.is_some()) || payloads >= LAST_FLIGHT
             }
             _ => true,
         };
@@ -405,6 +424,10 @@ impl Told {
             }
             Facts::Dns(dns) => self.dns(dns, front),
             Facts::Ssh(ssh) => ssh.step(self.side, front, &mut self.news.facts),
+            Facts::Stun(_) => {
+                self.over = true;
+                Step::Stop
+            }
             Facts::Probing | Facts::Media(_) | Facts::Quic(_) => Step::Stop,
         }
     }

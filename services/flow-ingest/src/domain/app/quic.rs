@@ -78,7 +78,7 @@ fn is_known(version: u32) -> bool {
 }
 
 /// Whether a datagram is QUIC's: a long header of a known version, version negotiation, or Google's first format.
-pub fn is_quic(data: &[u8], on_port: bool) -> bool {
+pub fn is_quic(data: &[u8]) -> bool {
     let Some(&[first, a, b, c, d, length]) = data.first_chunk::<6>() else {
         return false;
     };
@@ -111,7 +111,7 @@ pub fn is_quic(data: &[u8], on_port: bool) -> bool {
         };
         return ids && listed();
     }
-    ids && data.len() >= 21 && (is_known(version) || (on_port && reserved))
+    ids && data.len() >= 21 && (is_known(version) || reserved)
 }
 
 struct Cursor<'a> {
@@ -411,7 +411,7 @@ pub(crate) mod tests {
     fn hellos_are_read_in_every_version_whose_salt_is_known() {
         for version in [1, VERSION_2, 0xff00_001d, 0xff00_001b] {
             let packet = client_initial(version);
-            assert!(is_quic(&packet, false), "{version:x}");
+            assert!(is_quic(&packet), "{version:x}");
             let (mut quic, mut facts) = (QuicFacts::default(), false);
             quic.datagram(0, &packet, &mut facts);
             assert!(facts, "{version:x}");
@@ -435,13 +435,12 @@ pub(crate) mod tests {
     #[test]
     fn other_versions_and_negotiation_are_quic_too() {
         let google = [&[0x0d][..], &[9; 8], b"Q043", &[0; 20]].concat();
-        assert!(is_quic(&google, false));
+        assert!(is_quic(&google));
         let negotiation = [&[0x80, 0, 0, 0, 0, 4][..], &[1; 4], &[4], &[2; 4], &1_u32.to_be_bytes()].concat();
-        assert!(is_quic(&negotiation, false));
-        assert!(!is_quic(
-            &[0xc0, 0, 0, 0, 9, 4, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            true
-        ));
+        assert!(is_quic(&negotiation));
+        assert!(!is_quic(&[
+            0xc0, 0, 0, 0, 9, 4, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+        ]));
     }
 
     proptest! {
@@ -463,7 +462,7 @@ pub(crate) mod tests {
             let mut quic = QuicFacts::default();
             quic.frames(role, &frames, &mut false);
             prop_assert!(quic.crypto[role].octets.len() <= LONGEST);
-            is_quic(&frames, true);
+            is_quic(&frames);
         }
     }
 }

@@ -80,8 +80,8 @@ pub fn begins(data: &[u8]) -> Option<bool> {
     }
 }
 
-/// Whether octets are of a TLS connection that began before: records behind each other, or on a port of TLS one whole
-/// record or more than a segment of one.
+/// Whether octets are of a TLS connection that began before: records behind each other, exactly one record of
+/// application data, or on a port of TLS one whole record or more than a segment of one.
 pub fn goes_on(data: &[u8], on_port: bool) -> bool {
     let record = |data: &[u8]| {
         let header = data.first_chunk::<5>()?;
@@ -95,7 +95,7 @@ pub fn goes_on(data: &[u8], on_port: bool) -> bool {
         return true;
     }
     match data.get(first..) {
-        Some([]) => on_port,
+        Some([]) => on_port || (data[0] == 23 && data[2] >= 1 && first >= 5 + 17),
         Some(rest) => record(rest).is_some(),
         None => on_port && data.len() >= 1000,
     }
@@ -274,7 +274,8 @@ impl TlsFacts {
             let whole = head[1..4] == head[9..12] && head[6..9] == [0; 3];
             let message = &body[12..];
             known |= match head[0] {
-                CLIENT_HELLO if whole => self.client(message, Carrier::Dtls).is_some(),
+                // The first one: a second repeats it with the server's cookie.
+                CLIENT_HELLO if whole && self.ja4.is_none() => self.client(message, Carrier::Dtls).is_some(),
                 SERVER_HELLO if whole => self.server(message, Carrier::Dtls).is_some(),
                 CERTIFICATE => {
                     let mut facts = false;

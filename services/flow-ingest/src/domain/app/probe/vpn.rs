@@ -28,7 +28,7 @@ pub fn teredo(look: &Look<'_>) -> Guess {
 
 /// QUIC (RFC 9000, RFC 9369) and the versions before it.
 pub fn quic(look: &Look<'_>) -> Guess {
-    Guess::sure(quic::is_quic(look.data, look.on_port))
+    Guess::sure(quic::is_quic(look.data))
 }
 
 /// DTLS (RFC 6347, RFC 9147 §4): a record whose length fits.
@@ -112,6 +112,10 @@ fn is_openvpn(data: &[u8], claimed: usize, on_port: bool) -> bool {
         .iter()
         .any(|hmac| be32(data, 9 + hmac) == Some(1) && plain(9 + hmac + 8));
     // tls-crypt: packet id 1 (or the one early negotiation uses), the time, HMAC, ciphertext.
-    let crypted = matches!(be32(data, 9), Some(1 | 0x0f00_0001)) && claimed >= 54;
+    let dated = be32(data, 13).is_some_and(|time| (0x3a00_0000..0x8000_0000).contains(&time));
+    let crypted = matches!(be32(data, 9), Some(1 | 0x0f00_0001)) && claimed >= 54 && (on_port || dated);
+    if matches!(opcode, 1 | 2) && !on_port {
+        return false;
+    }
     plain(9) || signed || crypted || (on_port && matches!(opcode, 7 | 8 | 10))
 }
