@@ -77,6 +77,9 @@ pub enum CliError {
     /// The broker refused.
     #[error("{0}")]
     Bus(String),
+    /// A file of flows cannot be read.
+    #[error("{0}")]
+    Input(String),
     /// An answer lacks what it must have.
     #[error("GAR-CLI-0007: {0} answered without {1}; it may be of another release")]
     Answer(&'static str, &'static str),
@@ -98,7 +101,7 @@ impl CliError {
             Self::Configuration { .. } => Exit::Configuration,
             Self::Argument(_) => Exit::Usage,
             Self::Invalid(_) => Exit::Invalid,
-            Self::Io { .. } | Self::Bus(_) | Self::Answer(..) | Self::Violated(_) => Exit::Failed,
+            Self::Io { .. } | Self::Bus(_) | Self::Input(_) | Self::Answer(..) | Self::Violated(_) => Exit::Failed,
         }
     }
 

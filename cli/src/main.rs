@@ -33,7 +33,7 @@ use crate::{
                         5 service unavailable, 6 verification failed, 64 configuration."
 )]
 struct Cli {
-    /// How to print: table, tsv or json; table on a terminal and tsv otherwise when left out
+    /// How to print: table, tsv or json; table on a terminal and tsv otherwise when left out. The others are for `flows read`
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
     /// Which profile of the configuration file to use
@@ -162,6 +162,12 @@ fn restore_broken_pipe() {
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
+    let reading = matches!(cli.command, Command::Flows(commands::flows::Flows::Read(_)));
+    if let Some(format) = cli.output.filter(|format| format.is_for_files() && !reading) {
+        return Err(CliError::Argument(format!(
+            "-o {format:?} is a format of `garrison flows read`; here it is table, tsv or json"
+        )));
+    }
     let printer = Printer::new(cli.output);
     match &cli.command {
         Command::Completion { shell } => {
@@ -193,6 +199,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
             return Ok(());
         }
         Command::Dev(dev) => return dev.run(&printer),
+        Command::Flows(commands::flows::Flows::Read(read)) => return commands::read::run(read, cli.output),
         _ => {}
     }
     let profile = Profile::load(&cli.profile)?;

@@ -17,8 +17,25 @@ pub enum Format {
     Table,
     /// Tab-separated lines with a header
     Tsv,
-    /// Protobuf's canonical JSON
+    /// Protobuf's canonical JSON; of `flows read` the columns of the flow schema
     Json,
+    /// Zeek's conn.log
+    Zeek,
+    /// Flow events of Suricata's EVE
+    Eve,
+    /// Comma-separated values, every column
+    Csv,
+    /// An Apache Parquet file
+    Parquet,
+    /// An Apache Arrow IPC stream
+    Arrow,
+}
+
+impl Format {
+    /// One of those that only whole files of flows have.
+    pub fn is_for_files(self) -> bool {
+        !matches!(self, Self::Table | Self::Tsv | Self::Json)
+    }
 }
 
 /// Prints data to standard output.
@@ -92,7 +109,8 @@ impl Printer {
                     .iter()
                     .map(|(name, value)| vec![(*name).to_owned(), value.clone()]),
             ),
-            Format::Table => {
+            // Formats of files do not come here.
+            _ => {
                 let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
                 let mut out = std::io::stdout().lock();
                 for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
@@ -117,7 +135,7 @@ impl Printer {
 }
 
 // What comes from the network may hold terminal escapes; a table must not pass them on.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c })
         .collect()

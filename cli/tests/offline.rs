@@ -257,3 +257,100 @@ fn a_cluster_is_analysed_from_its_manifests_alone() {
         stderr(&output)
     );
 }
+
+#[test]
+fn a_draft_is_replayed_against_recorded_flows() {
+    use garrison_flow::{FlowBatchBuilder, FlowRow};
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = FlowBatchBuilder::new(16);
+    let hour = 3_600_000_000_000_i64;
+    for i in 0..40_u8 {
+        let time = i64::from(i) * hour;
+        builder.push(&FlowRow {
+            flow_id: [i; 16],
+            first_seen: time,
+            last_seen: time,
+            protocol: 6,
+            src_ip: [10, 0, 0, if i == 7 { 99 } else { 1 }].into(),
+            dst_ip: [10, 0, 0, 10].into(),
+            dst_port: 5432,
+            ..FlowRow::default()
+        });
+    }
+    let file = std::fs::File::create(dir.path().join("day.parquet")).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, garrison_flow::schema(), None).unwrap();
+    writer.write(builder.finish().record_batch()).unwrap();
+    writer.close().unwrap();
+    let draft = dir.path().join("draft.yaml");
+    std::fs::write(
+        &draft,
+        "apiVersion: garrison.dev/v1alpha1
+kind: ZeroTrustPolicy
+metadata: {name: db}
+spec:
+  subject: {cidrs: [10.0.0.10]}
+  ingress:
+    - {name: web, from: [{cidr: 10.0.0.1}], ports: [{protocol: TCP, port: 5432}]}
+",
+    )
+    .unwrap();
+    let (draft, flows) = (draft.to_str().unwrap(), dir.path().to_str().unwrap());
+    let output = garrison(&["policy", "what-if", draft, "--flows", flows, "-o", "tsv"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("40 flows: 39 allowed, 1 blocked"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(stderr(&output).contains("confidence low"), "{}", stderr(&output));
+    let said = stdout(&output);
+    assert!(
+        said.contains("db default-deny\t10.0.0.99\t10.0.0.10\tTCP/5432\t1\t1\t1970-01-01T07:00:00Z\truns rarely"),
+        "{said}"
+    );
+    assert!(said.contains("db web\tingress\tallow\t39\t"), "{said}");
+
+    let output = garrison(&["policy", "what-if", draft, "--flows", flows, "--fail"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let output = garrison(&["policy", "what-if", draft, "--flows", draft]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("this is no Parquet file"));
+}
+
+#[test]
+fn policies_are_compiled_for_every_target_without_a_fleet() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("web.yaml");
+    std::fs::write(
+        &file,
+        "apiVersion: garrison.dev/v1alpha1
+kind: ZeroTrustPolicy
+metadata: {name: web}
+spec:
+  mode: enforce
+  subject: {cidrs: [10.0.0.10], workloads: {namespace: shop, podSelector: {matchLabels: {app: web}}}}
+  ingress:
+    - {name: https, from: [{any: true}], ports: [{protocol: TCP, port: 443}]}
+",
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    for (target, word) in [
+        ("kubernetes", "kind: NetworkPolicy"),
+        ("cluster-network-policy", "kind: ClusterNetworkPolicy"),
+        ("cilium", "kind: CiliumNetworkPolicy"),
+        ("calico", "kind: Tier"),
+        ("nftables", "table inet garrison_policy"),
+        ("aws", "aws_security_group"),
+        ("azure", "azurerm_network_security_rule"),
+        ("gcp", "google_compute_firewall"),
+    ] {
+        let output = garrison(&["policy", "compile", "--target", target, file]);
+        assert_eq!(output.status.code(), Some(0), "{target}: {}", stderr(&output));
+        assert!(stdout(&output).contains(word), "{target}: {}", stdout(&output));
+    }
+    let into = dir.path().to_str().unwrap();
+    let output = garrison(&["policy", "compile", "--target", "gcp", file, "--into", into]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(dir.path().join("gcp/firewalls.json").is_file());
+}

@@ -13,7 +13,7 @@ use crate::{
     output::{time, word},
 };
 
-const HEADERS: [&str; 10] = [
+pub(super) const HEADERS: [&str; 10] = [
     "last seen",
     "state",
     "proto",
@@ -101,6 +101,14 @@ pub enum Flows {
         #[arg(long, short = 'n')]
         count: Option<u64>,
     },
+    /// Read flows from a file, with no fleet: captures, flow exports, logs of other sensors and clouds
+    ///
+    /// What the file is, is told by its content: pcap and pcapng; IPFIX, NetFlow and sFlow datagrams; Zeek's conn.log;
+    /// Suricata's EVE; flow logs of AWS (text and Parquet), Azure and Google Cloud; Cilium Hubble. Compressed with gzip or
+    /// zstd or not. Formats with -o besides table, tsv and json: zeek (conn.log), eve, csv, parquet, arrow.
+    ///
+    /// For example: garrison flows read incident.pcapng.gz -o zeek | zeek-cut id.orig_h id.resp_h service
+    Read(super::read::Read),
     /// Search stored flows
     ///
     /// For example: garrison flows search --host 10.1.2.3 --since 2h
@@ -122,6 +130,8 @@ pub enum Flows {
 impl Flows {
     pub async fn run(self, context: &Context) -> Result<(), CliError> {
         match self {
+            // Needs no fleet, so it was answered before one was looked for.
+            Self::Read(_) => Ok(()),
             Self::Observe { filter, count } => observe(context, filter.build(None, None), count).await,
             Self::Search {
                 filter,
@@ -217,7 +227,7 @@ async fn search(context: &Context, filter: FlowFilter, limit: u32) -> Result<(),
     Ok(())
 }
 
-fn line(flow: &Flow) -> Vec<String> {
+pub(super) fn line(flow: &Flow) -> Vec<String> {
     let detail = [
         flow.http_method.as_str(),
         &flow.http_host,

@@ -11,6 +11,7 @@ pub mod flows;
 mod incident_page;
 pub mod incidents;
 pub mod policy;
+pub mod read;
 pub mod responses;
 
 use std::{

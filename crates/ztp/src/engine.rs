@@ -54,7 +54,7 @@ impl Side {
         self.0 & DENY != 0
     }
 
-    fn index(self) -> Option<usize> {
+    pub(crate) fn index(self) -> Option<usize> {
         ((self.0 & !DENY) as usize).checked_sub(1)
     }
 }

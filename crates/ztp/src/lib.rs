@@ -21,6 +21,7 @@ mod lint;
 mod node;
 pub mod reach;
 pub mod sets;
+pub mod what_if;
 
 pub use decode::{Spans, is_name};
 pub use diagnostic::{Code, Diagnostic, Level, Position};

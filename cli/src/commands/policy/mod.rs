@@ -1,6 +1,7 @@
 mod analysis;
 mod compile;
 mod files;
+mod what_if;
 
 use std::path::{Path, PathBuf};
 
@@ -109,6 +110,10 @@ pub enum Policy {
     ///
     /// For example: garrison policy assert k8s/ --forbid 'not namespace=finance -> app=ledger'
     Assert(analysis::Assert),
+    /// What a draft would have done to recorded flows: what it blocks, which rules are used, and how sure that is
+    ///
+    /// For example: garrison policy what-if draft.yaml --flows lake/
+    WhatIf(what_if::WhatIf),
     /// How many flows each rule decided
     Counts,
 }
@@ -140,6 +145,7 @@ impl Policy {
             Self::Connections(connections) => connections.run(printer),
             Self::Diff { before, after, within } => analysis::difference(before, after, *within, printer),
             Self::Assert(assert) => assert.run(printer),
+            Self::WhatIf(what_if) => what_if.run(printer),
             Self::Compile(compile) if !compile.files.is_empty() => compile.offline(printer),
             Self::Explain {
                 src,
@@ -157,7 +163,7 @@ impl Policy {
         let printer = &context.printer;
         match self {
             // Done in `offline`.
-            Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) => {}
+            Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) | Self::WhatIf(_) => {}
             Self::Apply { file, expected_version } => {
                 for document in documents(&file, expected_version)? {
                     let request = ApplyPolicyRequest {
