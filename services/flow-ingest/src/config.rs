@@ -6,9 +6,12 @@ use garrison_proto::TenantId;
 use garrison_service::{ConfigError, Core, ServiceConfig};
 use ipnet::IpNet;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::domain::{Limits, packet::Decoder};
+use crate::{
+    domain::{Limits, packet::Decoder},
+    import::Format,
+};
 
 /// Configuration of flow-ingest.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -48,7 +51,8 @@ pub struct StateConfig {
     pub path: PathBuf,
 }
 
-/// A sensor. Exactly one of `interface` or `interfaces`, `file` and `listen` says where its flows come from.
+/// A sensor. Exactly one of `interface` or `interfaces`, `file`, `folder`, `log` and `listen` says where its flows come
+/// from.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SensorConfig {
@@ -64,9 +68,23 @@ pub struct SensorConfig {
     /// `direction = "in"` each forwarded packet is then seen once, and both directions of a flow meet.
     #[serde(default)]
     pub interfaces: Vec<String>,
-    /// A capture file (pcap or pcapng) to play instead.
+    /// A file to read instead: a capture (pcap or pcapng), flow exports, or a log in one of the formats of `format`, told by
+    /// its content, compressed with gzip or zstd or not. `-` is standard input.
     #[serde(default)]
     pub file: Option<PathBuf>,
+    /// A folder whose files are read, each once and in the order they were written, also those that come later. Hidden ones
+    /// and those that end with `.tmp`, `.part`, `.partial`, `.filepart` or `.crdownload` are left alone.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+    /// How long a file of a folder must be left unchanged to count as whole, milliseconds.
+    #[serde(default = "default_settle_ms")]
+    pub settle_ms: u64,
+    /// A log of another sensor that is followed as it grows, through rotation and truncation. Needs `format`.
+    #[serde(default)]
+    pub log: Option<PathBuf>,
+    /// What a log is; of a file or a folder it is told by the content where this is left out.
+    #[serde(default)]
+    pub format: Option<Format>,
     /// Which frames are captured: those that come in through the interface, or those that leave it too.
     #[serde(default)]
     pub direction: Direction,
@@ -103,7 +121,7 @@ pub struct SensorConfig {
 }
 
 /// Which frames are captured.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Those that come in.
@@ -114,7 +132,7 @@ pub enum Direction {
 }
 
 /// How fast a file is played.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Pace {
     /// As fast as possible.
@@ -125,7 +143,7 @@ pub enum Pace {
 }
 
 /// Which times the packets of a file get.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Timestamps {
     /// Those in the file.
@@ -235,6 +253,10 @@ fn default_snaplen() -> u32 {
 
 fn default_receive_bytes() -> usize {
     8 << 20
+}
+
+fn default_settle_ms() -> u64 {
+    5_000
 }
 
 fn default_sampling() -> u32 {
@@ -366,15 +388,31 @@ impl ServiceConfig for Config {
             let sources = [
                 ("interfaces", !sensor.all_interfaces().is_empty()),
                 ("file", sensor.file.is_some()),
+                ("folder", sensor.folder.is_some()),
+                ("log", sensor.log.is_some()),
                 ("listen", sensor.listen.is_some()),
             ];
             let mut named = sources.iter().filter(|(_, named)| *named);
             match (named.next(), named.next()) {
-                (None, _) => return wrong(key("interfaces"), "is missing: name interfaces, a file or an address to listen on"),
+                (None, _) => {
+                    return wrong(
+                        key("interfaces"),
+                        "is missing: name interfaces, a file, a folder, a log or an address to listen on",
+                    );
+                }
                 (Some((first, _)), Some((second, _))) => {
                     return wrong(key(second), &format!("cannot go together with {first}"));
                 }
                 _ => {}
+            }
+            if sensor.log.is_some() && sensor.format.is_none() {
+                return wrong(key("format"), "is missing: say what the log is");
+            }
+            if sensor.format.is_some() && sensor.log.is_none() && sensor.file.is_none() && sensor.folder.is_none() {
+                return wrong(key("format"), "is of a log, a file or a folder");
+            }
+            if !(100..=86_400_000).contains(&sensor.settle_ms) {
+                return wrong(key("settle_ms"), "must be 100 to 86400000");
             }
             if sensor.sampling == 0 {
                 return wrong(key("sampling"), "must be at least 1");

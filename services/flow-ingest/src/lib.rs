@@ -11,6 +11,8 @@ pub mod config;
 pub mod domain;
 pub mod export;
 mod grpc;
+pub mod import;
+pub mod input;
 mod metrics;
 pub mod ring;
 mod service;

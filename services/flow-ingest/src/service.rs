@@ -18,6 +18,8 @@ use tonic::service::Routes;
 
 use crate::{
     app::{
+        folder::{Watching, watch_folder},
+        follow::{Following, follow},
         listen::{Listening, listen},
         play::{Playing, play},
         recorder::Recorder,
@@ -30,6 +32,8 @@ use crate::{
     domain::Meter,
     export::{Collector, CollectorLimits},
     grpc::FlowGrpc,
+    import::LogReader,
+    input::Options,
     metrics::Metrics,
     ring::{PacketRing, RingFeed},
 };
@@ -165,8 +169,9 @@ fn prepare(config: &Config) -> Result<Started, ConfigError> {
             feed = Some(fed);
             threads.push(thread);
         }
-        let source = match (&sensor.file, sensor.listen) {
-            (Some(file), _) => file.display().to_string(),
+        let path = sensor.file.as_ref().or(sensor.folder.as_ref()).or(sensor.log.as_ref());
+        let source = match (path, sensor.listen) {
+            (Some(path), _) => path.display().to_string(),
             (None, Some(address)) => format!("udp {address}"),
             (None, None) => sensor.all_interfaces().join(", "),
         };
@@ -175,7 +180,7 @@ fn prepare(config: &Config) -> Result<Started, ConfigError> {
                 &sensor.id,
                 sensor.tenant.clone(),
                 source,
-                sensor.file.is_none(),
+                path.is_none(),
                 now(),
                 ring,
             )),
@@ -189,7 +194,12 @@ fn prepare(config: &Config) -> Result<Started, ConfigError> {
 // Where a sensor remembers something.
 fn kept(config: &Config, sensor: &SensorConfig, what: &str) -> Option<PathBuf> {
     let state = config.state.as_ref()?;
-    Some(state.path.join(sensor.tenant.to_string()).join(format!("{}.{what}.json", sensor.id)))
+    Some(
+        state
+            .path
+            .join(sensor.tenant.to_string())
+            .join(format!("{}.{what}.json", sensor.id)),
+    )
 }
 
 fn listening(config: &Config, sensor: &SensorConfig, address: SocketAddr) -> (Listening, Collector) {
@@ -225,18 +235,45 @@ fn start_worker(
         let (how, collector) = listening(config, &sensor_config, address);
         return thread.spawn(move || listen(&sensor, &how, collector, recorder, &stop));
     }
-    thread
-        .spawn(move || match &sensor_config.file {
-            Some(file) => {
-                let playing = Playing {
-                    pace: sensor_config.pace,
-                    timestamps: sensor_config.timestamps,
-                };
-                play(&sensor, file, playing, meter, recorder, &stop);
-                settle(&sensor, &stop);
-            }
-            None => watch(&sensor, sensor_config.all_interfaces(), options, meter, recorder, &stop),
-        })
+    let random = uuid::Uuid::new_v4().as_u128();
+    let reading = Options {
+        sensor: sensor_config.id.clone(),
+        limits: config.table.limits(),
+        random,
+        format: sensor_config.format,
+        extra: sensor_config.extra,
+    };
+    if let Some(path) = sensor_config.folder.clone() {
+        let watching = Watching {
+            path,
+            settle: Duration::from_millis(sensor_config.settle_ms),
+            options: reading,
+            keep: kept(config, &sensor_config, "files"),
+        };
+        return thread.spawn(move || watch_folder(&sensor, &watching, meter, recorder, &stop));
+    }
+    if let (Some(path), Some(format)) = (sensor_config.log.clone(), sensor_config.format) {
+        let following = Following {
+            path,
+            format,
+            extra: sensor_config.extra,
+            keep: kept(config, &sensor_config, "place"),
+        };
+        let reader = LogReader::new(format, &sensor_config.id, random);
+        return thread.spawn(move || follow(&sensor, &following, reader, recorder, &stop));
+    }
+    thread.spawn(move || match &sensor_config.file {
+        Some(file) => {
+            let playing = Playing {
+                pace: sensor_config.pace,
+                timestamps: sensor_config.timestamps,
+                options: reading,
+            };
+            play(&sensor, file, playing, meter, recorder, &stop);
+            settle(&sensor, &stop);
+        }
+        None => watch(&sensor, sensor_config.all_interfaces(), options, meter, recorder, &stop),
+    })
 }
 
 // Waits until each record of a played file is with the broker or given up, and says so.
@@ -253,7 +290,7 @@ fn settle(sensor: &Sensor, stop: &AtomicBool) {
         sensor = sensor.id,
         published = ledger.records_published,
         lost = ledger.records_lost,
-        "capture file finished"
+        "file finished"
     );
 }
 

@@ -13,19 +13,22 @@ use super::{recorder::Recorder, sensor::Sensor, watch::now};
 use crate::{
     capture::{CaptureError, CaptureFile},
     config::{Pace, Timestamps},
-    domain::{Meter, packet::Packet, record::EndReason},
+    domain::{Counts, Meter, packet::Packet, record::EndReason},
+    input::{Input, InputError, Kind, Options},
 };
 
 /// Longest sleep between looks at the stop flag and at due batches.
 const NAP: Duration = Duration::from_millis(5);
 
 /// How a file is played.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Playing {
     /// How fast.
     pub pace: Pace,
     /// With which times.
     pub timestamps: Timestamps,
+    /// How files other than captures are read.
+    pub options: Options,
 }
 
 /// Plays a file to its end, or until `stop` is set. What is wrong with the file is noted in the sensor's status.
@@ -38,56 +41,60 @@ pub fn play(
     stop: &AtomicBool,
 ) {
     let mut end = EndReason::EndOfFile;
-    if let Err(error) = feed(sensor, path, playing, &mut meter, &mut recorder, stop, &mut end) {
-        let mut text = error.to_string();
-        if let Some(cause) = std::error::Error::source(&error) {
-            text.push_str(&format!(": {cause}"));
+    let counts = match feed(sensor, path, &playing, &mut meter, &mut recorder, stop, &mut end) {
+        Ok(counts) => counts,
+        Err(error) => {
+            let text = error.text();
+            tracing::error!(sensor = sensor.id, problem = text, "the file was not read to its end");
+            sensor.update(|status| status.problem = Some(text));
+            None
         }
-        tracing::error!(
-            sensor = sensor.id,
-            problem = text,
-            "the capture file was not played to its end"
-        );
-        sensor.update(|status| status.problem = Some(text));
-    }
+    };
     meter.finish(end, &mut recorder);
-    recorder.note(&meter, 0);
+    let counts = counts.unwrap_or_else(|| meter.counts());
+    recorder.note_counts(counts, 0, 0);
     recorder.flush();
-    let counts = meter.counts();
     tracing::info!(
         sensor = sensor.id,
-        packets = counts.received,
+        received = counts.received,
         flows = counts.opened,
         records = counts.records,
         malformed = counts.malformed,
-        "capture file metered"
+        "file read"
     );
 }
 
+// Gives the counts of what was no capture.
 fn feed(
     sensor: &Sensor,
     path: &Path,
-    playing: Playing,
+    playing: &Playing,
     meter: &mut Meter,
     recorder: &mut Recorder,
     stop: &AtomicBool,
     end: &mut EndReason,
-) -> Result<(), CaptureError> {
+) -> Result<Option<Counts>, InputError> {
+    let input = Input::open(path, playing.options.format)?;
+    if input.kind() != Kind::Capture {
+        return other(sensor, input, playing, recorder, stop).map(Some);
+    }
     let fast = playing.pace == Pace::Fast;
     let mut shift = match (playing.timestamps, fast) {
         (Timestamps::Capture, _) => Some(0),
         // Played fast, everything has just happened.
-        (Timestamps::Now, true) => Some(latest(path)?.map_or(0, |latest| now() - latest)),
+        // Standard input can be read only once, so there the first packet is now.
+        (Timestamps::Now, true) if path.as_os_str() != "-" => Some(latest(path)?.map_or(0, |latest| now() - latest)),
+        (Timestamps::Now, true) => None,
         (Timestamps::Now, false) => None,
     };
-    let mut file = CaptureFile::open(path)?;
+    let mut file = CaptureFile::new(input.into_source(), path)?;
     sensor.update(|status| status.link = file.link());
     let started = Instant::now();
     let mut first = None;
     let mut looked = Instant::now();
     loop {
         let Some(burst) = file.burst()? else {
-            return Ok(());
+            return Ok(None);
         };
         let packets = burst.packets();
         let Some(head) = packets.first() else { continue };
@@ -119,8 +126,40 @@ fn feed(
             recorder.flush_due(looked);
             if stop.load(Ordering::Relaxed) {
                 *end = EndReason::Shutdown;
-                return Ok(());
+                return Ok(None);
             }
+        }
+    }
+}
+
+// Logs and flow exports are read as they are: their times are those of what they tell of.
+fn other(
+    sensor: &Sensor,
+    input: Input,
+    playing: &Playing,
+    recorder: &mut Recorder,
+    stop: &AtomicBool,
+) -> Result<Counts, InputError> {
+    let summary = input.read(&playing.options, recorder, &mut |progress| {
+        sensor.update(|status| status.counts = progress.counts);
+        !stop.load(Ordering::Relaxed)
+    })?;
+    for fault in &summary.faults {
+        tracing::warn!(
+            sensor = sensor.id,
+            line = fault.line,
+            "GAR-FLOW-0057: a line was passed over: {}",
+            fault.problem
+        );
+    }
+    match summary.problem {
+        None => Ok(summary.counts),
+        Some(problem) => {
+            // What was read before counts all the same.
+            let text = problem.text();
+            tracing::error!(sensor = sensor.id, problem = text, "the file was not read to its end");
+            sensor.update(|status| status.problem = Some(text));
+            Ok(summary.counts)
         }
     }
 }

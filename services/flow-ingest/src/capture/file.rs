@@ -1,12 +1,11 @@
 //! Capture files, read through one buffer: pcap and pcapng, told apart by how they begin.
 
 use std::{
-    fs::File,
     io::Read,
     path::{Path, PathBuf},
 };
 
-use super::{Burst, CaptureError, pcap, pcapng};
+use super::{Burst, CaptureError, pcap, pcapng, source::Source};
 use crate::domain::packet::LinkType;
 
 /// Longest packet that is believed, octets: what the format's own tools allow.
@@ -57,7 +56,7 @@ enum Format {
 }
 
 /// A capture file being read from its beginning.
-pub struct CaptureFile<R = File> {
+pub struct CaptureFile<R = Source> {
     path: PathBuf,
     source: R,
     format: Format,
@@ -70,17 +69,27 @@ pub struct CaptureFile<R = File> {
     ended: bool,
 }
 
-impl CaptureFile<File> {
-    /// Opens a file.
+impl CaptureFile<Source> {
+    /// Opens a file, compressed with gzip or zstd or not; `-` is standard input.
     ///
     /// # Errors
     /// [`CaptureError`] says which file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
-        let source = File::open(path).map_err(|source| CaptureError::Open {
+        let source = Source::open(path).map_err(|source| CaptureError::Open {
             path: path.to_owned(),
             source,
         })?;
         Self::new(source, path)
+    }
+}
+
+impl CaptureFile {
+    /// Whether a file that begins like this is a capture.
+    pub fn recognises(head: &[u8]) -> bool {
+        let Some(&magic) = head.first_chunk::<4>() else {
+            return false;
+        };
+        pcap::magic(magic).is_some() || magic == pcapng::SECTION.to_be_bytes()
     }
 }
 
@@ -139,6 +148,11 @@ impl<R: Read> CaptureFile<R> {
     /// Octets read so far.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Looks for more behind the end that was met, as a file that is still written has it.
+    pub fn resume(&mut self) {
+        self.ended = false;
     }
 
     /// The next packets. `None` at the end of the file.

@@ -4,8 +4,10 @@ pub mod afpacket;
 pub mod file;
 mod pcap;
 mod pcapng;
+pub mod source;
 
 pub use file::CaptureFile;
+pub use source::Source;
 
 use std::path::PathBuf;
 

@@ -23,12 +23,13 @@ use std::{
 
 use self::{
     plan::{FieldSpec, Plan, Values},
-    record::{Emitter, Header},
+    record::Header,
     stream::{Stream, StreamKey},
 };
 use crate::domain::{Counts, Sink};
 
 pub use record::UNKNOWN_PROTOCOL;
+pub(crate) use record::{Emitter, is_answer};
 pub use sflow::InterfaceCounters;
 
 /// What a collector holds at most.

@@ -37,8 +37,8 @@ pub(super) struct Header {
     pub(super) sampling: u32,
 }
 
-/// Makes rows of records and hands them over.
-pub(super) struct Emitter {
+/// Makes rows whole and hands them over.
+pub(crate) struct Emitter {
     sensor: String,
     seed: HashSeed,
     serial: u16,
@@ -46,7 +46,7 @@ pub(super) struct Emitter {
 }
 
 impl Emitter {
-    pub(super) fn new(sensor: &str, random: u128) -> Self {
+    pub(crate) fn new(sensor: &str, random: u128) -> Self {
         Self {
             sensor: sensor.to_owned(),
             seed: HashSeed::new(random),
@@ -56,7 +56,7 @@ impl Emitter {
     }
 
     /// Hands over a finished row after its sensor, id and Community ID were filled in.
-    pub(super) fn finish(&mut self, key: &FlowKey, row: FlowRow<'_>, sink: &mut impl Sink) {
+    pub(crate) fn finish(&mut self, key: &FlowKey, row: FlowRow<'_>, sink: &mut impl Sink) {
         let mut community = [0; COMMUNITY_ID_LEN];
         community_id(key, row.ip_version, &mut community);
         // Two records of one flow with one start, as active timeouts make them, are told apart by the serial number.
@@ -223,8 +223,8 @@ fn ports(values: &Values<'_>, protocol: u8) -> (u16, u16) {
     (kind, icmp_answer(protocol, kind as u8).map_or(code, u16::from))
 }
 
-// Whether a record of one direction is the server's, told by the ports as the meter tells it of packets.
-fn is_answer(key: &FlowKey, ip_version: u8, flags: Option<u8>) -> bool {
+/// Whether a record of one direction is the server's, told by the ports as the meter tells it of packets.
+pub(crate) fn is_answer(key: &FlowKey, ip_version: u8, flags: Option<u8>) -> bool {
     const SYN: u8 = 0x02;
     const ACK: u8 = 0x10;
     if !matches!(key.protocol, TCP | UDP | SCTP) || flags.is_some_and(|bits| bits & (SYN | ACK) == SYN) {
