@@ -1,0 +1,7 @@
+//! One program for each target: the program's name says which.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    garrison_fuzz::run(env!("CARGO_BIN_NAME"), data);
+});
