@@ -422,6 +422,7 @@ fn sum(a: Counts, b: Counts) -> Counts {
         opened: a.opened + b.opened,
         ended: a.ended + b.ended,
         evicted: a.evicted + b.evicted,
+        aggregated: a.aggregated + b.aggregated,
         records: a.records + b.records,
     }
 }

@@ -152,8 +152,8 @@ pub mod mark {
     pub const SRC_SYN: u16 = 1 << 9;
     /// The called side's SYN was seen.
     pub const DST_SYN: u16 = 1 << 10;
-    /// Packets were cut short when captured.
-    pub const TRUNCATED: u16 = 1 << 11;
+    /// It began while the table was full, and nobody is told of it until both sides use it.
+    pub const SILENT: u16 = 1 << 11;
 }
 
 /// One flow. Facts that only flows with payload have are in [`Extra`].

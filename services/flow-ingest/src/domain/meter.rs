@@ -5,12 +5,13 @@ use std::sync::LazyLock;
 use garrison_flow::{FlowRow, FlowState, LossLedger};
 
 use super::{
+    aggregate::{Aggregates, is_unheard},
     app::{News, Service},
     flow::{Extra, Flow, NONE, mark},
     fragment::Fragments,
     key::{FlowKey, HashSeed},
     packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, assembled, flag},
-    record::{EndReason, Subject, lingered, with_row},
+    record::{EndReason, Subject, lingered, with_row, worth},
     table::{Limits, Table, blank},
     tcp,
     tunnel::{self, TunnelKind},
@@ -50,6 +51,8 @@ pub struct Counts {
     pub ended: u64,
     /// Of the ended, those that had to make room.
     pub evicted: u64,
+    /// Of the evicted, those that are told of in sums only.
+    pub aggregated: u64,
     /// Records written.
     pub records: u64,
 }
@@ -73,6 +76,7 @@ impl Counts {
 pub struct Meter {
     table: Table,
     fragments: Fragments,
+    aggregates: Aggregates,
     decoder: Decoder,
     seed: HashSeed,
     sensor: String,
@@ -99,6 +103,7 @@ impl Meter {
         Self {
             table: Table::new(limits, seed),
             fragments: Fragments::default(),
+            aggregates: Aggregates::default(),
             decoder: limits.decoder,
             seed,
             sensor: sensor.to_owned(),
@@ -189,6 +194,14 @@ impl Meter {
                 slot = next;
             }
         }
+        if self.aggregates.is_due(self.time) {
+            self.report_aggregates(sink);
+        }
+    }
+
+    fn report_aggregates(&mut self, sink: &mut impl Sink) {
+        let reported = self.aggregates.report(&self.sensor, &self.seed, |row| sink.record(row));
+        self.counts.records += reported;
     }
 
     /// Ends every flow.
@@ -203,6 +216,7 @@ impl Meter {
                 self.end(slot, reason, sink);
             }
         }
+        self.report_aggregates(sink);
     }
 
     fn timer(&mut self, slot: u32, sink: &mut impl Sink) {
@@ -218,7 +232,7 @@ impl Meter {
         }
         if self.table.reports(flow) <= now {
             let reported = flow.first_seen + i64::from(flow.reported) * 1_000_000;
-            if flow.is(mark::PENDING) || flow.last_seen() > reported {
+            if !is_unheard(flow) && (flow.is(mark::PENDING) || flow.last_seen() > reported) {
                 self.report(slot, FlowState::Active, None, None, sink);
             } else {
                 let since = now - flow.first_seen;
@@ -319,11 +333,19 @@ impl Meter {
     }
 
     fn open(&mut self, work: &Work<'_>, sink: &mut impl Sink) -> Option<(u32, usize)> {
+        let mut crowded = false;
         match self.table.room(work.packet.time) {
             Ok(None) => {}
             Ok(Some(slot)) => {
-                self.counts.evicted += 1;
-                self.end(slot, EndReason::Evicted, sink);
+                crowded = true;
+                let flow = &self.table.flows[slot as usize];
+                let reason = match flow.is(mark::LINGER) {
+                    // It was over and only waited for stragglers.
+                    true => lingered(flow),
+                    false => EndReason::Evicted,
+                };
+                self.counts.evicted += u64::from(reason == EndReason::Evicted);
+                self.end(slot, reason, sink);
             }
             Err(_) => return None,
         }
@@ -337,6 +359,9 @@ impl Meter {
             first_seen: packet.time,
             ..blank()
         };
+        if crowded {
+            flow.marks |= mark::SILENT;
+        }
         if flip {
             flow.marks |= mark::FLIPPED;
             flow.add_history(b'^', 0);
@@ -394,6 +419,14 @@ impl Meter {
         if over {
             flow.marks |= mark::LINGER;
         }
+        if flow.is(mark::SILENT) && flow.records == 0 {
+            if worth(flow) >= 3 {
+                self.report(slot, FlowState::New, None, None, sink);
+            } else {
+                self.table.schedule(slot);
+                return;
+            }
+        }
         if new {
             let macs = packet
                 .macs
@@ -426,7 +459,13 @@ impl Meter {
     }
 
     fn end(&mut self, slot: u32, reason: EndReason, sink: &mut impl Sink) {
-        self.report(slot, FlowState::Ended, Some(reason), None, sink);
+        let flow = &self.table.flows[slot as usize];
+        if is_unheard(flow) && reason == EndReason::Evicted {
+            self.aggregates.add(flow, &self.seed);
+            self.counts.aggregated += 1;
+        } else {
+            self.report(slot, FlowState::Ended, Some(reason), None, sink);
+        }
         self.table.close(slot);
         self.counts.ended += 1;
     }

@@ -1,10 +1,13 @@
 //! Packets to flows: no input or output, no clock, no randomness, and no allocation for a packet that belongs to a
 //! flow already known.
 
+pub mod aggregate;
 pub mod app;
 #[cfg(test)]
 pub(crate) mod craft;
 pub mod flow;
+#[cfg(test)]
+mod flood_tests;
 pub mod fragment;
 pub mod index;
 pub mod key;

@@ -4,7 +4,7 @@ use garrison_flow::{FlowRow, FlowState};
 
 use super::{
     app::{App, Facts, Service},
-    flow::{Extra, Flow, mark},
+    flow::{Endpoint::SynSent, Extra, Flow, mark},
     key::{COMMUNITY_ID_LEN, HashSeed, community_id, flow_id},
     packet::{TCP, UDP, address},
     tcp,
@@ -27,6 +27,8 @@ pub enum EndReason {
     Shutdown,
     /// A new connection began on its addresses and ports.
     Reused,
+    /// A sum of flows that had to make room before anything was told of them.
+    Aggregated,
 }
 
 impl EndReason {
@@ -40,6 +42,7 @@ impl EndReason {
             Self::EndOfFile => "eof",
             Self::Shutdown => "shutdown",
             Self::Reused => "reused",
+            Self::Aggregated => "aggregated",
         }
     }
 }
@@ -214,7 +217,8 @@ pub fn lingered(flow: &Flow) -> EndReason {
     }
 }
 
-/// Whether a flow is worth less than others when room is needed: the smaller, the sooner it goes.
+/// What a flow is worth when room is needed: the smaller, the sooner it goes. 3 is a conversation: both sides have sent,
+/// and of a TCP connection the handshake is over.
 pub fn worth(flow: &Flow) -> u8 {
     if flow.is(mark::LINGER) {
         return 0;
@@ -222,6 +226,9 @@ pub fn worth(flow: &Flow) -> u8 {
     match (flow.sides[0].packets(), flow.sides[1].packets()) {
         (0 | 1, 0) | (0, 1) => 1,
         (_, 0) | (0, _) => 2,
+        // A server that answers a flood does not make it one.
+        _ if flow.key.protocol == TCP && flow.sides[0].state == SynSent => 2,
+        (1, 1) if flow.key.protocol == TCP && flow.is(mark::SRC_SYN) && flow.is(mark::DST_SYN) => 2,
         _ => 3,
     }
 }

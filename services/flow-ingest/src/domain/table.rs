@@ -1,5 +1,7 @@
 //! The flow table: a bounded slab of flows, an index over it, a timer wheel through it.
 
+use std::collections::VecDeque;
+
 use super::{
     app::Applications,
     flow::{Endpoint, Extra, Flow, HISTORY, NONE, Side, mark},
@@ -74,6 +76,10 @@ pub struct Table {
     wheel: Wheel,
     free: u32,
     live: usize,
+    // Flows in the order they began, with their serial numbers: those that have still to show that they are more than
+    // a flood's.
+    young: VecDeque<(u32, u16)>,
+    young_limit: usize,
     hand: usize,
     limits: Limits,
     seed: HashSeed,
@@ -115,8 +121,10 @@ pub fn blank() -> Flow {
 // The bucket of a flow that is in none.
 const OUT: u16 = u16::MAX;
 
-// How many flows an eviction looks at.
-const SAMPLE: usize = 16;
+// One in so many flows is young.
+const YOUNG_SHARE: usize = 8;
+// How many older flows an eviction looks at when every young one is a conversation.
+const SAMPLE: usize = 64;
 // A flow that both sides use and that was heard so recently is not given up for a newcomer.
 const IN_USE: i64 = 1_000_000_000;
 
@@ -133,6 +141,8 @@ impl Table {
             wheel: Wheel::default(),
             free: NONE,
             live: 0,
+            young: VecDeque::new(),
+            young_limit: (flows / YOUNG_SHARE).max(16),
             hand: 0,
             limits: Limits { flows, ..limits },
             seed,
@@ -177,11 +187,19 @@ impl Table {
         found.map(|slot| (slot, side))
     }
 
-    /// Room for one more flow, or the slot of the flow that has to go first. `Err` when every flow that was looked at
-    /// is worth more than a newcomer.
+    /// Room for one more flow, or the slot of the flow that has to go first: the oldest of the young ones that is no
+    /// conversation, or where all of these are, the least worth and longest silent of some others. `Err` when every flow
+    /// that was looked at is worth more than a newcomer.
     pub fn room(&mut self, now: i64) -> Result<Option<u32>, Full> {
         if self.live < self.limits.flows {
             return Ok(None);
+        }
+        while let Some((slot, serial)) = self.young.pop_front() {
+            let flow = &self.flows[slot as usize];
+            // Conversations leave the queue and stay in the table.
+            if flow.is(mark::LIVE) && flow.serial == serial && worth(flow) < 3 {
+                return Ok(Some(slot));
+            }
         }
         let mut least: Option<(u8, i64, u32)> = None;
         for _ in 0..SAMPLE.min(self.flows.len()) {
@@ -216,6 +234,10 @@ impl Table {
             }
         };
         self.live += 1;
+        if self.young.len() >= self.young_limit {
+            self.young.pop_front();
+        }
+        self.young.push_back((slot, self.serial));
         self.index.insert(hash, slot);
         self.wheel.start(flow.first_seen);
         slot
