@@ -169,7 +169,8 @@ fn spans(all: &[Span], blocks: &[Value]) -> Result<()> {
             wanted.insert(&span.trace_id, u64::try_from(trigger).unwrap_or_default());
         }
     }
-    let mut by_name: BTreeMap<(&str, &str), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    type Times = (Vec<f64>, Vec<f64>);
+    let mut by_name: BTreeMap<(&str, &str), Times> = BTreeMap::new();
     for span in all {
         let Some(trigger) = wanted.get(span.trace_id.as_str()) else {
             continue;
