@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::{Limits, packet::Decoder},
+    export::ipfix::MESSAGE_BYTES,
     import::Format,
 };
 
@@ -41,6 +42,33 @@ pub struct Config {
     /// begin anew each time.
     #[serde(default)]
     pub state: Option<StateConfig>,
+    /// Collectors that get the flow records too.
+    #[serde(default)]
+    pub export: Vec<ExportConfig>,
+}
+
+/// A collector that gets flow records as IPFIX (RFC 7011) over UDP: one biflow (RFC 5103) for each flow that ended.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportConfig {
+    /// The collector: host and UDP port, for example `collector.example:4739`.
+    pub to: String,
+    /// Whose records go there; all tenants' when it is left out.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub tenants: Vec<TenantId>,
+    /// Which sensors' records go there; all when it is left out.
+    #[serde(default)]
+    pub sensors: Vec<String>,
+    /// Observation domain id.
+    #[serde(default = "default_domain")]
+    pub domain: u32,
+    /// Largest message, octets. Keep it below the path's MTU less 48.
+    #[serde(default = "default_message_bytes")]
+    pub max_bytes: usize,
+    /// How often templates are sent again, milliseconds.
+    #[serde(default = "default_template_ms")]
+    pub template_ms: u64,
 }
 
 /// What sensors remember across restarts.
@@ -255,6 +283,18 @@ fn default_receive_bytes() -> usize {
     8 << 20
 }
 
+fn default_domain() -> u32 {
+    1
+}
+
+fn default_message_bytes() -> usize {
+    1_400
+}
+
+fn default_template_ms() -> u64 {
+    60_000
+}
+
 fn default_settle_ms() -> u64 {
     5_000
 }
@@ -422,6 +462,29 @@ impl ServiceConfig for Config {
             }
             if !(64..=262_144).contains(&sensor.snaplen) {
                 return wrong(key("snaplen"), "must be 64 to 262144");
+            }
+        }
+        for (i, export) in self.export.iter().enumerate() {
+            let key = |name: &str| format!("export[{i}].{name}");
+            let port = export
+                .to
+                .rsplit_once(':')
+                .map(|(host, port)| (host, port.parse::<u16>()));
+            if !matches!(port, Some((host, Ok(1..))) if !host.is_empty()) {
+                return wrong(key("to"), "must be a host and a port, such as collector.example:4739");
+            }
+            if !MESSAGE_BYTES.contains(&export.max_bytes) {
+                return wrong(key("max_bytes"), "must be 512 to 65000");
+            }
+            if !(1_000..=86_400_000).contains(&export.template_ms) {
+                return wrong(key("template_ms"), "must be 1000 to 86400000");
+            }
+            if let Some(id) = export
+                .sensors
+                .iter()
+                .find(|id| !self.sensors.iter().any(|s| s.id == **id))
+            {
+                return wrong(key("sensors"), &format!("names {id:?}, which is no sensor's id"));
             }
         }
         for (key, holds, problem) in [

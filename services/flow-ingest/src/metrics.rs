@@ -1,10 +1,17 @@
 //! What the service measures of itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use opentelemetry::{KeyValue, metrics::Histogram};
 
-use crate::{app::sensor::Sensor, bus::queue::Queue, export::Tally};
+use crate::{
+    app::{
+        forward::{Forwarded, Forwarder},
+        sensor::Sensor,
+    },
+    bus::queue::Queue,
+    export::Tally,
+};
 
 /// The instruments that are written to; the others are read from state when they are asked for.
 #[derive(Clone)]
@@ -14,7 +21,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Registers every instrument.
-    pub(crate) fn new(sensors: &[Arc<Sensor>], queue: &Arc<Queue>) -> Self {
+    pub(crate) fn new(sensors: &[Arc<Sensor>], queue: &Arc<Queue>, forwarders: &[Forwarder]) -> Self {
         let meter = opentelemetry::global::meter("garrison.flow-ingest");
         type Read = fn(&Sensor) -> u64;
         let counters: [(&'static str, &'static str, Read); 13] = [
@@ -112,6 +119,7 @@ impl Metrics {
                 .build();
         }
         exports(&meter, sensors);
+        forwarded(&meter, forwarders);
         let queue = Arc::clone(queue);
         meter
             .u64_observable_gauge("garrison_flow_ingest_spool_bytes")
@@ -137,6 +145,41 @@ impl Metrics {
     /// A batch reached the broker this many seconds after its oldest packet was captured.
     pub(crate) fn latency(&self, seconds: f64) {
         self.latency.record(seconds, &[]);
+    }
+}
+
+// Of collectors that get records as IPFIX. The counters alone are held: a forwarder that is held keeps its thread.
+fn forwarded(meter: &opentelemetry::metrics::Meter, forwarders: &[Forwarder]) {
+    type Read = fn(&Forwarded) -> u64;
+    let counters: [(&'static str, &'static str, Read); 3] = [
+        (
+            "garrison_flow_ingest_forwarded",
+            "Flow records sent to an IPFIX collector.",
+            |f| f.sent.load(Ordering::Relaxed),
+        ),
+        (
+            "garrison_flow_ingest_forwarded_lost",
+            "Flow records not sent to an IPFIX collector.",
+            |f| f.lost.load(Ordering::Relaxed),
+        ),
+        ("garrison_flow_ingest_forwarded_messages", "IPFIX messages sent.", |f| {
+            f.messages.load(Ordering::Relaxed)
+        }),
+    ];
+    for (name, description, read) in counters {
+        let counts: Vec<_> = forwarders
+            .iter()
+            .map(|forwarder| (forwarder.to().to_owned(), Arc::clone(forwarder.counts())))
+            .collect();
+        meter
+            .u64_observable_counter(name)
+            .with_description(description)
+            .with_callback(move |observer| {
+                for (to, counts) in &counts {
+                    observer.observe(read(counts), &[KeyValue::new("to", to.clone())]);
+                }
+            })
+            .build();
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     app::{
         folder::{Watching, watch_folder},
         follow::{Following, follow},
+        forward::{self, Forwarding},
         listen::{Listening, listen},
         play::{Playing, play},
         recorder::Recorder,
@@ -80,11 +81,25 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     };
     let queue = Arc::new(Queue::new(config.spool.memory_bytes, spool));
     let hub = Arc::new(Hub::new(sensors.iter().map(|sensor| sensor.tenant.clone())));
-    let metrics = Metrics::new(&sensors, &queue);
+    let mut forwarders = Vec::new();
+    for export in &config.export {
+        let (forwarder, thread) = forward::start(Forwarding {
+            to: export.to.clone(),
+            sensors: export.sensors.iter().cloned().collect(),
+            tenants: export.tenants.iter().cloned().collect(),
+            domain: export.domain,
+            max_bytes: export.max_bytes,
+            templates: Duration::from_millis(export.template_ms),
+        })?;
+        forwarders.push(forwarder);
+        threads.push(thread);
+    }
+    let metrics = Metrics::new(&sensors, &queue, &forwarders);
     let (outlet, outbound) = outbound::start(
         Arc::clone(&queue),
         Arc::clone(&hub),
         sensors.clone(),
+        forwarders,
         config.batch.max_bytes,
     )?;
     threads.push(outbound);

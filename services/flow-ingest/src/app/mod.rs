@@ -2,6 +2,7 @@
 
 pub mod folder;
 pub mod follow;
+pub mod forward;
 pub mod listen;
 pub mod play;
 pub mod recorder;

@@ -17,7 +17,7 @@ use super::{
     hub::Hub,
     queue::{Item, Queue},
 };
-use crate::app::sensor::Sensor;
+use crate::app::{forward::Forwarder, sensor::Sensor};
 
 /// Closed batches that may wait for the encoder.
 const WAITING: usize = 1024;
@@ -88,6 +88,7 @@ pub fn start(
     queue: Arc<Queue>,
     hub: Arc<Hub>,
     sensors: Vec<Arc<Sensor>>,
+    forwarders: Vec<Forwarder>,
     max_bytes: usize,
 ) -> std::io::Result<(Outlet, JoinHandle<()>)> {
     let (sender, batches) = sync_channel(WAITING);
@@ -98,22 +99,31 @@ pub fn start(
         depth: Arc::clone(&depth),
     };
     let thread = std::thread::Builder::new().name("outbound".to_owned()).spawn(move || {
-        run(&queue, &hub, &sensors, &batches, &depth, max_bytes);
+        let work = Work {
+            queue: &queue,
+            hub: &hub,
+            sensors: &sensors,
+            forwarders: &forwarders,
+            max_bytes,
+        };
+        run(&work, &batches, &depth);
         queue.close();
     })?;
     Ok((outlet, thread))
 }
 
-fn run(
-    queue: &Queue,
-    hub: &Hub,
-    sensors: &[Arc<Sensor>],
-    batches: &Receiver<ClosedBatch>,
-    depth: &AtomicUsize,
+// Who gets the batches.
+struct Work<'a> {
+    queue: &'a Queue,
+    hub: &'a Hub,
+    sensors: &'a [Arc<Sensor>],
+    forwarders: &'a [Forwarder],
     max_bytes: usize,
-) {
+}
+
+fn run(work: &Work<'_>, batches: &Receiver<ClosedBatch>, depth: &AtomicUsize) {
     loop {
-        let spooled = queue.refill(sensors);
+        let spooled = work.queue.refill(work.sensors);
         let next = match spooled {
             true => batches.recv_timeout(REFILL),
             // Messages come to disk only through this thread, so there is nothing to look for meanwhile.
@@ -122,8 +132,11 @@ fn run(
         match next {
             Ok(closed) => {
                 depth.fetch_sub(1, Ordering::Relaxed);
-                hub.show(&closed.sensor.tenant, &closed.batch);
-                prepare(queue, &closed, &closed.batch, max_bytes);
+                work.hub.show(&closed.sensor.tenant, &closed.batch);
+                for forwarder in work.forwarders {
+                    forwarder.offer(&closed.sensor.tenant, &closed.sensor.id, &closed.batch);
+                }
+                prepare(work.queue, &closed, &closed.batch, work.max_bytes);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,

@@ -1,10 +1,13 @@
 //! Flow exports: NetFlow version 5 and 9 (RFC 3954), IPFIX (RFC 7011) and sFlow version 5, told apart by how a datagram
 //! begins.
 //!
+//! [`ipfix`] writes them: biflows for any collector.
+//!
 //! Templates are compiled into plans that say where each field is and where its value goes, so a record costs one pass
 //! over a short list. What an exporter does not send is unknown, never zero.
 
 pub mod field;
+pub mod ipfix;
 pub mod keep;
 pub mod plan;
 mod record;

@@ -2,11 +2,17 @@
 
 use std::{net::UdpSocket, path::PathBuf, time::Duration};
 
-use flow_ingest::{domain::Sink, export::read_folder};
-use garrison_flow::{FlowBatch, FlowRow};
+use flow_ingest::{
+    domain::Sink,
+    export::{Collector, CollectorLimits, Outcome, read_folder},
+};
+use garrison_flow::{FlowBatch, FlowBatchBuilder, FlowRow, FlowState};
 use garrison_testkit::{Stack, free_port};
 
-use crate::world::{World, stored};
+use crate::{
+    captures::{conversations, pcap},
+    world::{World, stored, write},
+};
 
 fn halves(values: &[u16]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_be_bytes()).collect()
@@ -143,6 +149,75 @@ async fn a_taken_port_and_strange_exporters_are_told() {
         }
     }
     world.end();
+}
+
+struct Keep(FlowBatchBuilder);
+
+impl Sink for Keep {
+    fn record(&mut self, row: &FlowRow<'_>) {
+        self.0.push(row);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_on_as_ipfix_is_read_back_equal() {
+    let stack = Stack::shared().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let to = socket.local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a.pcap", &pcap(&conversations(33, 200, 50_000)));
+    let sections = format!(
+        "[[sensors]]\nid = 'edge'\ntenant = 'sent'\nfile = '{{dir}}/a.pcap'\n\
+         [[export]]\nto = '{to}'\nmax_bytes = 1000\nsensors = ['edge']\n"
+    );
+    let mut world = World::start(stack, dir, &sections);
+    let mut collector = Collector::new("back", CollectorLimits::default(), 1);
+    let mut keep = Keep(FlowBatchBuilder::new(256));
+    let mut buffer = [0; 65_535];
+    while keep.0.len() < 200 {
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert!(length <= 1000);
+        let outcome = collector.datagram(from.ip(), 0, &buffer[..length], &mut keep);
+        assert_eq!(outcome, Outcome::Parsed);
+    }
+    assert_eq!(collector.tally().missing, 0);
+    world.finished("sent").await;
+    world.end();
+    let text = |row: &FlowRow<'_>| {
+        format!(
+            "{} {} {} {} {} {} {} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            row.src_ip,
+            row.src_port,
+            row.dst_ip,
+            row.dst_port,
+            row.protocol,
+            row.first_seen,
+            row.last_seen,
+            row.src_packets,
+            row.dst_packets,
+            row.src_bytes,
+            row.dst_bytes,
+            row.src_ip_bytes,
+            row.dst_ip_bytes,
+            row.src_tcp_flags,
+            row.dst_tcp_flags,
+            row.src_mac,
+            row.http_host,
+        )
+    };
+    let back = keep.0.finish();
+    let mut back: Vec<String> = back.rows().map(|row| text(&row)).collect();
+    let batches = stored(stack, "sent").await;
+    let mut sent: Vec<String> = batches
+        .iter()
+        .flat_map(|(batch, _)| FlowBatch::rows(batch))
+        .filter(|row| row.state == FlowState::Ended as u8)
+        .map(|row| text(&row))
+        .collect();
+    back.sort();
+    sent.sort();
+    assert_eq!(back, sent);
 }
 
 struct Origins(std::collections::BTreeMap<String, u64>);

@@ -82,7 +82,7 @@ impl Watching {
         let queue = Arc::new(Queue::new(64 << 20, None));
         let hub = Arc::new(Hub::new([tenant]));
         let sensors = vec![Arc::clone(&sensor)];
-        let (outlet, outbound) = outbound::start(Arc::clone(&queue), hub, sensors, 1 << 20).unwrap();
+        let (outlet, outbound) = outbound::start(Arc::clone(&queue), hub, sensors, Vec::new(), 1 << 20).unwrap();
         let recorder = Recorder::new(Arc::clone(&sensor), outlet, None, &BatchConfig::default());
         let options = RingOptions {
             promiscuous: false,
