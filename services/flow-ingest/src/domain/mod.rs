@@ -5,9 +5,9 @@ pub mod aggregate;
 pub mod app;
 #[cfg(test)]
 pub(crate) mod craft;
-pub mod flow;
 #[cfg(test)]
 mod flood_tests;
+pub mod flow;
 pub mod fragment;
 pub mod index;
 pub mod key;

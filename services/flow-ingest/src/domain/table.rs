@@ -277,6 +277,8 @@ impl Table {
                 }
                 None => {
                     self.extras.push(fresh);
+                    // So that closing a flow never allocates.
+                    self.free_extras.reserve(self.extras.len());
                     self.extras.len() as u32 - 1
                 }
             };

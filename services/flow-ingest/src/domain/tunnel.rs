@@ -4,7 +4,7 @@
 use super::{
     app::Service,
     link::{self, ETH_IPV4, ETH_IPV6},
-    packet::{Decoded, Decoder, Fragment, GRE, LinkType, Packet, Verdict, be16, be32},
+    packet::{Decoded, Decoder, Fragment, GRE, LinkType, Packet, UDP, Verdict, be16, be32},
 };
 
 /// Kinds of tunnels.
@@ -106,6 +106,33 @@ pub(super) fn over_udp<'a>(decoder: &Decoder, outer: &Decoded<'a>, service: Serv
         _ => return None,
     };
     open(decoder, outer, tunnel, inside, skip)
+}
+
+/// Decodes a frame to the innermost flow, as far as the frame alone shows it: tunnels over UDP by their ports and
+/// Teredo by its content.
+pub fn innermost<'a>(packet: &Packet<'a>) -> Verdict<'a> {
+    let decoder = Decoder::default();
+    let mut verdict = decoder.decode(packet);
+    while let Verdict::Flow(outer) = &verdict
+        && outer.protocol == UDP
+        && outer.fragment == Fragment::Whole
+    {
+        let on = |port| outer.src_port == port || outer.dst_port == port;
+        let (data, claimed) = (outer.payload, outer.payload_len);
+        let service = match () {
+            () if on(4789) && is_vxlan(data) => Service::Vxlan,
+            () if on(6081) && is_geneve(data) => Service::Geneve,
+            () if on(2152) && is_gtpu(data, claimed) => Service::Gtpu,
+            () if is_teredo(data, claimed) => Service::Teredo,
+            () => break,
+        };
+        // Each is one less deep, so this ends.
+        match over_udp(&decoder, outer, service) {
+            Some(inner) => verdict = Verdict::Flow(inner),
+            None => break,
+        }
+    }
+    verdict
 }
 
 fn open<'a>(

@@ -135,6 +135,18 @@ fn tunnels_over_udp_give_the_outer_flow_and_the_inner_one() {
         assert_eq!((inner.packets, outer.packets), (2, 2));
         assert_eq!((counts.received, counts.parsed), (2, 2), "a packet counts once");
 
+        let packet = Packet {
+            time: 0,
+            link: LinkType::Ethernet,
+            data: &frame,
+            wire_len: frame.len() as u32,
+            vlan_tci: None,
+        };
+        let Verdict::Flow(decoded) = super::tunnel::innermost(&packet) else {
+            panic!("{kind}");
+        };
+        assert_eq!(address(&decoded.src).to_string(), "172.16.0.1", "told without its flow");
+
         let mut limits = Limits::default();
         limits.decoder.tunnels = 0;
         assert_eq!(metered_with(limits, &[frame]).0.len(), 1, "not followed");

@@ -9,7 +9,8 @@ use std::{
 
 use crate::domain::{
     key::FlowKey,
-    packet::{LinkType, Packet, Verdict, decode},
+    packet::{LinkType, Packet, Verdict},
+    tunnel::innermost,
 };
 
 /// Appends a section header.
@@ -204,7 +205,7 @@ impl Index {
                     let Some((time, link, packet)) = read_packet(body, &links) else {
                         break;
                     };
-                    let key = match decode(&packet) {
+                    let key = match innermost(&packet) {
                         Verdict::Flow(d) => Some((
                             FlowKey {
                                 src: d.src,

@@ -169,6 +169,8 @@ impl Applications {
                 Some(slot) => slot,
                 None if self.apps.len() < self.limit => {
                     self.apps.push(App::default());
+                    // So that giving a slot back never allocates.
+                    self.free.reserve(self.apps.len());
                     self.apps.len() as u32 - 1
                 }
                 None => {
