@@ -84,13 +84,30 @@ impl<F: FnMut(&FlowRow<'_>)> Sink for Collect<F> {
     }
 
     fn packet(&mut self, packet: &Packet<'_>, key: Option<&FlowKey>) {
-        if let Some(key) = key {
-            let frames = self.frames.entry(*key).or_default();
-            let octets = u64::from(packet.wire_len);
+        let Some(key) = key else { return };
+        let mut keys = vec![*key];
+        let mut part = false;
+        // The outer flow of a tunnel over UDP has the frame too.
+        if let Verdict::Flow(outer) = decode(packet) {
+            let later = matches!(outer.fragment, Fragment::Later { .. });
+            let outer = FlowKey {
+                src: outer.src,
+                dst: outer.dst,
+                src_port: outer.src_port,
+                dst_port: outer.dst_port,
+                protocol: outer.protocol,
+            };
+            // A later part has the ports of its first only in the flow's own key.
+            part = later;
+            if outer != *key && !later {
+                keys.push(outer);
+            }
+        }
+        let octets = u64::from(packet.wire_len);
+        for key in keys {
+            let frames = self.frames.entry(key).or_default();
             frames.octets += octets;
-            if let Verdict::Flow(decoded) = decode(packet)
-                && matches!(decoded.fragment, Fragment::Later { .. })
-            {
+            if part {
                 frames.parts += 1;
                 frames.part_octets += octets;
             }
