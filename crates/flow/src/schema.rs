@@ -395,7 +395,8 @@ columns! {
     /// times this.
     sampling: required u32,
     /// Why the flow ended: `fin`, `rst`, `idle`, `evicted` to make room, `reused` by a connection with the same ports,
-    /// `eof` of the capture file, `shutdown`.
+    /// `eof` of the capture file, `shutdown`; `aggregated` for the sum of what a flood called, with the number of flows in
+    /// `extra`.
     end_reason: optional text,
     /// Application protocol, recognised by content: `http`, `tls`, `dns`, ….
     service: optional text,
