@@ -6,7 +6,12 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use flow_ingest::agreement::{AgreementError, ndpi, zeek};
+use flow_ingest::{
+    agreement::{AgreementError, ndpi, zeek},
+    domain::Sink,
+    export::read_folder,
+};
+use garrison_flow::FlowRow;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -77,7 +82,33 @@ fn run(corpora: &std::path::Path, all: bool) -> Result<(), AgreementError> {
             println!("{difference}");
         }
     }
+    exports(&corpora.join("netflow"));
     Ok(())
+}
+
+struct Nothing;
+
+impl Sink for Nothing {
+    fn record(&mut self, _: &FlowRow<'_>) {}
+}
+
+// Datagrams of many exporters: each whose template is there must be read, the invalid ones refused.
+fn exports(folder: &std::path::Path) {
+    match read_folder(folder, &mut Nothing) {
+        Err(error) => println!("\nFlow exports: skipped, {} cannot be read: {error}", folder.display()),
+        Ok(report) => {
+            println!(
+                "\nFlow exports: {} datagrams, {} flow records, {} options records, {} records without two hosts",
+                report.datagrams, report.records, report.options, report.without_flow
+            );
+            for (name, what) in &report.malformed {
+                println!("  refused: {name}: {what}");
+            }
+            for name in &report.without_template {
+                println!("  in part without a template in the collection: {name}");
+            }
+        }
+    }
 }
 
 fn line(conn: &zeek::Conn) -> String {

@@ -339,7 +339,7 @@ fn to_ntp(nanoseconds: i64) -> u64 {
     let seconds = nanoseconds.div_euclid(1_000_000_000) + NTP_EPOCH;
     let rest = nanoseconds.rem_euclid(1_000_000_000) as u64;
     // Rounded up, so that reading it rounds down to the same nanosecond.
-    let fraction = ((rest << 32) + 999_999_999) / 1_000_000_000;
+    let fraction = (rest << 32).div_ceil(1_000_000_000);
     (seconds as u64 & 0xffff_ffff) << 32 | fraction
 }
 
@@ -397,14 +397,14 @@ mod tests {
     }
 
     fn flow(number: u32) -> FlowRow<'static> {
-        let six = number % 3 == 0;
+        let six = number.is_multiple_of(3);
         let text = ["http", "dns", "tls"][number as usize % 3];
         FlowRow {
             state: FlowState::Ended as u8,
             first_seen: 1_700_000_000_123_456_789 + i64::from(number),
             last_seen: 1_700_000_001_987_654_321 + i64::from(number),
             ip_version: if six { 6 } else { 4 },
-            protocol: if number % 4 == 0 { 6 } else { 17 },
+            protocol: if number.is_multiple_of(4) { 6 } else { 17 },
             src_ip: if six {
                 "2001:db8::1".parse().unwrap()
             } else {
@@ -418,18 +418,18 @@ mod tests {
             src_port: 443,
             dst_port: 50_000 + (number % 1000) as u16,
             src_packets: Some(30),
-            dst_packets: (number % 2 == 0).then_some(20),
-            src_bytes: (number % 5 == 0).then_some(900),
+            dst_packets: (number.is_multiple_of(2)).then_some(20),
+            src_bytes: (number.is_multiple_of(5)).then_some(900),
             dst_bytes: (number % 5 == 1).then_some(0),
             src_ip_bytes: Some(2_000),
-            dst_ip_bytes: (number % 2 == 0).then_some(3_000),
-            src_tcp_flags: (number % 4 == 0).then_some(0x1b),
-            vlan: (number % 7 == 0).then_some(12),
+            dst_ip_bytes: (number.is_multiple_of(2)).then_some(3_000),
+            src_tcp_flags: (number.is_multiple_of(4)).then_some(0x1b),
+            vlan: (number.is_multiple_of(7)).then_some(12),
             src_mac: (number % 7 == 1).then_some([2, 0, 0, 0, 0, 1]),
-            sampling: if number % 6 == 0 { 10 } else { 1 },
+            sampling: if number.is_multiple_of(6) { 10 } else { 1 },
             end_reason: Some("idle"),
             service: Some(text),
-            verdict: (number % 8 == 0).then_some("accept"),
+            verdict: (number.is_multiple_of(8)).then_some("accept"),
             ..FlowRow::default()
         }
     }
