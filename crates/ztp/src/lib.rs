@@ -16,6 +16,7 @@ mod diagnostic;
 pub mod document;
 mod engine;
 pub mod ir;
+pub mod istio;
 mod limits;
 mod lint;
 mod node;

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod connections;
+mod istio;
 mod schema;
 
 use std::{
@@ -83,7 +84,7 @@ fn main() -> ExitCode {
     };
     let policy = corpora.join("policy");
     type Part = (&'static str, &'static str, fn(&Path, &mut Score) -> std::io::Result<()>);
-    let parts: [Part; 4] = [
+    let parts: [Part; 5] = [
         (
             "netpol-analyzer",
             "connections equal to netpol-analyzer's",
@@ -94,6 +95,11 @@ fn main() -> ExitCode {
             "network-policy-api",
             "network-policy-api conformance manifests read and analysed",
             conformance::network_policy_api,
+        ),
+        (
+            "istio-authz",
+            "AuthorizationPolicies decide as the Envoy RBAC that Istio builds",
+            istio::evaluate,
         ),
         (
             "crd-schemas",

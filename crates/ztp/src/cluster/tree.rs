@@ -7,7 +7,7 @@ use crate::{
 
 impl Node {
     /// A field of a mapping; `None` when it is missing, empty, or this is no mapping.
-    pub(super) fn at(&self, name: &str) -> Option<&Node> {
+    pub(crate) fn at(&self, name: &str) -> Option<&Node> {
         let Value::Map(pairs) = &self.value else { return None };
         pairs
             .iter()
@@ -17,12 +17,12 @@ impl Node {
     }
 
     /// A field of fields.
-    pub(super) fn path(&self, names: &[&str]) -> Option<&Node> {
+    pub(crate) fn path(&self, names: &[&str]) -> Option<&Node> {
         names.iter().try_fold(self, |node, name| node.at(name))
     }
 
     /// A text.
-    pub(super) fn as_text(&self) -> Option<&str> {
+    pub(crate) fn as_text(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
             _ => None,
@@ -30,12 +30,12 @@ impl Node {
     }
 
     /// A text in a field.
-    pub(super) fn text_at(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text_at(&self, name: &str) -> Option<&str> {
         self.at(name)?.as_text()
     }
 
     /// A port number.
-    pub(super) fn as_port(&self) -> Option<u16> {
+    pub(crate) fn as_port(&self) -> Option<u16> {
         match self.value {
             Value::Integer(number) => u16::try_from(number).ok(),
             _ => None,
@@ -43,7 +43,7 @@ impl Node {
     }
 
     /// The elements of a list in a field; nothing when it is missing or no list.
-    pub(super) fn items_at(&self, name: &str) -> &[Node] {
+    pub(crate) fn items_at(&self, name: &str) -> &[Node] {
         match self.at(name).map(|node| &node.value) {
             Some(Value::List(list)) => list,
             _ => &[],
@@ -51,7 +51,7 @@ impl Node {
     }
 
     /// Text by text, as labels and annotations are. What is no text is left out.
-    pub(super) fn labels(&self) -> Labels {
+    pub(crate) fn labels(&self) -> Labels {
         let Value::Map(pairs) = &self.value else {
             return Labels::new();
         };
