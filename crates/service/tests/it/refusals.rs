@@ -131,7 +131,7 @@ fn the_reference_and_the_version_need_no_configuration() {
         "# Configuration of anomaly",
         "## `[core.bus]`",
         "How the service misbehaves.",
-        "`stuck`",
+        "`\"stuck\"`",
     ] {
         assert!(out.contains(part), "{part:?} is not in:\n{out}");
     }
