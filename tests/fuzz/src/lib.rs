@@ -3,7 +3,7 @@
 //! `cargo xtask test` replays `fuzz/corpus` through them and mutates it for a bounded time (`tests/it.rs`); the folder
 //! `fuzz` runs the same functions under libFuzzer for as long as one likes.
 
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 use chrono::DateTime;
 use flow_ingest::{
@@ -13,6 +13,8 @@ use flow_ingest::{
         packet::{LinkType, Packet},
         record::EndReason,
     },
+    export::{Collector, CollectorLimits},
+    import::{Format, LogReader},
 };
 use garrison_auth::{SpiffeId, token};
 use garrison_flow::FlowRow;
@@ -23,10 +25,12 @@ use responder::domain::playbook::{self, Playbook};
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every parser by its name, which is that of its corpus and of its libFuzzer program.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("packet", packet),
     ("stream", stream),
     ("capture", capture),
+    ("exports", exports),
+    ("flow_log", flow_log),
     ("flow_batch", flow_batch),
     ("policy", policy),
     ("playbook", playbook),
@@ -207,6 +211,56 @@ fn capture(data: &[u8]) -> bool {
         meter.process(burst.packets(), &mut records);
     }
     finish(meter, records)
+}
+
+/// Flow exports of one device: for each datagram two octets of its length, big-endian, and the datagram.
+fn exports(data: &[u8]) -> bool {
+    let limits = CollectorLimits {
+        streams: 8,
+        templates: 16,
+        interfaces: 4,
+    };
+    let (mut collector, mut records) = (Collector::new("fuzz", limits, 1), Records::default());
+    let exporter = IpAddr::from([192, 0, 2, 1]);
+    let mut rest = data;
+    while let Some((length, datagrams)) = rest.split_first_chunk::<2>() {
+        let length = usize::from(u16::from_be_bytes(*length)).min(datagrams.len());
+        let (datagram, next) = datagrams.split_at(length);
+        rest = next;
+        collector.datagram(exporter, 1_700_000_000_000_000_000, datagram, &mut records);
+    }
+    let counts = collector.counts();
+    assert!(counts.ledger().balances(), "{counts:?}");
+    assert_eq!(counts.records, records.0 as u64);
+    records.0 > 0
+}
+
+/// A log of another sensor or a cloud: an octet for the format, then the log.
+fn flow_log(data: &[u8]) -> bool {
+    const FORMATS: [Format; 6] = [
+        Format::Zeek,
+        Format::Suricata,
+        Format::AwsVpc,
+        Format::Azure,
+        Format::Gcp,
+        Format::Hubble,
+    ];
+    let Some((&format, log)) = data.split_first() else {
+        return false;
+    };
+    let _ = Format::recognise(log);
+    let (mut reader, mut records) = (
+        LogReader::new(FORMATS[usize::from(format) % FORMATS.len()], "fuzz", 1),
+        Records::default(),
+    );
+    for part in log.chunks(97) {
+        reader.push(part, &mut records);
+    }
+    reader.finish(&mut records);
+    let counts = reader.counts();
+    assert!(counts.ledger().balances(), "{counts:?}");
+    assert_eq!(counts.records, records.0 as u64);
+    records.0 > 0
 }
 
 /// A message of the bus with flows. What is read is written again and reads back the same.
