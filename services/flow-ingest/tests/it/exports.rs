@@ -1,13 +1,13 @@
 //! Flow exports over a real UDP socket, through the whole service; and every datagram of the public collection.
 
-use std::{net::UdpSocket, path::PathBuf, time::Duration};
+use std::{net::UdpSocket, time::Duration};
 
 use flow_ingest::{
     domain::Sink,
     export::{Collector, CollectorLimits, Outcome, read_folder},
 };
 use garrison_flow::{FlowBatch, FlowBatchBuilder, FlowRow, FlowState};
-use garrison_testkit::{Stack, free_port};
+use garrison_testkit::{Stack, corpora, free_port};
 
 use crate::{
     captures::{conversations, pcap},
@@ -235,12 +235,11 @@ impl Sink for Origins {
 
 #[test]
 fn every_datagram_of_the_collection_is_read_or_refused() {
-    let Some(folder) = std::env::var_os("GARRISON_CORPORA") else {
-        eprintln!("GARRISON_CORPORA is not set: skipped");
+    let Some(corpora) = corpora("exports::every_datagram_of_the_collection_is_read_or_refused") else {
         return;
     };
     let mut origins = Origins(Default::default());
-    let report = read_folder(&PathBuf::from(folder).join("netflow"), &mut origins).unwrap();
+    let report = read_folder(&corpora.join("netflow"), &mut origins).unwrap();
     println!("{report:#?}\n{:?}", origins.0);
     assert!(report.datagrams >= 91);
     assert!(

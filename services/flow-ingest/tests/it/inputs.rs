@@ -13,7 +13,7 @@ use flow_ingest::{
     input::{Input, Kind, Options},
 };
 use garrison_flow::{FlowBatch, FlowRow};
-use garrison_testkit::Stack;
+use garrison_testkit::{Stack, corpora};
 
 use crate::{
     captures::{conversations, pcap},
@@ -176,12 +176,11 @@ impl Sink for Count {
 
 #[test]
 fn zeek_s_own_logs_are_read_to_the_last_line() {
-    let Some(folder) = std::env::var_os("GARRISON_CORPORA") else {
-        eprintln!("GARRISON_CORPORA is not set: skipped");
+    let Some(corpora) = corpora("inputs::zeek_s_own_logs_are_read_to_the_last_line") else {
         return;
     };
     let mut logs = Vec::new();
-    let mut folders = vec![Path::new(&folder).join("flows/zeek-labelled")];
+    let mut folders = vec![corpora.join("flows/zeek-labelled")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap().flatten() {
             let path = entry.path();
