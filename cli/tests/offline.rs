@@ -354,3 +354,33 @@ spec:
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(dir.path().join("gcp/firewalls.json").is_file());
 }
+
+#[test]
+fn a_request_is_decided_by_authorization_policies() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("authz.yaml");
+    std::fs::write(
+        &file,
+        "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: readers, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  rules: [{to: [{operation: {methods: [GET]}}]}]
+",
+    )
+    .unwrap();
+    let ask = |method: &str| {
+        let file = file.to_str().unwrap();
+        let rest = ["--namespace", "shop", "--label", "app=web", "--method", method];
+        garrison(&[&["policy", "authorize", file], &rest[..]].concat())
+    };
+    assert_eq!(
+        stdout(&ask("GET")),
+        "allowed: rule 0 of AuthorizationPolicy shop/readers\n"
+    );
+    assert_eq!(
+        stdout(&ask("POST")),
+        "denied: no rule of the allowing policies matches\n"
+    );
+}

@@ -1,4 +1,5 @@
 mod analysis;
+mod authorize;
 mod compile;
 mod files;
 mod what_if;
@@ -110,6 +111,10 @@ pub enum Policy {
     ///
     /// For example: garrison policy assert k8s/ --forbid 'not namespace=finance -> app=ledger'
     Assert(analysis::Assert),
+    /// What Istio's AuthorizationPolicies decide about one request, and by which rule
+    ///
+    /// For example: garrison policy authorize authz.yaml --namespace shop --label app=web --method GET --path /items
+    Authorize(authorize::Authorize),
     /// What a draft would have done to recorded flows: what it blocks, which rules are used, and how sure that is
     ///
     /// For example: garrison policy what-if draft.yaml --flows lake/
@@ -146,6 +151,7 @@ impl Policy {
             Self::Diff { before, after, within } => analysis::difference(before, after, *within, printer),
             Self::Assert(assert) => assert.run(printer),
             Self::WhatIf(what_if) => what_if.run(printer),
+            Self::Authorize(authorize) => authorize.run(printer),
             Self::Compile(compile) if !compile.files.is_empty() => compile.offline(printer),
             Self::Explain {
                 src,
@@ -163,7 +169,8 @@ impl Policy {
         let printer = &context.printer;
         match self {
             // Done in `offline`.
-            Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) | Self::WhatIf(_) => {}
+            Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) => {}
+            Self::WhatIf(_) | Self::Authorize(_) => {}
             Self::Apply { file, expected_version } => {
                 for document in documents(&file, expected_version)? {
                     let request = ApplyPolicyRequest {
