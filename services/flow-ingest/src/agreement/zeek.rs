@@ -6,7 +6,7 @@ use super::{AgreementError, last_records, read};
 use crate::domain::Limits;
 
 /// Captures whose connections differ because Zeek was told to differ, or understands something this meter does not.
-pub const ACCEPTED: [(&str, &str); 5] = [
+pub const ACCEPTED: [(&str, &str); 4] = [
     (
         "core.local-flip",
         "Zeek's script turns local connections round by address, not by what was seen",
@@ -14,10 +14,6 @@ pub const ACCEPTED: [(&str, &str); 5] = [
     (
         "core.pcap.dynamic-filter",
         "Zeek's script changes the capture filter while the file is read",
-    ),
-    (
-        "core.skip_analyzer",
-        "Zeek's script skips the analyser of the inner layer",
     ),
     (
         "core.tunnels.ayiya",
