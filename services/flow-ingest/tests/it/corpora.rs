@@ -20,6 +20,11 @@ fn flows_are_those_of_ndpi() {
     };
     let sum = ndpi::compare(&corpora.join("packets")).unwrap();
     assert!(sum.octets * 100 >= sum.flows * 99, "{} of {}", sum.octets, sum.flows);
-    assert!(sum.agreed * 100 >= sum.labelled * 97, "{} of {}", sum.agreed, sum.labelled);
+    assert!(
+        sum.agreed * 100 >= sum.labelled * 97,
+        "{} of {}",
+        sum.agreed,
+        sum.labelled
+    );
     assert!(sum.ja4_equal * 100 >= sum.ja4 * 98, "{} of {}", sum.ja4_equal, sum.ja4);
 }
