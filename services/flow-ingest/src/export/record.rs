@@ -173,7 +173,8 @@ impl Emitter {
             http_uri: values.text(Text::HttpTarget),
             http_user_agent: values.text(Text::HttpUserAgent),
             http_status: get(Slot::HttpStatus).map(|status| status as u16).filter(|s| *s != 0),
-            exporter: Some(header.exporter),
+            // Files of datagrams do not say who sent them.
+            exporter: Some(header.exporter).filter(|address| !address.is_unspecified()),
             verdict: verdict(values),
             extra: object(extra, &mut json),
             ..FlowRow::default()

@@ -271,7 +271,7 @@ impl Collector {
             src_ip_bytes: Some(u64::from(packet.ip_len).saturating_mul(rate)),
             src_tcp_flags: (key.protocol == TCP).then_some(packet.flags),
             sampling: sample.rate,
-            exporter: Some(agent),
+            exporter: Some(agent).filter(|address| !address.is_unspecified()),
             extra: (!extra.is_empty()).then_some(extra.as_str()),
             ..FlowRow::default()
         };

@@ -158,6 +158,14 @@ fn netflow_5_with_sampling_and_a_gap() {
 }
 
 #[test]
+fn who_sent_what_is_in_a_file_is_unknown() {
+    let mut world = World::new();
+    let datagram = netflow5(0, 0, &[record5([1; 4], [2; 4], [1, 2], 1, 1)]);
+    world.from([0; 4], &datagram);
+    assert_eq!(world.rows().row(0).exporter, None);
+}
+
+#[test]
 fn netflow_5_that_contradicts_itself_is_refused() {
     let mut world = World::new();
     let good = netflow5(0, 0, &[record5([1; 4], [2; 4], [1, 2], 1, 1)]);
