@@ -119,6 +119,7 @@ pub struct Attempt<T> {
 pub struct DistinctWindow<T> {
     attempts: VecDeque<Attempt<T>>,
     latest: Nanos,
+    told: Nanos,
 }
 
 impl<T: PartialEq + Copy> Default for DistinctWindow<T> {
@@ -126,6 +127,7 @@ impl<T: PartialEq + Copy> Default for DistinctWindow<T> {
         Self {
             attempts: VecDeque::new(),
             latest: Nanos::MIN,
+            told: Nanos::MIN,
         }
     }
 }
@@ -142,11 +144,13 @@ pub struct Span {
 }
 
 impl<T: PartialEq + Copy> DistinctWindow<T> {
-    /// Puts a window together again from what [`attempts`](Self::attempts) and [`latest`](Self::latest) gave.
-    pub fn restore(attempts: Vec<Attempt<T>>, latest: Nanos) -> Self {
+    /// Puts a window together again from what [`attempts`](Self::attempts), [`latest`](Self::latest) and
+    /// [`told`](Self::told) gave.
+    pub fn restore(attempts: Vec<Attempt<T>>, latest: Nanos, told: Nanos) -> Self {
         Self {
             attempts: attempts.into(),
             latest,
+            told,
         }
     }
 
@@ -160,8 +164,13 @@ impl<T: PartialEq + Copy> DistinctWindow<T> {
         self.latest
     }
 
+    /// The time of the latest report. Flows that began before it were part of it, or are too late.
+    pub fn told(&self) -> Nanos {
+        self.told
+    }
+
     /// Notes an attempt and says how many different values now count as tried in vain. An attempt older than
-    /// the window is left out. `flow` is asked for only when the attempt is new.
+    /// the window, or that was reported, is left out. `flow` is asked for only when the attempt is not held.
     pub fn observe(
         &mut self,
         value: T,
@@ -180,15 +189,18 @@ impl<T: PartialEq + Copy> DistinctWindow<T> {
             }
             (Some(at), Reach::Failed) => self.attempts[at].failed = true,
             (None, Reach::Pending | Reach::Failed) if time > start => {
-                if self.attempts.len() >= span.bound.max(1) {
-                    self.attempts.pop_front();
+                let flow = flow();
+                if flow.first_seen > self.told {
+                    if self.attempts.len() >= span.bound.max(1) {
+                        self.attempts.pop_front();
+                    }
+                    self.attempts.push_back(Attempt {
+                        value,
+                        time,
+                        failed: reach == Reach::Failed,
+                        flow,
+                    });
                 }
-                self.attempts.push_back(Attempt {
-                    value,
-                    time,
-                    failed: reach == Reach::Failed,
-                    flow: flow(),
-                });
             }
             _ => {}
         }
@@ -203,9 +215,14 @@ impl<T: PartialEq + Copy> DistinctWindow<T> {
             .filter(move |a| a.failed || latest.saturating_sub(a.time) >= grace)
     }
 
-    /// Forgets the attempts, after they were reported.
-    pub fn clear(&mut self) {
-        self.attempts.clear();
+    /// Takes out the attempts that count, or all, to report them: what becomes known of their flows later is not news.
+    pub fn report(&mut self, all: bool, grace: Nanos) -> Vec<Attempt<T>> {
+        let latest = self.latest;
+        let counts = |a: &Attempt<T>| all || a.failed || latest.saturating_sub(a.time) >= grace;
+        let (reported, kept) = std::mem::take(&mut self.attempts).into_iter().partition(counts);
+        self.attempts = kept;
+        self.told = self.told.max(latest);
+        reported.into()
     }
 }
 
@@ -302,6 +319,34 @@ pub(crate) mod tests {
         assert_eq!(observe(&mut w, 3, 10, Reach::Pending), 2);
         assert_eq!(observe(&mut w, 1, 11, Reach::Answered), 1);
         assert_eq!(observe(&mut w, 3, 12, Reach::Failed), 2);
+    }
+
+    #[test]
+    fn what_was_reported_does_not_count_again_when_its_answer_comes() {
+        let flow = |first_seen| FlowRef {
+            first_seen,
+            ..flow_ref(0)
+        };
+        let mut w = DistinctWindow::default();
+        for value in 1..=4 {
+            w.observe(value, 10, Reach::Pending, SPAN, || flow(10));
+        }
+        assert_eq!(w.report(true, SPAN.grace).len(), 4);
+        assert_eq!(
+            w.observe(1, 12, Reach::Failed, SPAN, || flow(10)),
+            0,
+            "its flow was reported"
+        );
+        assert_eq!(
+            w.observe(1, 13, Reach::Failed, SPAN, || flow(13)),
+            1,
+            "another try is news"
+        );
+        // What has no answer yet is not taken out with what failed, and counts when it fails.
+        w.observe(5, 14, Reach::Pending, SPAN, || flow(14));
+        let reported: Vec<u16> = w.report(false, SPAN.grace).iter().map(|a| a.value).collect();
+        assert_eq!(reported, [1]);
+        assert_eq!(w.observe(5, 15, Reach::Failed, SPAN, || flow(14)), 1);
     }
 
     #[test]

@@ -151,6 +151,8 @@ pub(super) struct WindowState {
     pub(super) latest: i64,
     #[prost(message, repeated, tag = "6")]
     pub(super) events: Vec<EventState>,
+    #[prost(sfixed64, tag = "7")]
+    pub(super) told: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]

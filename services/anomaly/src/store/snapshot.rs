@@ -198,6 +198,7 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         source: host(*src),
         destination: host(*dst),
         latest: window.latest(),
+        told: window.told(),
         events: window
             .attempts()
             .map(|a| EventState {
@@ -216,6 +217,7 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
             protocol: (*protocol).into(),
             port: (*port).into(),
             latest: window.latest(),
+            told: window.told(),
             events: window
                 .attempts()
                 .map(|a| EventState {
@@ -386,7 +388,7 @@ fn window<T: PartialEq + Copy>(state: &WindowState, value: impl Fn(&EventState) 
             flow: flow_ref(e.flow.as_ref()?),
         })
     });
-    DistinctWindow::restore(attempts.collect(), state.latest)
+    DistinctWindow::restore(attempts.collect(), state.latest, state.told)
 }
 
 fn attempt<T>(attempt: &Attempt<T>) -> EventState {

@@ -136,8 +136,8 @@ where
     }
 }
 
-// Notes the attempt. When that crosses the threshold: the attempts, with the flow of this record last, and a
-// fresh window, so that the next crossing is a repeat.
+// Notes the attempt. When that crosses the threshold: the attempts, with the flow of this record last. They count no
+// more, so that the next crossing is a repeat with attempts of its own.
 fn crossed<T: PartialEq + Copy>(
     window: &mut DistinctWindow<T>,
     value: T,
@@ -148,16 +148,11 @@ fn crossed<T: PartialEq + Copy>(
 ) -> Option<Vec<Attempt<T>>> {
     let flow = || row.flow_ref();
     let in_vain = window.observe(value, row.facts.time[row.i], reach, threshold.span, flow);
-    let all = window.attempts().len();
-    let attempts: Vec<Attempt<T>> = if in_vain >= threshold.count {
-        window.in_vain(threshold.span.grace).cloned().collect()
-    } else if burst && all >= threshold.burst {
-        window.attempts().cloned().collect()
-    } else {
+    let all = in_vain < threshold.count;
+    if all && !(burst && window.attempts().len() >= threshold.burst) {
         return None;
-    };
-    window.clear();
-    let mut attempts = attempts;
+    }
+    let mut attempts = window.report(all, threshold.span.grace);
     let this: FlowRef = row.flow_ref();
     if let Some(at) = attempts.iter().position(|a| a.flow.flow_id == this.flow_id) {
         let mut last = attempts.remove(at);
