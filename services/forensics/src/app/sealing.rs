@@ -45,7 +45,11 @@ impl Bundles {
     /// # Errors
     /// [`Error`] of what failed; the bundle may be tried again.
     pub async fn prepare(&self, tenant: &TenantId, bundle: &Bundle) -> Result<Option<Prepared>, Error> {
-        self.tidy(tenant, bundle.id, Some((bundle.attempts, None))).await?;
+        if let Err(error) = self.tidy(tenant, bundle.id, Some((bundle.attempts, None))).await {
+            // An earlier attempt may still be writing where this one clears up. That is no reason to fail: what it leaves
+            // goes when the bundle is sealed.
+            tracing::debug!(%tenant, error = error.chain(), "files of an earlier attempt are left for now");
+        }
         let lost = self.keep_lease(tenant, bundle);
         tokio::pin!(lost);
         let gathered = tokio::select! {

@@ -85,16 +85,22 @@ impl Handler for Orders {
                 };
             }
         };
-        if let Err(error) = self.publish(&order, &answer).await {
+        // What is in the kernel outlives a crash, so its report need not wait for the disk. What was taken out would come
+        // back from the state file, after the responder had been told that it is gone.
+        let waits = matches!(answer.said, Said::Removed | Said::Expired);
+        if !waits && let Err(error) = self.publish(&order, &answer).await {
             return disposition(&error);
         }
-        match stored.await {
-            Ok(true) => Disposition::Ack,
-            _ => Disposition::Retry {
+        if !matches!(stored.await, Ok(true)) {
+            return Disposition::Retry {
                 after: Duration::from_secs(1),
                 reason: "GAR-ENF-0004: the state file could not be written".to_owned(),
-            },
+            };
         }
+        if waits && let Err(error) = self.publish(&order, &answer).await {
+            return disposition(&error);
+        }
+        Disposition::Ack
     }
 }
 
