@@ -10,9 +10,9 @@ use std::{borrow::Borrow, collections::BTreeMap, fmt::Write as _};
 
 use ipnet::IpNet;
 
-use super::{Compiled, CompiledFile};
+use super::{Compiled, CompiledFile, ordered};
 use crate::{
-    document::{Action, Mode},
+    document::Action,
     ir::{DEFAULT_DENY, Direction, Policy, Rule},
     sets::{AddressSet, PORT_PROTOCOLS, ServiceSet},
 };
@@ -83,35 +83,8 @@ fn address(direction: Direction, governed: bool, family: Family) -> String {
 
 /// Compiles the enforced policies to one nftables ruleset.
 pub fn nftables<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
-    let policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
     let mut out = Compiled::default();
-    let mut enforced = Vec::new();
-    for policy in policies {
-        if policy.mode == Mode::Observe {
-            out.gap(&policy.name, super::OBSERVED);
-        } else if policy.subject.addresses.is_empty() {
-            out.gap(
-                &policy.name,
-                "the subject has no addresses: nftables decides by address, and only labels are given",
-            );
-        } else {
-            for rule in Direction::BOTH
-                .iter()
-                .flat_map(|d| policy.rules(*d).unwrap_or_default())
-            {
-                if !rule.peers.without_addresses.is_empty() {
-                    out.gap(
-                        format!("{}/{}", policy.name, rule.name),
-                        match rule.action {
-                            Action::Allow => "peers without addresses are not allowed",
-                            Action::Deny => "a peer has no addresses: the rule denies everyone",
-                        },
-                    );
-                }
-            }
-            enforced.push(policy);
-        }
-    }
+    let enforced = ordered::by_address(policies, "nftables", &mut out);
     let mut ruleset = Ruleset::default();
     for direction in Direction::BOTH {
         ruleset.direction(&enforced, direction);
