@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    domain::{autoencoder::Autoencoder, settings::Settings, tenant::Tenant, window::Nanos},
+    domain::{autoencoder::Autoencoder, features, settings::Settings, tenant::Tenant, window::Nanos},
     error::Error,
     metrics::Metrics,
     store::{self, snapshot},
@@ -178,7 +178,10 @@ impl Engine {
         }
         if let Some(threshold) = threshold {
             let model = store::load_model(&self.db, id, tenant.version).await?;
-            match model.as_ref().map(Autoencoder::load) {
+            match model
+                .as_ref()
+                .map(|stored| Autoencoder::load(stored, features::names()))
+            {
                 Some(Ok(model)) => snapshot::attach_model(&mut tenant, model, threshold),
                 Some(Err(error)) => {
                     // Behaviours go on; the operator learns anew.

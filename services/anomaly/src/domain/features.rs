@@ -3,6 +3,7 @@
 
 use arrow_array::{Array as _, PrimitiveArray, StringArray, types::ArrowPrimitiveType};
 use garrison_flow::{Columns, FlowState};
+use garrison_models::Matrix;
 
 use super::facts::{Facts, ICMP, ICMP6, TCP, UDP};
 use super::window::Reach;
@@ -150,89 +151,27 @@ features! {
     };
 }
 
-/// Features of many flows, feature by feature: value of feature `j` for row `i` at `j * rows + i`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Matrix {
-    rows: usize,
-    values: Vec<f32>,
+/// Names of the features, in the order of a row.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FEATURES.iter().map(|f| f.name)
 }
 
-impl Matrix {
-    /// Computes every feature of every row, transformed.
-    pub fn compute(columns: Columns<'_>, facts: &Facts) -> Self {
-        let rows = facts.src.len();
-        let input = Input { columns, facts };
-        let mut values = vec![0.0; rows * WIDTH];
-        if rows > 0 {
-            for (feature, out) in FEATURES.iter().zip(values.chunks_exact_mut(rows)) {
-                (feature.column)(&input, out);
-                if feature.transform == Transform::Log1p {
-                    for v in out.iter_mut() {
-                        *v = v.max(0.0).ln_1p();
-                    }
+/// Computes every feature of every row, transformed.
+pub fn compute(columns: Columns<'_>, facts: &Facts) -> Matrix {
+    let rows = facts.src.len();
+    let input = Input { columns, facts };
+    let mut matrix = Matrix::zeros(WIDTH, rows);
+    if rows > 0 {
+        for (feature, out) in FEATURES.iter().zip(matrix.values_mut().chunks_exact_mut(rows)) {
+            (feature.column)(&input, out);
+            if feature.transform == Transform::Log1p {
+                for v in out.iter_mut() {
+                    *v = v.max(0.0).ln_1p();
                 }
             }
         }
-        Self { rows, values }
     }
-
-    /// Puts rows, each of [`WIDTH`] values, together.
-    pub fn from_rows<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>) -> Self {
-        let n = rows.len();
-        let mut values = vec![0.0; n * WIDTH];
-        for (i, row) in rows.enumerate() {
-            for (j, v) in row.iter().take(WIDTH).enumerate() {
-                values[j * n + i] = *v;
-            }
-        }
-        Self { rows: n, values }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// One feature of every row.
-    pub fn feature(&self, j: usize) -> &[f32] {
-        &self.values[j * self.rows..(j + 1) * self.rows]
-    }
-
-    /// Every feature of one row.
-    pub fn row(&self, i: usize) -> impl Iterator<Item = f32> + '_ {
-        (0..WIDTH).map(move |j| self.values[j * self.rows + i])
-    }
-
-    /// The rows of the given indices, in their order.
-    pub fn select(&self, indices: &[usize]) -> Self {
-        if indices.len() == self.rows {
-            return self.clone();
-        }
-        let mut values = Vec::with_capacity(indices.len() * WIDTH);
-        for j in 0..WIDTH {
-            let feature = self.feature(j);
-            values.extend(indices.iter().map(|&i| feature[i]));
-        }
-        Self {
-            rows: indices.len(),
-            values,
-        }
-    }
-
-    /// All values, feature by feature.
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// All values, feature by feature, taken.
-    pub(super) fn into_values(self) -> Vec<f32> {
-        self.values
-    }
-
-    /// All values, to be changed in place.
-    pub(super) fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
-    }
+    matrix
 }
 
 /// The table as the page `docs/concepts/features.md`.
@@ -370,7 +309,7 @@ mod tests {
         builder.push(row);
         let batch = builder.finish();
         let facts = Facts::read(&batch, i64::MAX);
-        let matrix = Matrix::compute(batch.columns(), &facts);
+        let matrix = compute(batch.columns(), &facts);
         let j = FEATURES.iter().position(|f| f.name == name).unwrap();
         FEATURES[j].transform.invert(matrix.feature(j)[0])
     }
@@ -448,17 +387,5 @@ mod tests {
             page == documentation(),
             "docs/concepts/features.md is out of date: run the tests with GARRISON_WRITE_DOCS=1"
         );
-    }
-
-    #[test]
-    fn rows_come_back_as_they_were_put_together() {
-        let rows: Vec<Vec<f32>> = (0..3)
-            .map(|i| (0..WIDTH).map(|j| (i * 100 + j) as f32).collect())
-            .collect();
-        let matrix = Matrix::from_rows(rows.iter().map(Vec::as_slice));
-        assert_eq!(matrix.row(1).collect::<Vec<_>>(), rows[1]);
-        let picked = matrix.select(&[2, 0]);
-        assert_eq!(picked.row(0).collect::<Vec<_>>(), rows[2]);
-        assert_eq!(picked.rows(), 2);
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use garrison_flow::{Columns, FlowBatch};
+use garrison_models::Matrix;
 use garrison_proto::{
     TenantId,
     alert::v1::{Alert, Model, ModelPhase, Severity},
@@ -16,7 +17,7 @@ use super::{
     autoencoder::{Autoencoder, ModelError, Scores, StoredModel, Training},
     detector::{Detector, hinted_technique},
     facts::Facts,
-    features::{FEATURES, Matrix, WIDTH},
+    features::{self, FEATURES, WIDTH},
     finding::{Finding, Target, fold},
     reservoir::Reservoir,
     settings::Settings,
@@ -276,7 +277,7 @@ impl Tenant {
         judged.late = pass.late;
         judged.unusable = pass.unusable;
         if !pass.scorable.is_empty() && !matches!(self.phase, Phase::Idle | Phase::Training(_)) {
-            let rows = Matrix::compute(columns, &facts).select(&pass.scorable);
+            let rows = features::compute(columns, &facts).select(&pass.scorable);
             match self.model_pass(&columns, &facts, &pass.scorable, &rows, &mut judged) {
                 Ok(found) => pass.findings.extend(found),
                 Err(error) => judged.model_error = Some(error),
@@ -388,8 +389,9 @@ impl Tenant {
             return None;
         };
         Some(TrainingJob {
-            sample: Matrix::from_rows(learning.sample.rows()),
+            sample: Matrix::from_rows(WIDTH, learning.sample.rows()),
             training: Training {
+                features: features::names().map(str::to_owned).collect(),
                 seed: self.settings.seed.wrapping_add(self.version),
                 version: self.version + 1,
                 least_rows: 1,
@@ -451,7 +453,7 @@ impl Tenant {
         let mut model = Model {
             phase: self.phase.to_proto().into(),
             version: self.version,
-            features: FEATURES.iter().map(|f| f.name.to_owned()).collect(),
+            features: features::names().map(str::to_owned).collect(),
             ..Model::default()
         };
         if let Some(live) = &self.live {
@@ -510,7 +512,13 @@ fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>, 
         explained += share;
         let f = &FEATURES[j];
         let value = f.transform.invert(values[j]);
-        features.push(feature(f.name, f.unit, value, scored.model.usual(j), share));
+        features.push(feature(
+            f.name,
+            f.unit,
+            value,
+            f.transform.invert(scored.model.median(j)),
+            share,
+        ));
         if let Some(technique) = hinted_technique(f.name)
             && share >= 0.2
             && !techniques.iter().any(|t| t.id == technique.id)
@@ -555,7 +563,7 @@ fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>, 
 fn usual(model: Option<&Autoencoder>, name: &str) -> f64 {
     let index = FEATURES.iter().position(|f| f.name == name);
     match (model, index) {
-        (Some(model), Some(index)) => model.usual(index),
+        (Some(model), Some(index)) => FEATURES[index].transform.invert(model.median(index)),
         _ => 0.0,
     }
 }

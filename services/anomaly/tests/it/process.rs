@@ -308,7 +308,7 @@ async fn it_learns_by_itself_and_what_it_learnt_survives_a_kill() {
     let db = Db::connect(&world.database, "anomaly").unwrap();
     let stored = anomaly::store::load_model(&db, &acme, 1).await.unwrap().unwrap();
     assert_eq!(stored.manifest.weights_sha256, event.weights_sha256);
-    anomaly::domain::autoencoder::Autoencoder::load(&stored).unwrap();
+    anomaly::domain::autoencoder::Autoencoder::load(&stored, anomaly::domain::features::names()).unwrap();
     assert!(
         anomaly::store::load_model(&db, &tenant("other"), 1)
             .await

@@ -185,7 +185,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::rng::SplitMix64;
+    use crate::rng::SplitMix64;
 
     fn sample(truth: GeneralisedPareto, n: usize, seed: u64) -> Vec<f64> {
         let mut rng = SplitMix64::new(seed);

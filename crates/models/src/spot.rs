@@ -318,7 +318,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::rng::SplitMix64;
+    use crate::rng::SplitMix64;
 
     fn settings(rate: f64, drift_depth: usize) -> SpotSettings {
         SpotSettings {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::features::{Matrix, WIDTH};
+use crate::Matrix;
 
 /// Scaled values are cut at ± this many spreads: one absurd counter must not outweigh everything else.
 pub const CLIP: f32 = 8.0;
@@ -27,8 +27,9 @@ impl RobustScaler {
     /// Measures a sample. The spread is the interquartile range as a standard deviation; where at least half
     /// of the values are the same, the standard deviation.
     pub fn fit(sample: &Matrix) -> Self {
-        let (mut medians, mut spreads) = (Vec::with_capacity(WIDTH), Vec::with_capacity(WIDTH));
-        for j in 0..WIDTH {
+        let width = sample.width();
+        let (mut medians, mut spreads) = (Vec::with_capacity(width), Vec::with_capacity(width));
+        for j in 0..width {
             let mut values = sample.feature(j).to_vec();
             values.sort_by(f32::total_cmp);
             let at = |share: f32| {
@@ -70,6 +71,8 @@ impl RobustScaler {
 mod tests {
     use super::*;
 
+    const WIDTH: usize = 4;
+
     #[test]
     fn outliers_do_not_set_the_scale_and_are_cut() {
         let rows: Vec<Vec<f32>> = (0..101)
@@ -78,7 +81,7 @@ mod tests {
                 vec![v; WIDTH]
             })
             .collect();
-        let sample = Matrix::from_rows(rows.iter().map(Vec::as_slice));
+        let sample = Matrix::from_rows(WIDTH, rows.iter().map(Vec::as_slice));
         let scaler = RobustScaler::fit(&sample);
         assert_eq!(scaler.medians[0], 50.0);
         assert!((scaler.spreads[0] - 50.0 / QUARTILE).abs() < 1.0);
@@ -91,9 +94,9 @@ mod tests {
     #[test]
     fn a_feature_that_never_moved_has_a_scale() {
         let rows = vec![vec![1.0; WIDTH]; 10];
-        let scaler = RobustScaler::fit(&Matrix::from_rows(rows.iter().map(Vec::as_slice)));
+        let scaler = RobustScaler::fit(&Matrix::from_rows(WIDTH, rows.iter().map(Vec::as_slice)));
         assert!(scaler.spreads.iter().all(|s| *s > 0.0));
-        let empty = RobustScaler::fit(&Matrix::from_rows(std::iter::empty::<&[f32]>()));
+        let empty = RobustScaler::fit(&Matrix::from_rows(WIDTH, std::iter::empty::<&[f32]>()));
         assert_eq!(empty.medians, vec![0.0; WIDTH]);
     }
 }

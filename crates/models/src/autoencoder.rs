@@ -14,12 +14,7 @@ use safetensors::{SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    features::{FEATURES, Matrix, WIDTH},
-    rng::SplitMix64,
-    scaler::RobustScaler,
-    window::Nanos,
-};
+use crate::{Matrix, rng::SplitMix64, scaler::RobustScaler};
 
 /// Widths of the layers between input and output.
 pub const HIDDEN: [usize; 3] = [24, 8, 24];
@@ -88,7 +83,7 @@ pub struct Manifest {
     /// Seed of the split, the initial weights and the order of the batches.
     pub seed: u64,
     /// Flow time of the first and last record learnt, nanoseconds since the epoch.
-    pub window: (Nanos, Nanos),
+    pub window: (i64, i64),
     /// Records offered while learning.
     pub learnt_flows: u64,
     /// Records trained on.
@@ -106,8 +101,10 @@ pub struct Manifest {
 }
 
 /// What training is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Training {
+    /// Names of the features, in the order of the sample.
+    pub features: Vec<String>,
     /// Seed: the same sample and seed give the same weights on the same machine.
     pub seed: u64,
     /// Version the model will have.
@@ -115,7 +112,7 @@ pub struct Training {
     /// Fewest rows to train on.
     pub least_rows: usize,
     /// Flow time of the learnt period.
-    pub window: (Nanos, Nanos),
+    pub window: (i64, i64),
     /// Records offered while learning.
     pub learnt_flows: u64,
 }
@@ -153,7 +150,7 @@ impl Scores {
     /// The share of each feature in a row's error, largest first. An unusual value also spoils the reproduction of
     /// features that are as usual; so an error counts by how far the value itself is from its median.
     pub fn shares(&self, row: usize) -> Vec<(usize, f64)> {
-        let errors: Vec<f64> = (0..WIDTH)
+        let errors: Vec<f64> = (0..self.errors.len() / self.rows.max(1))
             .map(|j| {
                 let at = j * self.rows + row;
                 let away = f64::from(self.scaled[at]).powi(2);
@@ -202,7 +199,7 @@ impl Autoencoder {
         scaler.apply(&mut held);
         let held_input = input(&held)?;
 
-        let variables = initial_weights(&mut rng)?;
+        let variables = initial_weights(sample.width(), &mut rng)?;
         let flat: Vec<Var> = variables.iter().flat_map(|(w, b)| [w.clone(), b.clone()]).collect();
         let mut optimiser = AdamW::new(
             flat,
@@ -255,7 +252,7 @@ impl Autoencoder {
         let manifest = Manifest {
             format: MANIFEST_VERSION,
             version: training.version,
-            features: FEATURES.iter().map(|f| f.name.to_owned()).collect(),
+            features: training.features.clone(),
             hidden: HIDDEN.to_vec(),
             scaler,
             seed: training.seed,
@@ -287,11 +284,11 @@ impl Autoencoder {
         Ok((model, stored, calibration))
     }
 
-    /// Reads a stored model.
+    /// Reads a stored model for rows of the named features.
     ///
     /// # Errors
-    /// [`ModelError::Unusable`] when weights and manifest do not fit each other or this release's features.
-    pub fn load(stored: &StoredModel) -> Result<Self, ModelError> {
+    /// [`ModelError::Unusable`] when weights and manifest do not fit each other or the features.
+    pub fn load<'a>(stored: &StoredModel, features: impl Iterator<Item = &'a str>) -> Result<Self, ModelError> {
         let unusable = |what: String| ModelError::Unusable(what);
         let manifest = &stored.manifest;
         if manifest.format != MANIFEST_VERSION {
@@ -307,12 +304,11 @@ impl Autoencoder {
                 manifest.weights_sha256
             )));
         }
-        let known = FEATURES.iter().map(|f| f.name);
-        if !manifest.features.iter().map(String::as_str).eq(known) {
+        if !manifest.features.iter().map(String::as_str).eq(features) {
             return Err(unusable("it was trained on other features; learn again".to_owned()));
         }
         let scales = [&manifest.scaler.medians, &manifest.scaler.spreads];
-        if scales.iter().any(|s| s.len() != WIDTH) || manifest.hidden != HIDDEN {
+        if scales.iter().any(|s| s.len() != manifest.features.len()) || manifest.hidden != HIDDEN {
             return Err(unusable("its shape is another".to_owned()));
         }
         let tensors = SafeTensors::deserialize(&stored.weights)
@@ -331,7 +327,7 @@ impl Autoencoder {
             }
             Tensor::from_vec(values, shape, &Device::Cpu).map_err(tensor("reading a tensor"))
         };
-        let layers = shapes()
+        let layers = shapes(manifest.features.len())
             .into_iter()
             .enumerate()
             .map(|(i, (outputs, inputs))| {
@@ -387,7 +383,10 @@ impl Autoencoder {
         }
         Ok(Scores {
             rows: n,
-            values: sums.iter().map(|s| (f64::from(*s) / WIDTH as f64).ln_1p()).collect(),
+            values: sums
+                .iter()
+                .map(|s| (f64::from(*s) / rows.width() as f64).ln_1p())
+                .collect(),
             errors,
             scaled: scaled.into_values(),
         })
@@ -398,26 +397,25 @@ impl Autoencoder {
         &self.manifest
     }
 
-    /// The usual value of a feature, in its own unit.
-    pub fn usual(&self, feature: usize) -> f64 {
-        FEATURES[feature]
-            .transform
-            .invert(self.manifest.scaler.medians[feature])
+    /// The usual value of a feature, as it is in the rows that are scored.
+    pub fn median(&self, feature: usize) -> f32 {
+        self.manifest.scaler.medians.get(feature).copied().unwrap_or(0.0)
     }
 }
 
 // (outputs, inputs) of each layer.
-fn shapes() -> Vec<(usize, usize)> {
-    let widths = [&[WIDTH][..], &HIDDEN, &[WIDTH]].concat();
+fn shapes(width: usize) -> Vec<(usize, usize)> {
+    let widths = [&[width][..], &HIDDEN, &[width]].concat();
     widths.windows(2).map(|w| (w[1], w[0])).collect()
 }
 
 fn input(matrix: &Matrix) -> Result<Tensor, ModelError> {
-    Tensor::from_slice(matrix.values(), (WIDTH, matrix.rows()), &Device::Cpu).map_err(tensor("laying out the input"))
+    Tensor::from_slice(matrix.values(), (matrix.width(), matrix.rows()), &Device::Cpu)
+        .map_err(tensor("laying out the input"))
 }
 
 // Scaled uniform weights (He et al. 2015), no bias.
-fn initial_weights(rng: &mut SplitMix64) -> Result<Vec<(Var, Var)>, ModelError> {
+fn initial_weights(width: usize, rng: &mut SplitMix64) -> Result<Vec<(Var, Var)>, ModelError> {
     let build = |rng: &mut SplitMix64, (outputs, inputs): (usize, usize)| {
         let bound = (6.0 / inputs as f64).sqrt();
         let values: Vec<f32> = (0..outputs * inputs)
@@ -429,7 +427,7 @@ fn initial_weights(rng: &mut SplitMix64) -> Result<Vec<(Var, Var)>, ModelError> 
             Var::zeros((outputs, 1), DType::F32, &Device::Cpu)?,
         ))
     };
-    shapes()
+    shapes(width)
         .into_iter()
         .map(|shape| build(rng, shape).map_err(tensor("making the first weights")))
         .collect()

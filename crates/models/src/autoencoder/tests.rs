@@ -2,6 +2,8 @@
 
 use super::*;
 
+const WIDTH: usize = 33;
+
 // Rows on a plane: every feature is a mixture of two hidden numbers.
 fn plane(n: usize, seed: u64) -> Matrix {
     let mut rng = SplitMix64::new(seed);
@@ -13,11 +15,20 @@ fn plane(n: usize, seed: u64) -> Matrix {
                 .collect()
         })
         .collect();
-    Matrix::from_rows(rows.iter().map(Vec::as_slice))
+    Matrix::from_rows(WIDTH, rows.iter().map(Vec::as_slice))
+}
+
+fn names() -> Vec<String> {
+    (0..WIDTH).map(|j| format!("f{j}")).collect()
+}
+
+fn load(stored: &StoredModel) -> Result<Autoencoder, ModelError> {
+    Autoencoder::load(stored, names().iter().map(String::as_str))
 }
 
 fn training(seed: u64) -> Training {
     Training {
+        features: names(),
         seed,
         version: 3,
         least_rows: 100,
@@ -39,13 +50,15 @@ fn learns_what_is_normal_and_names_the_feature_that_is_not() {
     let normal = model.score(&fresh).unwrap();
     let mut rows: Vec<Vec<f32>> = (0..200).map(|i| fresh.row(i).collect()).collect();
     rows[7][4] += 12.0;
-    let scores = model.score(&Matrix::from_rows(rows.iter().map(Vec::as_slice))).unwrap();
+    let scores = model
+        .score(&Matrix::from_rows(WIDTH, rows.iter().map(Vec::as_slice)))
+        .unwrap();
     let highest = normal.values.iter().copied().fold(0.0, f64::max);
     assert!(scores.values[7] > 3.0 * highest, "{} vs {highest}", scores.values[7]);
     let shares = scores.shares(7);
     assert_eq!(shares[0].0, 4);
     assert!((shares.iter().map(|s| s.1).sum::<f64>() - 1.0).abs() < 1e-6);
-    assert_eq!(model.usual(0), f64::from(stored.manifest.scaler.medians[0]).exp_m1());
+    assert_eq!(model.median(0), stored.manifest.scaler.medians[0]);
 }
 
 #[test]
@@ -57,7 +70,7 @@ fn a_seed_gives_the_same_weights_and_stored_ones_the_same_scores() {
     assert_eq!(stored, again);
     assert_ne!(stored.manifest.weights_sha256, other.manifest.weights_sha256);
     let manifest = serde_json::to_string(&stored.manifest).unwrap();
-    let loaded = Autoencoder::load(&StoredModel {
+    let loaded = load(&StoredModel {
         manifest: serde_json::from_str(&manifest).unwrap(),
         weights: stored.weights.clone(),
     })
@@ -74,7 +87,7 @@ fn a_stored_model_that_does_not_fit_is_refused() {
     let refused = |change: &dyn Fn(&mut StoredModel)| {
         let mut broken = stored.clone();
         change(&mut broken);
-        Autoencoder::load(&broken).unwrap_err().to_string()
+        load(&broken).unwrap_err().to_string()
     };
     assert!(refused(&|m| m.weights[100] ^= 1).contains("SHA-256"));
     assert!(refused(&|m| m.manifest.format = 9).contains("version 9"));
@@ -100,7 +113,7 @@ fn too_little_is_refused_and_constant_rows_are_learnt() {
         }
     ));
     let rows = vec![vec![1.0; WIDTH]; 150];
-    let sample = Matrix::from_rows(rows.iter().map(Vec::as_slice));
+    let sample = Matrix::from_rows(WIDTH, rows.iter().map(Vec::as_slice));
     let (model, ..) = Autoencoder::train(&sample, &training(1)).unwrap();
     assert!(model.score(&sample).unwrap().values.iter().all(|s| s.is_finite()));
     assert!(model.score(&sample.select(&[])).unwrap().values.is_empty());

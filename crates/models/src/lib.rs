@@ -1,0 +1,14 @@
+//! Learning and thresholds over plain matrices. Nothing here knows of flows, tenants, a clock or a runtime: the same
+//! numbers and seed give the same model, in the service and in its evaluation.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod autoencoder;
+pub mod gpd;
+pub mod matrix;
+pub mod reservoir;
+pub mod rng;
+pub mod scaler;
+pub mod spot;
+
+pub use matrix::Matrix;
