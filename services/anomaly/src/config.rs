@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::domain::{
     detector::Detector,
-    settings::{Bounds, Network, Settings, ShortSession, Threshold},
+    settings::{BeaconSettings, Bounds, Network, Settings, ShortSession, Threshold, WideBounds},
     shard::seconds,
     spot::SpotSettings,
     window::{SECOND, Span},
@@ -88,6 +88,8 @@ pub struct DetectorsConfig {
     /// `contact.new_internal`: an internal host reaches an internal service that it never reached while normal
     /// was learnt.
     pub contact_new_internal: ContactConfig,
+    /// `beacon.periodic`: a host turns to an outside destination at regular intervals.
+    pub beacon_periodic: BeaconConfig,
 }
 
 /// A scan.
@@ -150,6 +152,25 @@ pub struct ContactConfig {
     pub internal_networks: Vec<IpNet>,
 }
 
+/// Regular contacts with outside destinations.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BeaconConfig {
+    /// Whether it is watched for.
+    pub enabled: bool,
+    /// Latest contacts that a judgement rests on, 6 to 24.
+    pub contacts: usize,
+    /// Evidence that makes an alert, 5 to 50: the logarithm of how much better the contacts fit a beacon than independent
+    /// events.
+    pub evidence: f64,
+    /// Shortest period, seconds.
+    pub least_period_seconds: u32,
+    /// Longest period, seconds.
+    pub longest_period_seconds: u32,
+    /// A destination that so many hosts of the tenant turn to is not told, 2 to 50.
+    pub popular_hosts: u32,
+}
+
 /// What alerts hold.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -195,6 +216,12 @@ pub struct LimitsConfig {
     pub contacts_per_source: usize,
     /// Alerts into which repeats are folded.
     pub folds: usize,
+    /// Channels: pairs of a source and an outside destination, whose latest contacts are remembered.
+    pub channels: usize,
+    /// Destinations of which is known how many hosts turn to them.
+    pub destinations: usize,
+    /// Names of which is known that they were asked of a proxy.
+    pub names: usize,
 }
 
 impl Default for LearningConfig {
@@ -231,6 +258,7 @@ impl Default for DetectorsConfig {
             bruteforce_http: GuessConfig::default(),
             bruteforce_connection: SessionsConfig::default(),
             contact_new_internal: ContactConfig::default(),
+            beacon_periodic: BeaconConfig::default(),
         }
     }
 }
@@ -288,6 +316,19 @@ impl Default for ContactConfig {
     }
 }
 
+impl Default for BeaconConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            contacts: 12,
+            evidence: 10.0,
+            least_period_seconds: 5,
+            longest_period_seconds: 21_600,
+            popular_hosts: 5,
+        }
+    }
+}
+
 impl Default for AlertsConfig {
     fn default() -> Self {
         Self {
@@ -316,6 +357,9 @@ impl Default for LimitsConfig {
             contact_sources: 16_384,
             contacts_per_source: 512,
             folds: 16_384,
+            channels: 131_072,
+            destinations: 131_072,
+            names: 16_384,
         }
     }
 }
@@ -365,6 +409,26 @@ impl ServiceConfig for Config {
             1,
             86_400,
         )?;
+        let beacon = &d.beacon_periodic;
+        let key = |field: &str| format!("detectors.beacon_periodic.{field}");
+        within(&key("contacts"), beacon.contacts as u64, 6, 24)?;
+        within(
+            &key("least_period_seconds"),
+            beacon.least_period_seconds.into(),
+            2,
+            3_600,
+        )?;
+        within(
+            &key("longest_period_seconds"),
+            beacon.longest_period_seconds.into(),
+            beacon.least_period_seconds.into(),
+            7 * 86_400,
+        )?;
+        within(&key("popular_hosts"), beacon.popular_hosts.into(), 2, 50)?;
+        if !(5.0..=50.0).contains(&beacon.evidence) {
+            let reason = format!("{} is not 5 to 50", beacon.evidence);
+            return Err(ConfigError::invalid(key("evidence"), reason));
+        }
         within(
             "learning.sample_flows",
             self.learning.sample_flows as u64,
@@ -401,6 +465,9 @@ impl ServiceConfig for Config {
             ("limits.windows", limits.windows),
             ("limits.contact_sources", limits.contact_sources),
             ("limits.folds", limits.folds),
+            ("limits.channels", limits.channels),
+            ("limits.destinations", limits.destinations),
+            ("limits.names", limits.names),
         ] {
             within(key, value as u64, SHARDS.into(), 1 << 30)?;
         }
@@ -445,6 +512,7 @@ impl Config {
             (Detector::BruteforceConnection, d.bruteforce_connection.enabled),
             (Detector::ContactNewInternal, d.contact_new_internal.enabled),
             (Detector::ModelAutoencoder, self.model.enabled),
+            (Detector::BeaconPeriodic, d.beacon_periodic.enabled),
         ] {
             enabled[detector.index()] = on;
         }
@@ -479,6 +547,17 @@ impl Config {
             sample_rows: self.learning.sample_flows,
             seed: self.learning.seed,
             clock_tolerance: seconds(self.alerts.clock_tolerance_seconds.into()),
+            beacon: BeaconSettings {
+                contacts: d.beacon_periodic.contacts,
+                evidence: d.beacon_periodic.evidence,
+                least_period: seconds(d.beacon_periodic.least_period_seconds.into()),
+                longest_period: seconds(d.beacon_periodic.longest_period_seconds.into()),
+                popular: f64::from(d.beacon_periodic.popular_hosts),
+            },
+            wide: WideBounds {
+                destinations: self.limits.destinations,
+                names: self.limits.names,
+            },
             bounds: Bounds {
                 flows: a_shard(self.limits.flows),
                 sources: a_shard(self.limits.sources),
@@ -486,6 +565,7 @@ impl Config {
                 contact_sources: a_shard(self.limits.contact_sources),
                 contacts_a_source: self.limits.contacts_per_source,
                 folds: a_shard(self.limits.folds),
+                channels: a_shard(self.limits.channels),
             },
         }
     }

@@ -20,8 +20,11 @@ use crate::{
     domain::{autoencoder::Autoencoder, features, settings::Settings, tenant::Tenant, window::Nanos},
     error::Error,
     metrics::Metrics,
-    store::{self, snapshot},
+    store::{self, entries, snapshot},
 };
+
+/// Where the state that the shards share is kept among them.
+const SHARED: u16 = SHARDS;
 
 /// Tells the time, nanoseconds since the epoch.
 pub type Clock = Arc<dyn Fn() -> Nanos + Send + Sync>;
@@ -171,6 +174,10 @@ impl Engine {
         };
         let (mut tenant, threshold) = snapshot::read_tenant(id, settings, &bytes)?;
         for (shard, bytes) in stored.shards {
+            if shard == SHARED {
+                tenant.wide = entries::read_wide(id, &self.settings, &bytes)?;
+                continue;
+            }
             let state = snapshot::read_shard(id, &self.settings, &bytes)?;
             if let Some(slot) = tenant.shards.get_mut(usize::from(shard)) {
                 *slot = Some(Box::new(state));
@@ -371,9 +378,13 @@ impl Slot {
             let shard = shard.as_deref().filter(|_| dirty)?;
             Some((u16::try_from(number).ok()?, snapshot::write_shard(shard)))
         });
+        let mut shards: Vec<(u16, Vec<u8>)> = shards.collect();
+        if std::mem::take(&mut tenant.wide.dirty) {
+            shards.push((SHARED, entries::write_wide(&tenant.wide)));
+        }
         Some(Checkpoint {
             applied: tenant.applied,
-            shards: shards.collect(),
+            shards,
             tenant: snapshot::write_tenant(tenant),
         })
     }
@@ -383,7 +394,10 @@ impl Slot {
         self.changed = true;
         if let Some(tenant) = self.tenant.as_mut() {
             for (shard, _) in &checkpoint.shards {
-                tenant.dirty[usize::from(*shard)] = true;
+                match tenant.dirty.get_mut(usize::from(*shard)) {
+                    Some(dirty) => *dirty = true,
+                    None => tenant.wide.dirty = true,
+                }
             }
         }
     }

@@ -1,6 +1,10 @@
 //! The detectors: what each is called, what it means, and which MITRE ATT&CK techniques it shows.
 
+use arrow_array::Array as _;
+use garrison_flow::Columns;
 use garrison_proto::alert::v1::{Severity, Technique};
+
+use super::facts::text;
 
 /// One detector. Ids are part of the contract: subjects, playbooks and reports use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +21,8 @@ pub enum Detector {
     ContactNewInternal,
     /// The autoencoder finds a flow unusual.
     ModelAutoencoder,
+    /// A host turns to an outside destination at regular intervals.
+    BeaconPeriodic,
 }
 
 const NETWORK_SERVICE_DISCOVERY: (&str, &str, &str) = ("T1046", "Network Service Discovery", "Discovery");
@@ -24,17 +30,26 @@ const REMOTE_SYSTEM_DISCOVERY: (&str, &str, &str) = ("T1018", "Remote System Dis
 const PASSWORD_GUESSING: (&str, &str, &str) = ("T1110.001", "Brute Force: Password Guessing", "Credential Access");
 const REMOTE_SERVICES: (&str, &str, &str) = ("T1021", "Remote Services", "Lateral Movement");
 const EXFILTRATION: (&str, &str, &str) = ("T1048", "Exfiltration Over Alternative Protocol", "Exfiltration");
+const APPLICATION_LAYER: (&str, &str, &str) = ("T1071", "Application Layer Protocol", "Command and Control");
+const WEB_PROTOCOLS: (&str, &str, &str) = (
+    "T1071.001",
+    "Application Layer Protocol: Web Protocols",
+    "Command and Control",
+);
+const PROXY: (&str, &str, &str) = ("T1090", "Proxy", "Command and Control");
+const NOT_APPLICATION_LAYER: (&str, &str, &str) = ("T1095", "Non-Application Layer Protocol", "Command and Control");
 const DNS_TUNNEL: (&str, &str, &str) = ("T1071.004", "Application Layer Protocol: DNS", "Command and Control");
 
 impl Detector {
     /// Every detector.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ScanVertical,
         Self::ScanHorizontal,
         Self::BruteforceHttp,
         Self::BruteforceConnection,
         Self::ContactNewInternal,
         Self::ModelAutoencoder,
+        Self::BeaconPeriodic,
     ];
 
     /// Its id.
@@ -46,6 +61,7 @@ impl Detector {
             Self::BruteforceConnection => "bruteforce.connection",
             Self::ContactNewInternal => "contact.new_internal",
             Self::ModelAutoencoder => "model.autoencoder",
+            Self::BeaconPeriodic => "beacon.periodic",
         }
     }
 
@@ -71,13 +87,19 @@ impl Detector {
                 "An internal host reaches an internal service that it never reached while normal was learnt."
             }
             Self::ModelAutoencoder => "The autoencoder reproduces a flow worse than the adaptive threshold allows.",
+            Self::BeaconPeriodic => {
+                "A host turns to an outside destination that hardly anybody else uses, at regular intervals and with \
+                 regular sizes, directly or through a proxy."
+            }
         }
     }
 
     /// How grave its alerts are, unless an alert says more.
     pub fn severity(self) -> Severity {
         match self {
-            Self::ScanVertical | Self::ScanHorizontal | Self::ContactNewInternal => Severity::Medium,
+            Self::ScanVertical | Self::ScanHorizontal | Self::ContactNewInternal | Self::BeaconPeriodic => {
+                Severity::Medium
+            }
             Self::BruteforceHttp | Self::BruteforceConnection => Severity::High,
             Self::ModelAutoencoder => Severity::Low,
         }
@@ -91,9 +113,23 @@ impl Detector {
             Self::BruteforceHttp | Self::BruteforceConnection => &[PASSWORD_GUESSING],
             Self::ContactNewInternal => &[REMOTE_SERVICES],
             Self::ModelAutoencoder => &[],
+            Self::BeaconPeriodic => &[APPLICATION_LAYER],
         };
         list.iter().copied().map(technique).collect()
     }
+}
+
+/// What a beacon shows, by the protocol it speaks.
+pub fn beacon_technique(columns: &Columns<'_>, i: usize, proxied: bool) -> Vec<Technique> {
+    let protocol = match text(columns.service, i) {
+        Some("http" | "tls" | "ssl" | "quic") => WEB_PROTOCOLS,
+        Some("dns") => DNS_TUNNEL,
+        Some(_) => APPLICATION_LAYER,
+        None if columns.tls_sni.is_valid(i) || columns.http_host.is_valid(i) => WEB_PROTOCOLS,
+        None => NOT_APPLICATION_LAYER,
+    };
+    let list = if proxied { vec![protocol, PROXY] } else { vec![protocol] };
+    list.into_iter().map(technique).collect()
 }
 
 /// The technique that an unusual feature hints at, where there is one.

@@ -5,6 +5,7 @@ use garrison_flow::{Columns, FlowBatch, FlowState};
 
 use super::{
     activity::ActivitySummary,
+    settings::Settings,
     window::{FlowRef, Host, Nanos, Reach},
 };
 
@@ -32,6 +33,10 @@ pub struct Facts {
     pub reach: Vec<Reach>,
     /// Opened and reset by the opener without a payload, as a SYN scan leaves it at an open port.
     pub half_open: Vec<bool>,
+    /// The opener belongs to an internal network; filled by [`place`](Self::place).
+    pub src_inside: Vec<bool>,
+    /// The called side belongs to an internal network; filled by [`place`](Self::place).
+    pub dst_inside: Vec<bool>,
     /// What the source did in its last minute; filled by the stateful pass.
     pub activity: Vec<ActivitySummary>,
     /// Records whose time had to be held back.
@@ -83,8 +88,19 @@ impl Facts {
             state,
             reach,
             half_open,
+            src_inside: vec![false; n],
+            dst_inside: vec![false; n],
             activity: vec![ActivitySummary::default(); n],
             ahead_of_clock,
+        }
+    }
+
+    /// Says which hosts are internal.
+    pub fn place(&mut self, settings: &Settings) {
+        for (hosts, inside) in [(&self.src, &mut self.src_inside), (&self.dst, &mut self.dst_inside)] {
+            for (host, inside) in hosts.iter().zip(inside) {
+                *inside = settings.is_internal(*host);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
+    behaviour::Row,
     bounded::BoundedMap,
     detector::Detector,
     settings::Settings,
@@ -45,6 +46,28 @@ pub struct Finding {
     pub threshold: f64,
     /// When it is graver than its severity says.
     pub loud: Option<Loud>,
+}
+
+impl Finding {
+    /// A finding about one row, with everything that is the same for most detectors; the rest is to be filled in.
+    pub fn of(detector: Detector, row: &Row<'_>, subject: String) -> Self {
+        Self {
+            detector,
+            title: String::new(),
+            severity: detector.severity(),
+            confidence: 0.5,
+            source: row.src(),
+            targets: Vec::new(),
+            subject,
+            techniques: detector.techniques(),
+            features: Vec::new(),
+            flows: vec![row.flow_ref()],
+            trigger: row.facts.time[row.i],
+            score: 1.0,
+            threshold: 1.0,
+            loud: None,
+        }
+    }
 }
 
 /// What makes a finding grave: its repeats' scores add up to so much within so much time.

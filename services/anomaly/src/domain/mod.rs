@@ -13,4 +13,5 @@ pub mod finding;
 pub mod settings;
 pub mod shard;
 pub mod tenant;
+pub mod wide;
 pub mod window;

@@ -38,8 +38,27 @@ pub struct Settings {
     pub seed: u64,
     /// How far a sensor's clock may be ahead of a batch's publication.
     pub clock_tolerance: Nanos,
+    /// Regular contacts.
+    pub beacon: BeaconSettings,
     /// Bounds on memory, a tenant and shard.
     pub bounds: Bounds,
+    /// Bounds on memory, a tenant.
+    pub wide: WideBounds,
+}
+
+/// When regular contacts are a beacon.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BeaconSettings {
+    /// Contacts that a judgement rests on.
+    pub contacts: usize,
+    /// Evidence that makes an alert, nats.
+    pub evidence: f64,
+    /// Shortest period.
+    pub least_period: Nanos,
+    /// Longest period.
+    pub longest_period: Nanos,
+    /// Hosts at which a destination is too popular to be told.
+    pub popular: f64,
 }
 
 /// How many within which time.
@@ -121,6 +140,17 @@ pub struct Bounds {
     pub contacts_a_source: usize,
     /// Alerts that repeats are folded into.
     pub folds: usize,
+    /// Channels of sources and outside destinations.
+    pub channels: usize,
+}
+
+/// Most entries of each map that the shards of a tenant share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WideBounds {
+    /// Destinations whose hosts are counted.
+    pub destinations: usize,
+    /// Names that were asked of a proxy.
+    pub names: usize,
 }
 
 impl Settings {

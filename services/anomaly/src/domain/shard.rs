@@ -6,11 +6,12 @@ use garrison_proto::alert::v1::Feature;
 
 use super::{
     activity::{SourceActivity, host_hash, port_hash},
-    behaviour::{self, Row},
+    behaviour::{self, Row, beacon::Channel},
     bounded::BoundedMap,
     facts::{Facts, number},
     finding::{Finding, Fingerprint, Fold},
     settings::{Bounds, Settings},
+    wide::Wide,
     window::{CountWindow, DistinctWindow, Host, Nanos},
 };
 
@@ -27,7 +28,18 @@ pub struct FlowMemory {
     pub failed: bool,
     /// The flow's contact was looked at.
     pub contact: bool,
+    /// What was done once for the flow, by [`once`].
+    pub once: u8,
 }
+
+/// What is done once for a flow: bits of [`FlowMemory::once`].
+pub mod once {
+    /// It ended, or has lasted for half a minute: its sizes say something.
+    pub const SETTLED: u8 = 1;
+}
+
+/// A flow that lives counts as settled after this.
+const SETTLED_AFTER: Nanos = 30 * super::window::SECOND;
 
 /// The internal services a source is known to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +91,8 @@ pub struct Shard {
     pub sessions: BoundedMap<ServicePair, CountWindow>,
     /// Internal services that sources use.
     pub contacts: BoundedMap<Host, Contacts>,
+    /// Contacts with outside destinations, by source and the hash of the destination.
+    pub channels: BoundedMap<(Host, u64), Channel>,
     /// Alerts that repeats are folded into.
     pub folds: BoundedMap<Fingerprint, Fold>,
 }
@@ -121,6 +135,7 @@ impl Shard {
             logins: BoundedMap::new(bounds.windows),
             sessions: BoundedMap::new(bounds.windows),
             contacts: BoundedMap::new(bounds.contact_sources),
+            channels: BoundedMap::new(bounds.channels),
             folds: BoundedMap::new(bounds.folds),
         }
     }
@@ -133,6 +148,7 @@ impl Shard {
             + self.logins.len()
             + self.sessions.len()
             + self.contacts.len()
+            + self.channels.len()
     }
 
     /// Entries that had to make room, over all maps.
@@ -144,12 +160,13 @@ impl Shard {
             + self.logins.evicted()
             + self.sessions.evicted()
             + self.contacts.evicted()
+            + self.channels.evicted()
             + self.folds.evicted()
     }
 
     /// Takes every row of a batch in order: keeps the windows current, fills the activity columns of `facts`
     /// and runs the behaviours.
-    pub fn pass(&mut self, columns: &Columns<'_>, facts: &mut Facts, context: &Context<'_>) -> Pass {
+    pub fn pass(&mut self, wide: &mut Wide, columns: &Columns<'_>, facts: &mut Facts, context: &Context<'_>) -> Pass {
         let mut pass = Pass::default();
         for i in 0..facts.src.len() {
             let Some(state) = facts.state[i] else {
@@ -177,6 +194,7 @@ impl Shard {
             behaviour::bruteforce::logins(self, &row, context, &mut pass.findings);
             behaviour::bruteforce::sessions(self, &row, context, &mut pass.findings);
             behaviour::contact::new_internal(self, &row, context, &mut pass.findings);
+            behaviour::beacon::observe(self, wide, &row, context, &mut pass.findings);
         }
         pass
     }
@@ -194,12 +212,17 @@ impl Shard {
         let src_bytes = number(columns.src_bytes, i);
         let auth_failures = u32::try_from(number(columns.http_auth_failures, i)).unwrap_or(u32::MAX);
         let failed = facts.reach[i] == super::window::Reach::Failed;
+        let lasted = columns.last_seen.value(i).saturating_sub(columns.first_seen.value(i));
+        let settled = facts.state[i] == Some(FlowState::Ended)
+            || (facts.state[i] == Some(FlowState::Active) && lasted >= SETTLED_AFTER);
+        let once = if settled { once::SETTLED } else { 0 };
         let news = News {
             first_record: memory.record_seq.is_none(),
             bytes: src_bytes.saturating_sub(memory.src_bytes),
             auth_failures: auth_failures.saturating_sub(memory.auth_failures),
             failed: failed && !memory.failed,
             contact_seen: memory.contact,
+            settled: once & !memory.once & once::SETTLED != 0,
         };
         *memory = FlowMemory {
             record_seq: Some(seq),
@@ -207,6 +230,7 @@ impl Shard {
             auth_failures: auth_failures.max(memory.auth_failures),
             failed: failed || memory.failed,
             contact: memory.contact || (contacts_observed && behaviour::contact::is_contact(columns, facts, i)),
+            once: memory.once | once,
         };
         Some(news)
     }
@@ -243,6 +267,8 @@ pub struct News {
     pub failed: bool,
     /// Its contact was looked at already.
     pub contact_seen: bool,
+    /// It ended or has lasted for half a minute, and had not before.
+    pub settled: bool,
 }
 
 /// A number for an alert.
@@ -253,6 +279,15 @@ pub fn feature(name: &str, unit: &str, value: f64, usual: f64, contribution: f64
         usual,
         contribution,
         unit: unit.to_owned(),
+        normal: None,
+    }
+}
+
+/// A number for an alert, with the nearest value that would have been normal if all others had stayed as they are.
+pub fn feature_within(name: &str, unit: &str, value: f64, usual: f64, contribution: f64, normal: f64) -> Feature {
+    Feature {
+        normal: Some(normal),
+        ..feature(name, unit, value, usual, contribution)
     }
 }
 
@@ -266,7 +301,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::domain::{
         detector::Detector,
-        settings::{Network, ShortSession, Threshold},
+        settings::{BeaconSettings, Network, ShortSession, Threshold, WideBounds},
         spot::SpotSettings,
         window::Span,
     };
@@ -307,6 +342,17 @@ pub(crate) mod tests {
             sample_rows: 4_000,
             seed: 1,
             clock_tolerance: seconds(60),
+            beacon: BeaconSettings {
+                contacts: 12,
+                evidence: 10.0,
+                least_period: seconds(5),
+                longest_period: seconds(6 * 3_600),
+                popular: 5.0,
+            },
+            wide: WideBounds {
+                destinations: 10_000,
+                names: 1_000,
+            },
             bounds: Bounds {
                 flows: 10_000,
                 sources: 1_000,
@@ -314,6 +360,7 @@ pub(crate) mod tests {
                 contact_sources: 1_000,
                 contacts_a_source: 64,
                 folds: 1_000,
+                channels: 1_000,
             },
         }
     }

@@ -23,6 +23,7 @@ use super::{
     settings::Settings,
     shard::{Context, Shard, feature},
     spot::{Judgement, Spot},
+    wide::Wide,
     window::{Nanos, timestamp},
 };
 
@@ -132,6 +133,8 @@ pub struct Tenant {
     pub alerts: [u64; Detector::ALL.len()],
     /// State by shard of the source host.
     pub shards: Vec<Option<Box<Shard>>>,
+    /// State that the shards share.
+    pub wide: Wide,
     /// Shards changed since the last checkpoint.
     pub dirty: Vec<bool>,
     /// Ids of the latest messages.
@@ -229,6 +232,7 @@ impl Tenant {
     pub fn new(id: TenantId, settings: Arc<Settings>, shards: u16) -> Self {
         Self {
             id,
+            wide: Wide::new(settings.wide),
             settings,
             phase: Phase::Idle,
             live: None,
@@ -258,6 +262,7 @@ impl Tenant {
         let settings = Arc::clone(&self.settings);
         let latest = arrival.published.saturating_add(settings.clock_tolerance);
         let mut facts = Facts::read(arrival.batch, latest);
+        facts.place(&settings);
         judged.ahead_of_clock = facts.ahead_of_clock;
         let columns = arrival.batch.columns();
 
@@ -272,7 +277,7 @@ impl Tenant {
         let mut shard = self.shards[slot]
             .take()
             .unwrap_or_else(|| Box::new(Shard::new(settings.bounds)));
-        let mut pass = shard.pass(&columns, &mut facts, &context);
+        let mut pass = shard.pass(&mut self.wide, &columns, &mut facts, &context);
         judged.repeated = pass.repeated;
         judged.late = pass.late;
         judged.unusable = pass.unusable;

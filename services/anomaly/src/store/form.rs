@@ -94,6 +94,28 @@ pub(super) struct ShardState {
     pub(super) contacts: Vec<ContactsState>,
     #[prost(message, repeated, tag = "9")]
     pub(super) folds: Vec<FoldState>,
+    #[prost(message, repeated, tag = "10")]
+    pub(super) channels: Vec<EntryState>,
+}
+
+/// What the shards of a tenant share.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WideState {
+    #[prost(uint32, tag = "1")]
+    pub(super) version: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) crowds: Vec<EntryState>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) proxied: Vec<EntryState>,
+}
+
+/// An entry of a map whose values are messages themselves.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EntryState {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) value: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -110,6 +132,8 @@ pub(super) struct FlowState {
     pub(super) failed: bool,
     #[prost(bool, tag = "6")]
     pub(super) contact: bool,
+    #[prost(uint32, tag = "7")]
+    pub(super) once: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -1,5 +1,6 @@
 //! The only SQL.
 
+pub mod entries;
 mod form;
 pub mod snapshot;
 

@@ -22,6 +22,7 @@ use crate::{
         window::{Attempt, CountWindow, DistinctWindow, FlowRef, Host},
     },
     error::Error,
+    store::entries::{entries, fill},
     store::form::{
         BucketState, ContactsState, EventState, FlowRefState, FlowState, FoldState, LearningState, ShardState,
         SourceState, TenantState, ThresholdState, WindowState,
@@ -29,7 +30,7 @@ use crate::{
 };
 
 /// Version of the form. A checkpoint of a newer one is refused.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Writes a tenant's own state.
 pub fn write_tenant(tenant: &Tenant) -> Vec<u8> {
@@ -181,6 +182,7 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         auth_failures: memory.auth_failures,
         failed: memory.failed,
         contact: memory.contact,
+        once: memory.once.into(),
     });
     let bucket = |b: &Bucket| BucketState {
         index: b.index,
@@ -261,6 +263,7 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         sessions: counts(&shard.sessions),
         contacts: contacts.collect(),
         folds: folds.collect(),
+        channels: entries(&shard.channels),
     }
     .encode_to_vec()
 }
@@ -284,6 +287,7 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
             auth_failures: f.auth_failures,
             failed: f.failed,
             contact: f.contact,
+            once: f.once as u8,
         };
         shard.flows.get_or_insert_with(sixteen(&f.id), || memory);
     }
@@ -347,10 +351,11 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
         };
         shard.folds.get_or_insert_with(sixteen(&f.fingerprint), || fold);
     }
+    fill(&mut shard.channels, &state.channels);
     Ok(shard)
 }
 
-fn check_version(version: u32) -> Result<(), String> {
+pub(super) fn check_version(version: u32) -> Result<(), String> {
     if version == VERSION {
         Ok(())
     } else {
@@ -451,7 +456,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{shard::tests::settings, tenant::Arrival, window::SECOND};
+    use crate::{
+        domain::{shard::tests::settings, tenant::Arrival, window::SECOND},
+        store::entries::{read_wide, write_wide},
+    };
 
     // Records of few hosts and ports, so that windows fill and cross.
     fn record() -> impl Strategy<Value = FlowRow<'static>> {
@@ -475,7 +483,7 @@ mod tests {
                 last_seen: 1_000 * SECOND + ms * 1_000_000,
                 protocol: if port == 39 { 17 } else { 6 },
                 src_ip: [10, 0, 0, src].into(),
-                dst_ip: [10, 0, 1, dst].into(),
+                dst_ip: [if dst == 2 { 203 } else { 10 }, 0, 1, dst].into(),
                 src_port: 1_000,
                 dst_port: if port < 20 { port } else { 22 },
                 community_id: "1:x",
@@ -508,6 +516,7 @@ mod tests {
         let settings = Arc::clone(&tenant.settings);
         let (mut copy, threshold) = read_tenant(&tenant.id, settings, &bytes).unwrap();
         assert!(threshold.is_none());
+        copy.wide = read_wide(&tenant.id, &tenant.settings, &write_wide(&tenant.wide)).unwrap();
         for (slot, shard) in tenant.shards.iter().enumerate() {
             if let Some(shard) = shard {
                 let shard = read_shard(&tenant.id, &tenant.settings, &write_shard(shard)).unwrap();
@@ -549,6 +558,7 @@ mod tests {
             for (a, b) in parts.shards.iter().zip(&whole.shards) {
                 prop_assert_eq!(a.as_deref().map(write_shard), b.as_deref().map(write_shard));
             }
+            prop_assert_eq!(write_wide(&parts.wide), write_wide(&whole.wide));
         }
 
         #[test]
@@ -556,6 +566,7 @@ mod tests {
             let id: TenantId = "acme".parse().unwrap();
             let settings = Arc::new(settings());
             let _ = read_shard(&id, &settings, &bytes);
+            let _ = read_wide(&id, &settings, &bytes);
             let _ = read_tenant(&id, settings, &bytes);
         }
     }

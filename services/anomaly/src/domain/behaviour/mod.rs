@@ -1,6 +1,7 @@
 //! Deterministic behaviours: what is suspicious without a model. Each looks at one record at a time and at
 //! its own bounded window.
 
+pub mod beacon;
 pub mod bruteforce;
 pub mod contact;
 pub mod scan;
@@ -28,23 +29,23 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
-    fn src(&self) -> Host {
+    pub(crate) fn src(&self) -> Host {
         self.facts.src[self.i]
     }
 
-    fn dst(&self) -> Host {
+    pub(crate) fn dst(&self) -> Host {
         self.facts.dst[self.i]
     }
 
-    fn protocol(&self) -> u8 {
+    pub(crate) fn protocol(&self) -> u8 {
         self.columns.protocol.value(self.i)
     }
 
-    fn dst_port(&self) -> u16 {
+    pub(crate) fn dst_port(&self) -> u16 {
         self.columns.dst_port.value(self.i)
     }
 
-    fn flow_ref(&self) -> FlowRef {
+    pub(crate) fn flow_ref(&self) -> FlowRef {
         self.facts.flow_ref(self.columns, self.i)
     }
 }
