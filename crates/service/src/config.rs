@@ -239,21 +239,25 @@ impl Core {
                 return Err(ConfigError::invalid("core.grpc.handshake_timeout_ms", "use at least 1"));
             }
         }
-        let ratio = self.telemetry.sampling_ratio;
-        if !(0.0..=1.0).contains(&ratio) {
-            return Err(ConfigError::invalid(
-                "core.telemetry.sampling_ratio",
-                format!("{ratio} is not between 0 and 1"),
-            ));
-        }
-        if self.telemetry.metrics_interval_ms < 100 {
-            return Err(ConfigError::invalid(
-                "core.telemetry.metrics_interval_ms",
-                "use at least 100",
-            ));
-        }
-        Ok(())
+        check_telemetry(&self.telemetry)
     }
+}
+
+pub(crate) fn check_telemetry(telemetry: &TelemetryConfig) -> Result<(), ConfigError> {
+    let ratio = telemetry.sampling_ratio;
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(ConfigError::invalid(
+            "core.telemetry.sampling_ratio",
+            format!("{ratio} is not between 0 and 1"),
+        ));
+    }
+    if telemetry.metrics_interval_ms < 100 {
+        return Err(ConfigError::invalid(
+            "core.telemetry.metrics_interval_ms",
+            "use at least 100",
+        ));
+    }
+    Ok(())
 }
 
 /// The configuration cannot be used. The process exits with 64 before it binds a port.
@@ -330,6 +334,17 @@ impl ConfigError {
 /// # Errors
 /// [`ConfigError`] naming the file, line and key.
 pub fn read_config<C: ServiceConfig>(path: &Path) -> Result<C, ConfigError> {
+    checked(read_file(path)?)
+}
+
+fn checked<C: ServiceConfig>(config: C) -> Result<C, ConfigError> {
+    config.core().validate()?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// Reads a configuration file; what types cannot say is not checked yet.
+pub(crate) fn read_file<C: DeserializeOwned>(path: &Path) -> Result<C, ConfigError> {
     let file = |source| ConfigError::File {
         path: path.to_owned(),
         source,
@@ -343,13 +358,13 @@ pub fn read_config<C: ServiceConfig>(path: &Path) -> Result<C, ConfigError> {
     parse(path, &text)
 }
 
-fn parse<C: ServiceConfig>(path: &Path, text: &str) -> Result<C, ConfigError> {
+fn parse<C: DeserializeOwned>(path: &Path, text: &str) -> Result<C, ConfigError> {
     let deserializer = toml::Deserializer::parse(text).map_err(|error| ConfigError::Syntax {
         path: path.to_owned(),
         line: line_of(text, error.span()),
         reason: error.message().to_owned(),
     })?;
-    let config: C = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+    serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let key = match error.path().to_string() {
             root if root == "." => "(top level)".to_owned(),
             key => key,
@@ -360,10 +375,7 @@ fn parse<C: ServiceConfig>(path: &Path, text: &str) -> Result<C, ConfigError> {
             key,
             reason: error.inner().message().to_owned(),
         }
-    })?;
-    config.core().validate()?;
-    config.validate()?;
-    Ok(config)
+    })
 }
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
@@ -444,7 +456,10 @@ listen = "127.0.0.1:0"
 "#;
 
     fn error(text: &str) -> String {
-        parse::<Config>(Path::new("x.toml"), text).unwrap_err().to_string()
+        parse::<Config>(Path::new("x.toml"), text)
+            .and_then(checked)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod program;
 mod readiness;
 mod reference;
 mod service;
+mod standalone;
 mod telemetry;
 mod trace;
 
@@ -29,6 +30,7 @@ pub use program::{ExtraCommand, ServiceInfo, execute, main, main_with};
 pub use readiness::{Readiness, ReadinessFlag};
 pub use reference::reference;
 pub use service::Service;
+pub use standalone::{Standalone, StandaloneConfig, StandaloneCore, execute_standalone, identity, standalone};
 
 /// What a service's `run` may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,11 +1,21 @@
 //! What a binary does: read its arguments and configuration, run, and end with a meaningful status.
 
-use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use garrison_auth::TlsIdentity;
+use prometheus::Registry;
+use schemars::JsonSchema;
 
 use crate::{
-    BoxError, ConfigError, Service, ServiceConfig, ServiceError,
+    BoxError, ConfigError, Service, ServiceConfig, ServiceError, TelemetryConfig,
     config::{Core, read_config},
     health,
     lifecycle::Stages,
@@ -143,6 +153,32 @@ where
     F: FnOnce(C, Service) -> Fut,
     Fut: Future<Output = Result<(), BoxError>>,
 {
+    let operations = Operations {
+        read: read_config::<C>,
+        admin: |config: &C| config.core().admin.listen,
+        migrate: Some(|info, config: &C, owner, password_file| migrate(info, config.core(), owner, password_file)),
+        serve: Box::new(|config| serve(info, config, run)),
+    };
+    dispatch(arguments, info, extra, operations)
+}
+
+/// What a program does with its configuration.
+pub(crate) struct Operations<'a, C> {
+    pub(crate) read: fn(&Path) -> Result<C, ConfigError>,
+    pub(crate) admin: fn(&C) -> SocketAddr,
+    pub(crate) migrate: Option<Migrate<C>>,
+    pub(crate) serve: Box<dyn FnOnce(C) -> Result<(), BoxError> + 'a>,
+}
+
+type Migrate<C> = fn(&ServiceInfo, &C, String, PathBuf) -> Result<(), BoxError>;
+
+/// Parses the command line and does what it says; answers the exit status.
+pub(crate) fn dispatch<C: JsonSchema>(
+    arguments: impl IntoIterator<Item = OsString>,
+    info: ServiceInfo,
+    extra: &[ExtraCommand],
+    operations: Operations<'_, C>,
+) -> u8 {
     let matches = command_line(&info, extra).try_get_matches_from(arguments);
     let named = |matches: &clap::ArgMatches| {
         let name = matches.subcommand_name()?;
@@ -164,22 +200,22 @@ where
         .file
         .config
         .unwrap_or_else(|| PathBuf::from(format!("/etc/garrison/{}.toml", info.name)));
+    let read = || (operations.read)(&path).map_err(BoxError::from);
     let outcome = match cli.command.unwrap_or(Command::Run) {
         Command::Config => {
             print!("{}", reference::<C>(&info));
             Ok(())
         }
-        Command::Check => read_config::<C>(&path).map(drop).map_err(BoxError::from),
-        Command::Healthcheck { live } => healthcheck::<C>(&path, live),
+        Command::Check => read().map(drop),
+        Command::Healthcheck { live } => read().and_then(|config| healthcheck((operations.admin)(&config), live)),
         Command::Migrate {
             owner,
             owner_password_file,
-        } => read_config::<C>(&path)
-            .map_err(BoxError::from)
-            .and_then(|config| migrate(&info, config.core(), owner, owner_password_file)),
-        Command::Run => read_config::<C>(&path)
-            .map_err(BoxError::from)
-            .and_then(|config| serve(info, config, run)),
+        } => match operations.migrate {
+            Some(migrate) => read().and_then(|config| migrate(&info, &config, owner, owner_password_file)),
+            None => Err(ConfigError::invalid("core.database", "this program has no database").into()),
+        },
+        Command::Run => read().and_then(operations.serve),
     };
     status(&info, outcome)
 }
@@ -204,19 +240,29 @@ where
     F: FnOnce(C, Service) -> Fut,
     Fut: Future<Output = Result<(), BoxError>>,
 {
-    let runtime = runtime()?;
     let core = config.core().clone();
     let identity = Service::load_identity(&info, &core)?;
+    let settings = core.telemetry.clone();
+    in_runtime(&settings, &info, Some(&identity.clone()), async |registry| {
+        tracing::info!(service = info.name, version = info.version, id = %identity.id(), "starting");
+        let stages = Stages::default();
+        stages.follow_signals()?;
+        let service = Service::new(info, core, identity, registry, stages).await?;
+        run(config, service).await
+    })
+}
+
+/// Runs a program's work in a runtime with telemetry, and sends what is left of that at the end.
+pub(crate) fn in_runtime(
+    settings: &TelemetryConfig,
+    info: &ServiceInfo,
+    identity: Option<&Arc<TlsIdentity>>,
+    work: impl AsyncFnOnce(Registry) -> Result<(), BoxError>,
+) -> Result<(), BoxError> {
+    let runtime = runtime()?;
     let (telemetry, result) = runtime.block_on(async {
-        let telemetry = telemetry::start(&core.telemetry, &info, &identity)?;
-        let result = async {
-            tracing::info!(service = info.name, version = info.version, id = %identity.id(), "starting");
-            let stages = Stages::default();
-            stages.follow_signals()?;
-            let service = Service::new(info, core, identity, telemetry.registry.clone(), stages).await?;
-            run(config, service).await
-        }
-        .await;
+        let telemetry = telemetry::start(settings, info, identity)?;
+        let result = work(telemetry.registry.clone()).await;
         match &result {
             Ok(()) => tracing::info!("stopped"),
             Err(error) => tracing::error!(error = %chain(error.as_ref()), "stopped by a failure"),
@@ -247,10 +293,9 @@ fn migrate(info: &ServiceInfo, core: &Core, owner: String, password_file: PathBu
     Ok(())
 }
 
-fn healthcheck<C: ServiceConfig>(path: &std::path::Path, live: bool) -> Result<(), BoxError> {
-    let config: C = read_config(path)?;
+fn healthcheck(admin: SocketAddr, live: bool) -> Result<(), BoxError> {
     let page = if live { "/livez" } else { "/readyz" };
-    let answer = health::ask(config.core().admin.listen, page)?;
+    let answer = health::ask(admin, page)?;
     println!("{}", answer.trim());
     Ok(())
 }

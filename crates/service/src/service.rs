@@ -257,30 +257,16 @@ impl Service {
     /// [`ServiceError`], after everything has been stopped.
     pub async fn serve_admin(mut self) -> Result<(), BoxError> {
         self.relay_outbox();
-        let listener = listen("core.admin.listen", self.core.admin.listen).await?;
-        tracing::info!(address = %address(&listener), "serving health and metrics");
-        // Readiness is answered until the very end, so that a balancer sees the service going.
-        let gone = CancellationToken::new();
-        let admin = health::serve(
-            listener,
+        serve_admin(
             self.info,
-            self.readiness.clone(),
-            self.registry.clone(),
-            gone.clone(),
-        );
-        let admin = tokio::spawn(admin);
-        let (readiness, stop) = (self.readiness.clone(), self.stages.stop.clone());
-        tokio::spawn(async move {
-            stop.cancelled().await;
-            readiness.drain();
-        });
-        let drain = self.core.lifecycle.drain_timeout();
-        let result = self.supervisor.supervise(&self.stages, drain).await;
-        self.stages.stop.cancel();
-        gone.cancel();
-        // A slow reader of the admin port must not hold the process.
-        let _ = tokio::time::timeout(Duration::from_millis(200), admin).await;
-        Ok(result?)
+            self.core.admin.listen,
+            self.core.lifecycle.drain_timeout(),
+            self.readiness,
+            self.registry,
+            &self.stages,
+            self.supervisor,
+        )
+        .await
     }
 
     fn watch_dependencies(&mut self) -> Result<(), ConfigError> {
@@ -347,6 +333,34 @@ impl Service {
     }
 }
 
+/// Serves the admin port until asked to stop or a task fails, then drains.
+pub(crate) async fn serve_admin(
+    info: ServiceInfo,
+    listen_on: std::net::SocketAddr,
+    drain: Duration,
+    readiness: Readiness,
+    registry: Registry,
+    stages: &Stages,
+    supervisor: Supervisor,
+) -> Result<(), BoxError> {
+    let listener = listen("core.admin.listen", listen_on).await?;
+    tracing::info!(address = %address(&listener), "serving health and metrics");
+    // Readiness is answered until the very end, so that a balancer sees the service going.
+    let gone = CancellationToken::new();
+    let admin = tokio::spawn(health::serve(listener, info, readiness.clone(), registry, gone.clone()));
+    let stop = stages.stop.clone();
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        readiness.drain();
+    });
+    let result = supervisor.supervise(stages, drain).await;
+    stages.stop.cancel();
+    gone.cancel();
+    // A slow reader of the admin port must not hold the process.
+    let _ = tokio::time::timeout(Duration::from_millis(200), admin).await;
+    Ok(result?)
+}
+
 /// Takes revocations and key changes from the bus the moment iam publishes them. The poll of iam makes up for
 /// what is missed while the broker is away.
 async fn follow_news(bus: &Bus, keys: &KeyRing) {
@@ -403,7 +417,7 @@ fn address(listener: &TcpListener) -> String {
 }
 
 /// The causes of an error as a suffix.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = String::new();
     let mut next = error.source();
     while let Some(cause) = next {

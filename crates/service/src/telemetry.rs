@@ -33,7 +33,7 @@ pub(crate) struct Telemetry {
 pub(crate) fn start(
     config: &TelemetryConfig,
     info: &ServiceInfo,
-    identity: &Arc<TlsIdentity>,
+    identity: Option<&Arc<TlsIdentity>>,
 ) -> Result<Telemetry, ServiceError> {
     let failed = |e: &dyn std::fmt::Display| ServiceError::Telemetry(e.to_string());
     let filter = EnvFilter::try_new(&config.log)
@@ -126,10 +126,12 @@ pub(crate) fn start(
     })
 }
 
-fn collector(endpoint: &str, identity: &Arc<TlsIdentity>) -> Result<tonic::transport::Channel, ServiceError> {
+fn collector(endpoint: &str, identity: Option<&Arc<TlsIdentity>>) -> Result<tonic::transport::Channel, ServiceError> {
     const KEY: &str = "core.telemetry.otlp_endpoint";
     let invalid = |e: &dyn std::fmt::Display| ServiceError::from(ConfigError::invalid(KEY, e.to_string()));
     if endpoint.starts_with("https://") {
+        let identity =
+            identity.ok_or_else(|| invalid(&"this program has no identity for TLS; use a collector on loopback"))?;
         return garrison_auth::client::named_channel(identity, endpoint).map_err(|e| invalid(&e));
     }
     let parsed = tonic::transport::Endpoint::from_shared(endpoint.to_owned()).map_err(|e| invalid(&e))?;

@@ -4,6 +4,7 @@
 
 mod corpora;
 mod fleet;
+mod kubernetes;
 pub mod lab;
 mod nats;
 mod ports;
@@ -14,6 +15,10 @@ mod stack;
 pub use corpora::corpora;
 pub use fleet::{Fleet, FleetError, FleetOptions};
 pub use garrison_bootstrap::{self as bootstrap, IdentityFiles, Pki, Secrets, TRUST_DOMAIN};
+pub use kubernetes::{
+    ApiServer, KUBERNETES_ADMIN, KubernetesPrograms, KubernetesUser, cache_folder, find_kubernetes, kubernetes,
+    kubernetes_folder,
+};
 pub use nats::{Nats, NatsOptions, find_nats_server};
 pub use ports::free_port;
 pub use postgres::{Postgres, find_postgres};

@@ -1,0 +1,1 @@
+//! Makes the policies of a Kubernetes cluster true.

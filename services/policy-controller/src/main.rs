@@ -1,0 +1,2 @@
+//! The policy controller.
+fn main() {}
