@@ -8,7 +8,8 @@ use garrison_bus::Message;
 use garrison_proto::TenantId;
 use sqlx::{
     AssertSqlSafe, PgPool, Postgres, Transaction,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
+    query::Query,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -126,6 +127,25 @@ impl Db {
         Ok(Tx::new(inner, tenant.clone(), self.clone()))
     }
 
+    /// Runs one statement that is a transaction of its own, in one round trip. It calls a function of the service's
+    /// schema that sets `garrison.tenant` before it touches a table: without that, row-level security shows and takes
+    /// nothing. A connection that died while it was idle is an error here, because the statement may have been run.
+    ///
+    /// # Errors
+    /// When the database is away or refuses; whether the statement was committed is then unknown.
+    pub async fn run(
+        &self,
+        tenant: &TenantId,
+        operation: &'static str,
+        statement: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Vec<PgRow>, DbError> {
+        self.remember(tenant).await?;
+        statement
+            .fetch_all(&self.pool)
+            .await
+            .map_err(DbError::during(operation))
+    }
+
     /// Every tenant that ever had a transaction here, in order.
     ///
     /// # Errors
@@ -167,8 +187,13 @@ impl Db {
         self.pool.close().await;
     }
 
-    /// Hands messages that were committed to the relay of this process, or signals it when it has enough to do.
-    pub(crate) fn hurry(&self, urgent: Urgent) {
+    /// Has the relay of this process publish messages that were committed to the outbox at once, before its turn; see
+    /// [`Tx::commit_urgent`], which does so by itself.
+    pub fn hurry(&self, messages: Vec<Message>) {
+        let urgent = Urgent {
+            messages,
+            span: tracing::Span::current(),
+        };
         if self.inner.urgent.0.try_send(urgent).is_err() {
             self.outbox_signal();
         }

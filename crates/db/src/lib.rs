@@ -11,6 +11,7 @@ mod database;
 mod error;
 mod migration;
 mod outbox;
+mod outgoing;
 mod transaction;
 
 pub use config::DbConfig;
@@ -18,5 +19,6 @@ pub use database::Db;
 pub use error::{DbError, disposition, is_unavailable};
 pub use migration::migrate;
 pub use outbox::run_outbox_relay;
+pub use outgoing::Outgoing;
 pub use sqlx::migrate::Migrator;
 pub use transaction::Tx;

@@ -1,11 +1,11 @@
 use std::ops::{Deref, DerefMut};
 
-use garrison_bus::{Message, subject, topology};
+use garrison_bus::Message;
 use garrison_proto::TenantId;
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::{PgConnection, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
-use crate::{Db, DbError, database::Urgent};
+use crate::{Db, DbError, Outgoing};
 
 /// A transaction bound to one tenant. Rolls back when dropped. Use `&mut *tx` to run queries.
 pub struct Tx<'c> {
@@ -57,10 +57,7 @@ impl<'c> Tx<'c> {
         // The relay's turn comes when these are out.
         self.appended = false;
         self.commit().await?;
-        db.hurry(Urgent {
-            messages: urgent,
-            span: tracing::Span::current(),
-        });
+        db.hurry(urgent);
         Ok(())
     }
 
@@ -97,25 +94,8 @@ impl<'c> Tx<'c> {
     /// # Errors
     /// [`DbError::Message`] when its subject is not one of this tenant's, or it is larger than the broker takes.
     pub async fn publish(&mut self, message: &Message) -> Result<(), DbError> {
-        self.check(message)?;
-        sqlx::query(
-            "INSERT INTO outbox (tenant_id, message_id, subject, kind, source, time, time_nanos, content_type, \
-             traceparent, payload) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        )
-        .bind(self.tenant.as_str())
-        .bind(message.id)
-        .bind(&message.subject)
-        .bind(&message.kind)
-        .bind(&message.source)
-        .bind(message.time)
-        .bind(i32::try_from(message.time.timestamp_subsec_nanos() % 1_000_000_000).unwrap_or_default())
-        .bind(message.content_type.as_ref())
-        .bind(&message.traceparent)
-        .bind(message.payload.as_ref())
-        .execute(&mut *self.inner)
-        .await
-        .map_err(DbError::during("append a message to the outbox"))?;
-        self.appended = true;
+        self.append(&Outgoing::new(&self.tenant, std::slice::from_ref(message))?)
+            .await?;
         Ok(())
     }
 
@@ -127,78 +107,34 @@ impl<'c> Tx<'c> {
         if messages.is_empty() {
             return Ok(());
         }
-        self.append(None, messages).await?;
+        self.append(&Outgoing::new(&self.tenant, messages)?).await?;
         Ok(())
     }
 
-    /// [`Tx::first_delivery`] and [`Tx::publish_all`] in one round trip, for the end of a transaction. False when the
-    /// message was handled before: nothing was appended then, and everything else must be rolled back.
+    /// [`Tx::publish_all`] for messages that are ready. False when they were to be appended only [`Outgoing::once`] and
+    /// their delivery was handled before: nothing was appended then, and everything else must be rolled back.
     ///
     /// # Errors
-    /// As both.
-    pub async fn publish_once(&mut self, consumer: &str, id: Uuid, messages: &[Message]) -> Result<bool, DbError> {
-        self.append(Some((consumer, id)), messages).await
-    }
-
-    async fn append(&mut self, delivery: Option<(&str, Uuid)>, messages: &[Message]) -> Result<bool, DbError> {
-        for message in messages {
-            self.check(message)?;
+    /// When the database is away.
+    pub async fn append(&mut self, outgoing: &Outgoing) -> Result<bool, DbError> {
+        let query = sqlx::query("SELECT append_messages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)");
+        let row = outgoing
+            .bind(query)
+            .fetch_one(&mut *self.inner)
+            .await
+            .map_err(DbError::during("append messages to the outbox"))?;
+        let first = row
+            .try_get(0)
+            .map_err(DbError::during("append messages to the outbox"))?;
+        if first {
+            self.appended(outgoing);
         }
-        let column = |text: fn(&Message) -> &str| -> Vec<&str> { messages.iter().map(text).collect() };
-        let nanos = |m: &Message| i32::try_from(m.time.timestamp_subsec_nanos() % 1_000_000_000).unwrap_or_default();
-        let (consumer, id) = delivery.unzip();
-        let first = sqlx::query_scalar(
-            "WITH first AS ( \
-             INSERT INTO inbox (tenant_id, consumer, message_id) SELECT $1, $11, $12 WHERE $12::uuid IS NOT NULL \
-             ON CONFLICT DO NOTHING RETURNING message_id), \
-             appended AS ( \
-             INSERT INTO outbox (tenant_id, message_id, subject, kind, source, time, time_nanos, content_type, \
-             traceparent, payload) \
-             SELECT $1, m.message_id, m.subject, m.kind, m.source, m.time, m.time_nanos, m.content_type, \
-             m.traceparent, m.payload \
-             FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::integer[], \
-             $8::text[], $9::text[], $10::bytea[]) WITH ORDINALITY \
-             AS m (message_id, subject, kind, source, time, time_nanos, content_type, traceparent, payload, position) \
-             WHERE $12::uuid IS NULL OR EXISTS (SELECT FROM first) ORDER BY m.position) \
-             SELECT $12::uuid IS NULL OR EXISTS (SELECT FROM first)",
-        )
-        .bind(self.tenant.as_str())
-        .bind(messages.iter().map(|m| m.id).collect::<Vec<_>>())
-        .bind(column(|m| &m.subject))
-        .bind(column(|m| &m.kind))
-        .bind(column(|m| &m.source))
-        .bind(messages.iter().map(|m| m.time).collect::<Vec<_>>())
-        .bind(messages.iter().map(nanos).collect::<Vec<_>>())
-        .bind(column(|m| m.content_type.as_ref()))
-        .bind(messages.iter().map(|m| m.traceparent.as_deref()).collect::<Vec<_>>())
-        .bind(messages.iter().map(|m| m.payload.as_ref()).collect::<Vec<&[u8]>>())
-        .bind(consumer)
-        .bind(id)
-        .fetch_one(&mut *self.inner)
-        .await
-        .map_err(DbError::during("append messages to the outbox"))?;
-        self.appended |= first && !messages.is_empty();
         Ok(first)
     }
 
-    /// Whether a message may be appended: its subject is of this tenant, and the broker takes its size.
-    fn check(&self, message: &Message) -> Result<(), DbError> {
-        let refuse = |reason: String| DbError::Message {
-            subject: message.subject.clone(),
-            reason,
-        };
-        let tenant = subject::tenant_of(&message.subject).map_err(|error| refuse(error.to_string()))?;
-        if tenant != self.tenant {
-            return Err(refuse(format!("the transaction belongs to tenant {}", self.tenant)));
-        }
-        if message.payload.len() > topology::MAX_PAYLOAD {
-            let size = message.payload.len();
-            return Err(refuse(format!(
-                "{size} bytes are more than the broker's {}",
-                topology::MAX_PAYLOAD
-            )));
-        }
-        Ok(())
+    /// Says that a statement of this transaction appended these messages, so that the commit wakes the relay.
+    pub fn appended(&mut self, outgoing: &Outgoing) {
+        self.appended |= !outgoing.is_empty();
     }
 }
 

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use garrison_db::Outgoing;
 use garrison_testkit::Stack;
 use uuid::Uuid;
 
@@ -58,14 +59,16 @@ async fn what_a_delivery_leads_to_is_appended_once() {
     for (round, consumer) in ["alerts", "alerts", "reports"].into_iter().enumerate() {
         let mut tx = db.begin(&acme).await.unwrap();
         let messages = [event(&acme, 2 * round), event(&acme, 2 * round + 1)];
-        let first = tx.publish_once(consumer, id, &messages).await.unwrap();
+        let outgoing = Outgoing::new(&acme, &messages).unwrap().once(consumer, id);
+        let first = tx.append(&outgoing).await.unwrap();
         assert_eq!(first, round != 1, "round {round}");
         tx.commit().await.unwrap();
     }
     assert_eq!(count(stack, &config, "outbox").await, 4);
     // A delivery that leads to nothing counts too.
     let mut tx = db.begin(&acme).await.unwrap();
-    assert!(tx.publish_once("quiet", id, &[]).await.unwrap());
+    let nothing = Outgoing::new(&acme, &[]).unwrap().once("quiet", id);
+    assert!(tx.append(&nothing).await.unwrap());
     assert!(!tx.first_delivery("quiet", id).await.unwrap());
 }
 

@@ -57,9 +57,14 @@ impl Options {
     }
 }
 
+/// How often the way of an alert is rehearsed. A connection that was lost costs one alert this at most.
+const REHEARSE_EVERY: Duration = Duration::from_secs(60);
+
 /// The service's memory and what it works with. Shared by the consumer, gRPC and the upkeep.
 pub struct Engine {
     pub(super) db: Db,
+    /// For publishing alerts.
+    pub(super) lane: Db,
     pub(super) bus: Bus,
     pub(super) settings: Arc<Settings>,
     pub(super) options: Options,
@@ -119,6 +124,7 @@ impl Engine {
     /// Makes an engine without tenants.
     pub fn new(db: Db, bus: Bus, config: &Config, clock: Clock) -> Self {
         Self {
+            lane: db.lane(1),
             db,
             bus,
             settings: Arc::new(config.settings()),
@@ -326,7 +332,14 @@ impl Engine {
     /// Saves and shows the tenants from time to time until shutdown.
     pub async fn keep_up(&self, shutdown: CancellationToken) {
         let mut last_retention: Option<Instant> = None;
+        let mut last_rehearsal: Option<Instant> = None;
         loop {
+            if last_rehearsal.is_none_or(|at| at.elapsed() > REHEARSE_EVERY) {
+                last_rehearsal = Some(Instant::now());
+                if let Err(error) = store::rehearse(&self.lane).await {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "no rehearsal");
+                }
+            }
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(self.options.checkpoint) => {}

@@ -123,14 +123,9 @@ impl Engine {
         let started = Instant::now();
         let ids: Vec<&str> = held.pending.iter().map(|a| a.alert_id.as_str()).collect();
         let span = tracing::info_span!("publish alerts", alert_ids = ids.join(","));
-        let new = async {
-            let mut tx = self.db.begin(id).await?;
-            let new = store::publish_alerts(&mut tx, &held.pending).await?;
-            tx.commit_urgent(new.clone()).await?;
-            Ok::<_, Error>(new)
-        }
-        .instrument(span)
-        .await?;
+        let new = store::publish_alerts(&self.lane, id, &held.pending)
+            .instrument(span)
+            .await?;
         let alerts = std::mem::take(&mut held.pending);
         for alert in &alerts {
             tracing::info!(

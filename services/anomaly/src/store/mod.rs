@@ -1,20 +1,17 @@
 //! The only SQL.
 
+mod alerts;
 pub mod entries;
 mod form;
 pub mod snapshot;
 
 use chrono::{DateTime, Utc};
-use garrison_bus::{Message, subject};
 use garrison_db::{Db, DbError, Tx};
-use garrison_proto::{TenantId, alert::v1::Alert, from_timestamp};
-use prost::Message as _;
-use uuid::Uuid;
+use garrison_proto::TenantId;
 
-use crate::domain::{
-    autoencoder::{Manifest, StoredModel},
-    finding::message_id,
-};
+use crate::domain::autoencoder::{Manifest, StoredModel};
+
+pub use alerts::{forget_alerts, publish_alerts, rehearse};
 
 /// Models of a tenant that are kept.
 const MODELS_KEPT: i64 = 10;
@@ -91,84 +88,6 @@ pub async fn save(tx: &mut Tx<'_>, applied: u64, tenant: &[u8], shards: &[(u16, 
     .await
     .map_err(DbError::during("save the shards' state"))?;
     Ok(())
-}
-
-/// Keeps alerts as they are now, and their messages. What is there already with the same or a higher count, because its
-/// messages were taken before a crash and are taken again now, is left out. Returns the messages of the others.
-///
-/// # Errors
-/// When the database is away or fails.
-pub async fn publish_alerts(tx: &mut Tx<'_>, alerts: &[Alert]) -> Result<Vec<Message>, DbError> {
-    let id = tx.tenant().clone();
-    let known: Vec<(Uuid, &Alert)> = alerts
-        .iter()
-        .filter_map(|alert| Some((alert.alert_id.parse().ok()?, alert)))
-        .collect();
-    let column = |of: fn(&Alert) -> &str| -> Vec<&str> { known.iter().map(|(_, alert)| of(alert)).collect() };
-    let time = |of: fn(&Alert) -> Option<&garrison_proto::Timestamp>| -> Vec<DateTime<Utc>> {
-        let read = |alert: &Alert| of(alert).and_then(from_timestamp).unwrap_or_default();
-        known.iter().map(|(_, alert)| read(alert)).collect()
-    };
-    // The last part sees the table as it was before: what each alert's count was.
-    let new: Vec<(Uuid, i64)> = sqlx::query_as(
-        "WITH given AS ( \
-             SELECT * FROM unnest($2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], \
-             $7::timestamptz[], $8::timestamptz[], $9::bytea[]) \
-             AS a (alert_id, fingerprint, detector, severity, count, triggered, detected, body) \
-         ), kept AS ( \
-             INSERT INTO alert (tenant_id, alert_id, fingerprint, detector, severity, count, triggered, detected, body) \
-             SELECT DISTINCT ON (alert_id) $1, given.* FROM given ORDER BY alert_id, count DESC \
-             ON CONFLICT (tenant_id, alert_id) DO UPDATE SET severity = excluded.severity, count = excluded.count, \
-             triggered = excluded.triggered, detected = excluded.detected, body = excluded.body \
-             WHERE excluded.count > alert.count \
-         ) \
-         SELECT given.alert_id, given.count FROM given \
-         LEFT JOIN alert ON alert.tenant_id = $1 AND alert.alert_id = given.alert_id \
-         WHERE alert.count IS NULL OR alert.count < given.count",
-    )
-    .bind(id.as_str())
-    .bind(known.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-    .bind(column(|alert| &alert.fingerprint))
-    .bind(column(|alert| &alert.detector))
-    .bind(known.iter().map(|(_, alert)| alert.severity as i16).collect::<Vec<_>>())
-    .bind(
-        known
-            .iter()
-            .map(|(_, alert)| i64::try_from(alert.count).unwrap_or(i64::MAX))
-            .collect::<Vec<_>>(),
-    )
-    .bind(time(|alert| alert.trigger_time.as_ref()))
-    .bind(time(|alert| alert.detected_time.as_ref()))
-    .bind(known.iter().map(|(_, alert)| alert.encode_to_vec()).collect::<Vec<_>>())
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(DbError::during("insert alerts"))?;
-    let messages: Vec<Message> = known
-        .iter()
-        .filter(|(id, alert)| new.contains(&(*id, i64::try_from(alert.count).unwrap_or(i64::MAX))))
-        .filter_map(|(_, alert)| {
-            let subject = subject::alerts(&id, alert.severity(), &alert.detector);
-            Some(Message::proto(subject, crate::INFO.name, *alert).with_id(message_id(alert)?))
-        })
-        .collect();
-    tx.publish_all(&messages).await?;
-    Ok(messages)
-}
-
-/// Deletes alerts that were published longer ago than they are kept. Returns how many.
-///
-/// # Errors
-/// When the database is away or fails.
-pub async fn forget_alerts(db: &Db, tenant: &TenantId, days: u32) -> Result<u64, DbError> {
-    let mut tx = db.begin(tenant).await?;
-    let done = sqlx::query("DELETE FROM alert WHERE tenant_id = $1 AND detected < now() - make_interval(days => $2)")
-        .bind(tenant.as_str())
-        .bind(i32::try_from(days).unwrap_or(i32::MAX))
-        .execute(&mut *tx)
-        .await
-        .map_err(DbError::during("forget old alerts"))?;
-    tx.commit().await?;
-    Ok(done.rows_affected())
 }
 
 /// Stores a model and forgets the oldest.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use garrison_bus::{Message, subject};
-use garrison_db::Tx;
+use garrison_db::{Outgoing, Tx};
 use garrison_proto::{
     TenantId,
     audit::v1::{Actor, Decision},
@@ -159,17 +159,12 @@ impl<'a> Effects<'a> {
         Ok(orders)
     }
 
-    /// As [`Effects::append`], and notes the delivery that they come from in the inbox. `None` when it is a repeat:
-    /// then the transaction must be rolled back.
-    pub(super) async fn append_once(
-        self,
-        tx: &mut Tx<'static>,
-        consumer: &str,
-        delivery: Uuid,
-    ) -> Result<Option<Vec<Message>>, AppError> {
+    /// Everything, to be appended when the delivery that it comes from is handled for the first time; and the orders.
+    pub(super) fn outgoing_once(self, consumer: &str, delivery: Uuid) -> Result<(Outgoing, Vec<Message>), AppError> {
+        let tenant = self.tenant.clone();
         let (orders, all) = self.messages();
-        let first = tx.publish_once(consumer, delivery, &all).await;
-        Ok(first.during("append to the outbox")?.then_some(orders))
+        let outgoing = Outgoing::new(&tenant, &all).during("append to the outbox")?;
+        Ok((outgoing.once(consumer, delivery), orders))
     }
 
     fn messages(self) -> (Vec<Message>, Vec<Message>) {

@@ -1,6 +1,7 @@
 //! An alert comes in: the path that containment waits for.
 
 use chrono::{DateTime, Utc};
+use garrison_bus::Message;
 use garrison_db::Tx;
 use garrison_proto::{
     TenantId,
@@ -77,10 +78,10 @@ impl App {
             }
         };
         let rules = self.rules(&mut tx, tenant, generation).await?;
-        let (taken, effects) = self
-            .take_in(&mut tx, tenant, alert, &facts_of_alert, &rules, around, now)
+        let taken = self
+            .take_in(&mut tx, tenant, delivery, alert, &facts_of_alert, &rules, around, now)
             .await?;
-        let Some(orders) = effects.append_once(&mut tx, INBOX, delivery).await? else {
+        let Some((taken, orders)) = taken else {
             tx.rollback().await.during("roll back a repeat")?;
             return Ok(Taken::Repeat);
         };
@@ -110,17 +111,19 @@ impl App {
         Ok(around)
     }
 
+    // What became of it and the orders, or nothing for a repeat, which must be rolled back.
     #[allow(clippy::too_many_arguments)] // an alert and what it is judged by
-    async fn take_in<'a>(
-        &'a self,
+    async fn take_in(
+        &self,
         tx: &mut Tx<'static>,
         tenant: &TenantId,
+        delivery: Uuid,
         body: &Alert,
         alert: &AlertFacts,
         rules: &Rules,
         around: Surroundings,
         now: DateTime<Utc>,
-    ) -> Result<(Taken, Effects<'a>), AppError> {
+    ) -> Result<Option<(Taken, Vec<Message>)>, AppError> {
         let mut effects = Effects::new(&self.inner.info, tenant);
         let policy = &self.settings().correlation;
         let new_facts = facts(alert, policy);
@@ -168,19 +171,6 @@ impl App {
         for id in &decided.linked {
             incident.add_response(*id);
         }
-        intake::put(
-            tx,
-            tenant.as_str(),
-            alert,
-            &body.encode_to_vec(),
-            &new_facts,
-            &incident,
-            &decided.created,
-            now,
-        )
-        .await
-        .during("store an alert")?;
-
         let name = resource_name("incidents", incident.id);
         effects.incident(&incident);
         if opened {
@@ -192,16 +182,36 @@ impl App {
                 &incident.title(),
                 [("alert", alert.id.to_string()), ("detector", alert.detector.clone())],
             );
-            self.metrics().incident("opened");
         }
         let finding = ocsf::detection_finding(body, alert, tenant.as_str(), &name, around.present.is_some());
         effects.siem("detection_finding", ocsf::EVENT_TYPE, &finding)?;
+        let (outgoing, orders) = effects.outgoing_once(INBOX, delivery)?;
+        let first = intake::put(
+            tx,
+            tenant.as_str(),
+            alert,
+            &body.encode_to_vec(),
+            &new_facts,
+            &incident,
+            &decided.created,
+            &outgoing,
+            now,
+        )
+        .await
+        .during("store an alert")?;
+        if !first {
+            return Ok(None);
+        }
+        tx.appended(&outgoing);
+        if opened {
+            self.metrics().incident("opened");
+        }
         let taken = Taken::In {
             incident: incident.id,
             opened,
             responses: decided.created.iter().map(|created| created.response.id).collect(),
         };
-        Ok((taken, effects))
+        Ok(Some((taken, orders)))
     }
 
     /// Loads the incidents that an alert belongs to and merges them into the oldest.

@@ -100,6 +100,9 @@ impl App {
             request: None,
         };
         let policy = &self.settings().correlation;
+        let mut effects = Effects::new(&self.inner.info, &tenant);
+        effects.incident(&incident);
+        let (outgoing, _) = effects.outgoing_once("rehearsal", Uuid::now_v7())?;
         intake::put(
             tx,
             tenant.as_str(),
@@ -108,13 +111,11 @@ impl App {
             &facts(&alert, policy),
             &incident,
             &[created],
+            &outgoing,
             now,
         )
         .await
         .during("store an alert")?;
-        let mut effects = Effects::new(&self.inner.info, &tenant);
-        effects.incident(&incident);
-        effects.append_once(tx, "rehearsal", Uuid::now_v7()).await?;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Alerts: taking them in with as few round trips as possible, and reading them again.
 
 use chrono::{DateTime, Utc};
+use garrison_db::Outgoing;
 use sqlx::{PgConnection, Row as _, types::Json};
 use uuid::Uuid;
 
@@ -109,7 +110,9 @@ pub async fn surroundings(
     })
 }
 
-/// Writes the alert, its incident, its facts and the responses that it led to, in one statement.
+/// Writes the alert, its incident, its facts, the responses that it led to and the messages that tell of it, in one
+/// statement. False when the delivery that the messages come from was handled before: then the transaction must be
+/// rolled back.
 #[allow(clippy::too_many_arguments)] // what one alert leaves behind
 pub async fn put(
     tx: &mut PgConnection,
@@ -119,8 +122,9 @@ pub async fn put(
     facts: &[Fact],
     incident: &Incident,
     responses: &[Created],
+    outgoing: &Outgoing,
     now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
     let mut searchable = alert.hosts();
     for party in std::iter::once(&alert.source).chain(&alert.targets) {
         if !searchable.contains(&party.value) {
@@ -131,7 +135,7 @@ pub async fn put(
     let roles: Vec<i16> = facts.iter().map(|f| f.role as i16).collect();
     let minutes: Vec<i64> = facts.iter().map(|f| f.minute).collect();
     let stages: Vec<i16> = facts.iter().map(|f| f.stage as i16).collect();
-    sqlx::query(concat!(
+    let statement = sqlx::query(concat!(
         "WITH ",
         write_responses!(),
         ", alert_row AS (
@@ -152,12 +156,14 @@ pub async fn put(
                  responses = excluded.responses, first_seen = excluded.first_seen,
                  last_seen = excluded.last_seen, updated = excluded.updated, score = excluded.score,
                  alert_count = excluded.alert_count, root = excluded.root, headline = excluded.headline
+         ), fact_rows AS (
+             INSERT INTO fact (tenant_id, host, role, minute, stage, incident_id)
+             SELECT $1, f.host, f.role, f.minute, f.stage, $4
+             FROM unnest($27::text[], $28::smallint[], $29::bigint[], $30::smallint[])
+                  AS f (host, role, minute, stage)
+             ON CONFLICT DO NOTHING
          )
-         INSERT INTO fact (tenant_id, host, role, minute, stage, incident_id)
-         SELECT $1, f.host, f.role, f.minute, f.stage, $4
-         FROM unnest($27::text[], $28::smallint[], $29::bigint[], $30::smallint[])
-              AS f (host, role, minute, stage)
-         ON CONFLICT DO NOTHING"
+         SELECT append_messages($31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)"
     ))
     .bind(tenant)
     .bind(rows(responses, now))
@@ -188,10 +194,8 @@ pub async fn put(
     .bind(&hosts)
     .bind(&roles)
     .bind(&minutes)
-    .bind(&stages)
-    .execute(tx)
-    .await?;
-    Ok(())
+    .bind(&stages);
+    outgoing.bind(statement).fetch_one(tx).await?.try_get(0)
 }
 
 /// What to list.
