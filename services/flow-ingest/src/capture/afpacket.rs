@@ -1,8 +1,8 @@
 //! Live capture on Linux: AF_PACKET sockets with a TPACKET_V3 ring that the kernel and this process share
 //! (packet(7), Documentation/networking/packet_mmap.rst).
 //!
-//! All `unsafe` code of this crate is here. A ring owns its socket and its mapping; blocks borrow the ring and are
-//! given back to the kernel when they are dropped, so a packet cannot outlive the memory it lies in.
+//! A ring owns its socket and its mapping; blocks borrow the ring and are given back to the kernel when they are
+//! dropped, so a packet cannot outlive the memory it lies in.
 
 #![allow(unsafe_code)] // the kernel's interface is raw sockets and shared memory
 

@@ -11,7 +11,8 @@ use crate::domain::packet::LinkType;
 /// Longest packet that is believed, octets: what the format's own tools allow.
 pub(super) const MAX_PACKET: usize = 262_144;
 
-const BUFFER: usize = 1 << 20;
+// A part of the second-level cache: what was read is still near when it is metered.
+const BUFFER: usize = 1 << 18;
 
 /// Byte order of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -93,14 +93,17 @@ impl Side {
             self.len_max = self.len_max.max(short);
             if seen < MOMENT_PACKETS {
                 let n = seen as f32;
-                let off = len as f32 - self.payload as f32 / n;
-                self.len_m2 += off * off * (n / (n + 1.0));
-                let gap = (packet.time - self.last_seen).max(0) as f32 / 1e3;
+                let gaps = n - 1.0;
+                let span = (self.last_seen - first).max(0) as f32 / 1e3;
+                // Side by side, so that one instruction divides all.
+                let (over, under) = ([self.payload as f32, n, span, gaps], [n, n + 1.0, gaps, gaps + 1.0]);
+                let [mean, share, mean_gap, gap_share]: [f32; 4] = std::array::from_fn(|i| over[i] / under[i]);
+                let off = len as f32 - mean;
+                self.len_m2 += off * off * share;
                 if seen > 1 {
-                    let gaps = n - 1.0;
-                    let mean = (self.last_seen - first).max(0) as f32 / 1e3 / gaps;
-                    let off = gap - mean;
-                    self.iat_m2 += off * off * (gaps / (gaps + 1.0));
+                    let gap = (packet.time - self.last_seen).max(0) as f32 / 1e3;
+                    let off = gap - mean_gap;
+                    self.iat_m2 += off * off * gap_share;
                 }
             }
         }
@@ -154,6 +157,8 @@ pub mod mark {
     pub const DST_SYN: u16 = 1 << 10;
     /// It began while the table was full, and nobody is told of it until both sides use it.
     pub const SILENT: u16 = 1 << 11;
+    /// Nothing came since the last report, so its timer waits for its end only; the next packet sets it anew.
+    pub const QUIET: u16 = 1 << 12;
 }
 
 /// One flow. Facts that only flows with payload have are in [`Extra`].

@@ -1,7 +1,5 @@
 //! Who talks to whom: hashing that is the same for both directions, Community ID, flow ids.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-
 use super::packet::{ICMP, ICMPV6, SCTP, TCP, UDP, icmp_answer};
 
 /// The five facts that name a flow, from the opener's side. IPv4 addresses are mapped into IPv6.
@@ -21,6 +19,16 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// The other is this flow seen from the other side.
+    #[inline]
+    pub fn is_reverse_of(&self, other: &Self) -> bool {
+        self.src_port == other.dst_port
+            && self.dst_port == other.src_port
+            && self.src == other.dst
+            && self.dst == other.src
+            && self.protocol == other.protocol
+    }
+
     /// The same flow seen from the other side.
     pub fn reversed(&self) -> Self {
         Self {
@@ -106,7 +114,9 @@ pub fn community_id(key: &FlowKey, ip_version: u8, text: &mut [u8; COMMUNITY_ID_
     let one_way = matches!(key.protocol, ICMP | ICMPV6) && icmp_answer(key.protocol, key.src_port as u8).is_none();
     let ordered = one_way || (key.src, key.src_port) <= (key.dst, key.dst_port);
     let key = if ordered { *key } else { key.reversed() };
-    let mut input = [0; 40];
+    // One block of SHA-1 (FIPS 180-4): at most 40 octets, a one bit, zeros, and the length in bits.
+    let mut input = [0; 64];
+    // A seed of zero comes first.
     let mut len = 2;
     let mut push = |bytes: &[u8]| {
         input[len..len + bytes.len()].copy_from_slice(bytes);
@@ -120,11 +130,31 @@ pub fn community_id(key: &FlowKey, ip_version: u8, text: &mut [u8; COMMUNITY_ID_
         push(&key.src_port.to_be_bytes());
         push(&key.dst_port.to_be_bytes());
     }
-    let digest = sha1_smol::Sha1::from(&input[..len]).digest().bytes();
+    input[len] = 0x80;
+    input[62..].copy_from_slice(&(len as u16 * 8).to_be_bytes());
+    let mut state = SHA1_START;
+    sha1::block_api::compress(&mut state, &[input]);
     text[..2].copy_from_slice(b"1:");
-    // 20 octets always make 28 characters, so this cannot fail; an id that were cut would still be text.
-    let written = STANDARD.encode_slice(digest, &mut text[2..]);
-    debug_assert_eq!(written, Ok(28));
+    base64_of(&state, &mut text[2..]);
+}
+
+// FIPS 180-4 §5.3.1.
+const SHA1_START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
+
+// The digest's 20 octets as 28 characters (RFC 4648 §4).
+fn base64_of(digest: &[u32; 5], text: &mut [u8]) {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut octets = [0; 21];
+    for (place, word) in octets.chunks_exact_mut(4).zip(digest) {
+        place.copy_from_slice(&word.to_be_bytes());
+    }
+    for (place, three) in text.chunks_exact_mut(4).zip(octets.chunks_exact(3)) {
+        let bits = usize::from(three[0]) << 16 | usize::from(three[1]) << 8 | usize::from(three[2]);
+        place.copy_from_slice(&[18, 12, 6, 0].map(|shift| LETTERS[bits >> shift & 63]));
+    }
+    if let Some(last) = text.get_mut(27) {
+        *last = b'=';
+    }
 }
 
 #[cfg(test)]

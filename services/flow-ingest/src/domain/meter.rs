@@ -136,14 +136,12 @@ impl Meter {
 
     fn burst(&mut self, packets: &[Packet<'_>], sink: &mut impl Sink) {
         let mut work: [Option<Work<'_>>; BURST] = [const { None }; BURST];
-        let mut warmed = 0;
         self.counts.received += packets.len() as u64;
         for (packet, place) in packets.iter().zip(&mut work) {
             match self.decoder.decode(packet) {
                 Verdict::Flow(packet) => {
-                    let work = self.work(packet);
-                    warmed ^= self.table.warm(work.hash);
-                    *place = Some(work);
+                    let work = place.insert(self.work(packet));
+                    self.table.fetch_place(work.hash);
                 }
                 Verdict::NoFlow => {
                     self.counts.parsed += 1;
@@ -152,8 +150,12 @@ impl Meter {
                 Verdict::Malformed => self.counts.malformed += 1,
             }
         }
-        // The value does not matter; that it was read does.
-        std::hint::black_box(warmed);
+        for work in work.iter().flatten() {
+            self.table.fetch_flow(work.hash);
+        }
+        for work in work.iter().flatten() {
+            self.table.fetch_state(work.hash);
+        }
         for (packet, work) in packets.iter().zip(&work) {
             match work {
                 Some(work) => {
@@ -169,6 +171,7 @@ impl Meter {
         }
     }
 
+    #[inline(always)]
     fn work<'a>(&mut self, mut packet: Decoded<'a>) -> Work<'a> {
         if packet.fragment != Fragment::Whole {
             self.fragments.resolve(&mut packet);
@@ -236,7 +239,9 @@ impl Meter {
                 self.report(slot, FlowState::Active, None, None, sink);
             } else {
                 let since = now - flow.first_seen;
-                self.table.flows[slot as usize].reported = milliseconds(since);
+                let flow = &mut self.table.flows[slot as usize];
+                flow.reported = milliseconds(since);
+                flow.marks |= mark::QUIET;
             }
         }
         self.table.schedule(slot);
@@ -390,6 +395,8 @@ impl Meter {
             }
         }
         let (flow, mut extra, applications) = self.table.parts(slot);
+        let woken = flow.is(mark::QUIET);
+        flow.marks &= !mark::QUIET;
         let mut over = false;
         match packet.protocol {
             TCP if has_header => {
@@ -438,7 +445,7 @@ impl Meter {
         if news.facts || news.refused {
             over |= self.tell(slot, news, packet.time, sink);
         }
-        if over {
+        if over || woken {
             // Its deadline came nearer; a later one would be noticed by itself.
             self.table.schedule(slot);
         }
@@ -530,20 +537,27 @@ const ENTROPY_OCTETS: usize = 256;
 
 // Shannon entropy, bits an octet, of at most `ENTROPY_OCTETS` octets.
 fn entropy(data: &[u8]) -> f32 {
-    // n log2 n for every count that can occur.
-    static TERMS: LazyLock<[f32; ENTROPY_OCTETS + 1]> =
-        LazyLock::new(|| std::array::from_fn(|n| if n == 0 { 0.0 } else { n as f32 * (n as f32).log2() }));
-    let terms = &*TERMS;
-    let mut counts = [0_u16; 256];
-    for &octet in data {
-        counts[usize::from(octet)] += 1;
+    const SCALE: f64 = (1_u64 << 32) as f64;
+    // What an octet adds to the sum of n log2 n that has come up n times before, in whole numbers, so that the order of
+    // the octets does not matter.
+    static STEPS: LazyLock<[u64; ENTROPY_OCTETS]> = LazyLock::new(|| {
+        let term = |n: usize| match n {
+            0 => 0,
+            _ => (n as f64 * (n as f64).log2() * SCALE).round() as u64,
+        };
+        std::array::from_fn(|n| term(n + 1) - term(n))
+    });
+    let steps = &*STEPS;
+    let mut counts = [0_u8; 256];
+    let mut sum = 0;
+    for &octet in data.iter().take(ENTROPY_OCTETS) {
+        let count = &mut counts[usize::from(octet)];
+        sum += steps[usize::from(*count)];
+        // Of all octets alike the last one's count is not read any more.
+        *count = count.wrapping_add(1);
     }
-    let sum: f32 = counts
-        .iter()
-        .map(|&count| terms.get(usize::from(count)).copied().unwrap_or_default())
-        .sum();
-    let total = data.len() as f32;
-    total.log2() - sum / total
+    let total = data.len() as f64;
+    (total.log2() - sum as f64 / SCALE / total).max(0.0) as f32
 }
 
 // Whether the first packet came from the called side, told by its ports (Zeek's `likely_server_ports`).

@@ -18,6 +18,7 @@ mod meter_tests;
 pub mod packet;
 #[cfg(test)]
 mod packet_tests;
+mod prefetch;
 pub mod record;
 pub mod table;
 pub mod tcp;

@@ -166,3 +166,28 @@ proptest! {
         decode(&frame(&data[..kept.index(data.len())]));
     }
 }
+
+proptest! {
+    #[test]
+    fn the_short_way_reads_what_the_long_way_reads(
+        udp in any::<bool>(), payload in prop::collection::vec(any::<u8>(), 0..40),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in 0_usize..30, padding in 0_usize..20, wire in 0_u32..80, tci in any::<Option<u16>>(),
+    ) {
+        let mut data = match udp {
+            true => craft::udp4("10.0.0.1:1234", "10.0.0.2:53", &payload),
+            false => craft::tcp4("10.0.0.1:1234", "10.0.0.2:80", flag::ACK, 5, 6, &payload),
+        };
+        for (at, value) in changes {
+            let at = at.index(data.len());
+            data[at] = value;
+        }
+        data.truncate(data.len() - cut.min(data.len()));
+        data.resize(data.len() + padding, 0);
+        let packet = Packet { wire_len: (data.len() as u32).max(wire), vlan_tci: tci, ..frame(&data) };
+        let decoder = Decoder::default();
+        if let Some(short) = decoder.plain(&packet, 4) {
+            prop_assert_eq!(format!("{:?}", Verdict::Flow(short)), format!("{:?}", decoder.frame(&packet, 4)));
+        }
+    }
+}

@@ -8,6 +8,7 @@ use super::{
     index::Index,
     key::{FlowKey, HashSeed},
     packet::{Decoder, ICMP, ICMPV6, TCP, UDP},
+    prefetch::fetch,
     record::worth,
     wheel::Wheel,
 };
@@ -121,6 +122,9 @@ pub fn blank() -> Flow {
 // The bucket of a flow that is in none.
 const OUT: u16 = u16::MAX;
 
+// More flows than this no index is made for.
+const MOST: usize = 1 << 30;
+
 // One in so many flows is young.
 const YOUNG_SHARE: usize = 8;
 // How many older flows an eviction looks at when every young one is a conversation.
@@ -131,7 +135,7 @@ const IN_USE: i64 = 1_000_000_000;
 impl Table {
     /// Makes an empty table.
     pub fn new(limits: Limits, seed: HashSeed) -> Self {
-        let flows = limits.flows.clamp(1, NONE as usize - 1);
+        let flows = limits.flows.clamp(1, MOST);
         Self {
             flows: Vec::with_capacity(flows),
             applications: Applications::new(limits.applications, limits.stream_bytes),
@@ -160,12 +164,33 @@ impl Table {
         self.live == 0
     }
 
-    /// Reads early what a search for this hash will read, so that several searches wait for memory together.
-    pub fn warm(&self, hash: u64) -> u16 {
-        let slot = self.index.first(hash) as u32;
-        match self.flows.get(slot.wrapping_sub(1) as usize) {
-            Some(flow) => flow.marks,
-            None => 0,
+    /// Has brought near what a search for this hash reads first. It, [`fetch_flow`](Self::fetch_flow) and
+    /// [`fetch_state`](Self::fetch_state) are called one after the other for several searches, which then wait for memory
+    /// together.
+    #[inline(always)]
+    pub fn fetch_place(&self, hash: u64) {
+        self.index.fetch(hash);
+    }
+
+    /// Has the flow brought near that a search for this hash most likely finds.
+    #[inline(always)]
+    pub fn fetch_flow(&self, hash: u64) {
+        if let Some(flow) = self.flows.get(self.index.first(hash) as usize) {
+            fetch(flow);
+        }
+    }
+
+    /// Has its rarer facts and its application state brought near, where they may be needed.
+    #[inline(always)]
+    pub fn fetch_state(&self, hash: u64) {
+        let Some(flow) = self.flows.get(self.index.first(hash) as usize) else {
+            return;
+        };
+        if let Some(extra) = self.extras.get(flow.extra as usize) {
+            fetch(extra);
+            if !flow.is(mark::APP_DONE) {
+                self.applications.fetch(flow.app);
+            }
         }
     }
 
@@ -177,7 +202,7 @@ impl Table {
             if flow == key {
                 side = 0;
                 true
-            } else if flow.src_port == key.dst_port && *flow == key.reversed() {
+            } else if flow.is_reverse_of(key) {
                 side = 1;
                 true
             } else {
@@ -252,9 +277,7 @@ impl Table {
             self.free_extras.push(flow.extra);
         }
         let hash = self.seed.hash(&flow.key);
-        let (flows, seed) = (&self.flows, &self.seed);
-        self.index
-            .remove(hash, slot, |other| seed.hash(&flows[other as usize].key));
+        self.index.remove(hash, slot);
         let flow = &mut self.flows[slot as usize];
         flow.marks = 0;
         flow.timer_next = self.free;
@@ -327,7 +350,7 @@ impl Table {
 
     /// When a flow is to be reported next.
     pub fn reports(&self, flow: &Flow) -> i64 {
-        if flow.is(mark::LINGER) && !flow.is(mark::PENDING) {
+        if (flow.is(mark::LINGER) && !flow.is(mark::PENDING)) || flow.is(mark::QUIET) {
             return i64::MAX;
         }
         let after = match flow.is(mark::PENDING) {
@@ -389,7 +412,11 @@ impl Table {
     pub fn unchain(&mut self, slot: u32) -> u32 {
         let flow = &mut self.flows[slot as usize];
         flow.bucket = OUT;
-        flow.timer_next
+        let next = flow.timer_next;
+        if let Some(next) = self.flows.get(next as usize) {
+            fetch(next);
+        }
+        next
     }
 }
 

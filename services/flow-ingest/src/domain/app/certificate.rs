@@ -1,7 +1,9 @@
 //! The server's certificate as TLS up to 1.2 shows it (RFC 5280).
 
 use sha2::{Digest as _, Sha256};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::{certificate::X509CertificateParser, nom::Parser as _};
+
+use super::tls::hex;
 
 /// What is told about a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,14 +27,16 @@ const LONGEST_NAME: usize = 256;
 impl Certificate {
     /// Reads a certificate. `None` where the octets are no certificate.
     pub fn read(der: &[u8]) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        // What extensions say is not told, so they are only passed over.
+        let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
+        let (_, certificate) = parser.parse(der).ok()?;
         let nanoseconds = |seconds: i64| seconds.checked_mul(1_000_000_000);
         Some(Self {
             subject: name(certificate.subject()),
             issuer: name(certificate.issuer()),
             not_before: nanoseconds(certificate.validity().not_before.timestamp()),
             not_after: nanoseconds(certificate.validity().not_after.timestamp()),
-            sha256: hex::encode(Sha256::digest(der)),
+            sha256: hex(&Sha256::digest(der)),
             self_signed: certificate.subject().as_raw() == certificate.issuer().as_raw(),
         })
     }

@@ -91,8 +91,8 @@ pub fn is_message(data: &[u8]) -> bool {
         return false;
     }
     let mut at = HEADER;
-    let mut name = String::new();
-    if read_name(data, &mut at, &mut name).is_none() || name.is_empty() {
+    let mut labels = 0;
+    if walk_name(data, &mut at, |_| labels += 1).is_none() || labels == 0 {
         return false;
     }
     let known = data
@@ -113,7 +113,7 @@ impl DnsFacts {
         let mut at = HEADER;
         let mut news = false;
         for question in 0..count(4) {
-            let mut name = String::new();
+            let mut name = String::with_capacity(64);
             read_name(data, &mut at, &mut name)?;
             let kind = be16(data, at)?;
             at += 4;
@@ -183,8 +183,7 @@ fn netbios_name(name: &str) -> Option<String> {
 
 // Gives the answer's time to live.
 fn answer(data: &[u8], at: &mut usize, out: &mut String) -> Option<u32> {
-    let mut owner = String::new();
-    read_name(data, at, &mut owner)?;
+    walk_name(data, at, |_| ())?;
     let kind = be16(data, *at)?;
     let ttl = u32::from(be16(data, *at + 4)?) << 16 | u32::from(be16(data, *at + 6)?);
     let length = usize::from(be16(data, *at + 8)?);
@@ -218,12 +217,49 @@ fn answer(data: &[u8], at: &mut usize, out: &mut String) -> Option<u32> {
     Some(ttl)
 }
 
-// Reads a name and leaves `at` behind it. Pointers must go backwards, so following them ends.
+// Reads a name and leaves `at` behind it.
 fn read_name(data: &[u8], at: &mut usize, out: &mut String) -> Option<()> {
+    let start = out.len();
+    walk_name(data, at, |label| {
+        if out.len() > start {
+            out.push('.');
+        }
+        push_label(label, out);
+    })
+}
+
+fn push_label(label: &[u8], out: &mut String) {
+    // Names are nearly always of letters, digits and hyphens.
+    if label
+        .iter()
+        .all(|b| b.is_ascii_alphanumeric() || *b == b'-' || *b == b'_')
+        && let Ok(text) = std::str::from_utf8(label)
+    {
+        let from = out.len();
+        out.push_str(text);
+        out[from..].make_ascii_lowercase();
+        return;
+    }
+    for &b in label {
+        match b {
+            b'.' | b'\\' | b',' => {
+                out.push('\\');
+                out.push(char::from(b));
+            }
+            0x21..=0x7e => out.push(char::from(b.to_ascii_lowercase())),
+            _ => {
+                // Writing into a string cannot fail.
+                let _ = write!(out, "\\{b:03}");
+            }
+        }
+    }
+}
+
+// Gives each label of a name and leaves `at` behind it. Pointers must go backwards, so following them ends.
+fn walk_name(data: &[u8], at: &mut usize, mut label: impl FnMut(&[u8])) -> Option<()> {
     let mut place = *at;
     let mut behind = None;
     let mut length = 0;
-    let start = out.len();
     loop {
         let octet = *data.get(place)?;
         match octet >> 6 {
@@ -232,28 +268,13 @@ fn read_name(data: &[u8], at: &mut usize, out: &mut String) -> Option<()> {
                     place += 1;
                     break;
                 }
-                let label = data.get(place + 1..place + 1 + usize::from(octet))?;
-                length += label.len() + 1;
+                let text = data.get(place + 1..place + 1 + usize::from(octet))?;
+                length += text.len() + 1;
                 // RFC 1035 §3.1.
                 if length > 255 {
                     return None;
                 }
-                if out.len() > start {
-                    out.push('.');
-                }
-                for &b in label {
-                    match b {
-                        b'.' | b'\\' | b',' => {
-                            out.push('\\');
-                            out.push(char::from(b));
-                        }
-                        0x21..=0x7e => out.push(char::from(b.to_ascii_lowercase())),
-                        _ => {
-                            // Writing into a string cannot fail.
-                            let _ = write!(out, "\\{b:03}");
-                        }
-                    }
-                }
+                label(text);
                 place += 1 + usize::from(octet);
             }
             3 => {

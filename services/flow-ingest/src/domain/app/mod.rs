@@ -29,6 +29,7 @@ use self::{
 use super::{
     flow::{Flow, NONE, mark},
     packet::{Decoded, TCP, UDP, flag},
+    prefetch::fetch,
 };
 
 /// What a flow's application layer told.
@@ -147,6 +148,14 @@ impl Applications {
     /// A flow's state.
     pub fn get(&self, slot: u32) -> Option<&App> {
         self.apps.get(slot as usize)
+    }
+
+    /// Has a flow's state brought near.
+    #[inline(always)]
+    pub fn fetch(&self, slot: u32) {
+        if let Some(app) = self.apps.get(slot as usize) {
+            fetch(app);
+        }
     }
 
     /// States in use.

@@ -249,7 +249,7 @@ impl TlsFacts {
         }
         let kinds: Vec<u16> = extensions.iter().map(|&(kind, _)| kind).collect();
         self.ja4s = Some(ja4s(carrier, version, cipher, &kinds, alpn));
-        self.ja3s = Some(md5_hex(&format!("{legacy},{cipher},{}", decimals(&kinds))));
+        self.ja3s = Some(ja3s(legacy, cipher, &kinds));
         self.version = Some(version);
         self.cipher = Some(cipher);
         if let Some(agreed) = alpn.and_then(|name| printable(name, 64)) {
@@ -417,6 +417,11 @@ fn server_name(content: &[u8]) -> Option<&[u8]> {
 
 fn printable(name: &[u8], limit: usize) -> Option<String> {
     let name = &name[..name.len().min(limit)];
+    if let Ok(text) = std::str::from_utf8(name)
+        && name.iter().all(|b| (0x21..=0x7e).contains(b))
+    {
+        return (!text.is_empty()).then(|| text.to_owned());
+    }
     let text: String = name
         .iter()
         .map(|&b| match b {
@@ -455,41 +460,100 @@ fn alpn_code(alpn: Option<&[u8]>) -> [char; 2] {
     if first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric() {
         return [char::from(first), char::from(last)];
     }
-    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble & 0x0f)]);
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 0x0f)]);
     [digit(first >> 4), digit(last)]
 }
 
-fn list(values: &[u16]) -> String {
-    let texts: Vec<String> = values.iter().map(|v| format!("{v:04x}")).collect();
-    texts.join(",")
-}
+// Fingerprints are of texts of many small numbers, which are written digit by digit: formatting each would take longer
+// than everything else about a hello.
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-fn short_hash(text: &str) -> String {
-    if text.is_empty() {
-        return "0".repeat(12);
+fn push_hex(text: &mut String, octets: &[u8]) {
+    for octet in octets {
+        text.push(char::from(DIGITS[usize::from(octet >> 4)]));
+        text.push(char::from(DIGITS[usize::from(octet & 15)]));
     }
-    hex::encode(&Sha256::digest(text.as_bytes())[..6])
 }
 
-fn decimals(values: &[u16]) -> String {
-    let texts: Vec<String> = values.iter().map(u16::to_string).collect();
-    texts.join("-")
+pub(super) fn hex(octets: &[u8]) -> String {
+    let mut text = String::with_capacity(octets.len() * 2);
+    push_hex(&mut text, octets);
+    text
+}
+
+fn push_decimal(text: &mut String, value: u16) {
+    let mut begun = false;
+    for unit in [10_000, 1_000, 100, 10, 1] {
+        let digit = value / unit % 10;
+        begun |= digit != 0 || unit == 1;
+        if begun {
+            text.push(char::from(DIGITS[usize::from(digit)]));
+        }
+    }
+}
+
+fn push_list(text: &mut String, values: &[u16]) {
+    for (place, value) in values.iter().enumerate() {
+        if place > 0 {
+            text.push(',');
+        }
+        push_hex(text, &value.to_be_bytes());
+    }
+}
+
+fn list(values: &[u16]) -> String {
+    let mut text = String::with_capacity(values.len() * 5);
+    push_list(&mut text, values);
+    text
+}
+
+fn push_short_hash(out: &mut String, text: &str) {
+    match text.is_empty() {
+        true => out.push_str("000000000000"),
+        false => push_hex(out, &Sha256::digest(text.as_bytes())[..6]),
+    }
+}
+
+fn push_decimals(text: &mut String, values: impl Iterator<Item = u16>) {
+    for (place, value) in values.enumerate() {
+        if place > 0 {
+            text.push('-');
+        }
+        push_decimal(text, value);
+    }
 }
 
 fn ja3(legacy: u16, ciphers: &[u16], kinds: &[u16], groups: &[u16], formats: &[u8]) -> String {
-    let real = |values: &[u16]| -> Vec<u16> { values.iter().copied().filter(|v| !is_grease(*v)).collect() };
-    let formats: Vec<u16> = formats.iter().map(|&b| u16::from(b)).collect();
-    md5_hex(&format!(
-        "{legacy},{},{},{},{}",
-        decimals(&real(ciphers)),
-        decimals(&real(kinds)),
-        decimals(&real(groups)),
-        decimals(&formats)
-    ))
+    let real = |values: &'_ [u16]| -> Vec<u16> { values.iter().copied().filter(|v| !is_grease(*v)).collect() };
+    let mut text = String::with_capacity(8 + 6 * (ciphers.len() + kinds.len() + groups.len()) + 4 * formats.len());
+    push_decimal(&mut text, legacy);
+    for values in [ciphers, kinds, groups] {
+        text.push(',');
+        push_decimals(&mut text, real(values).into_iter());
+    }
+    text.push(',');
+    push_decimals(&mut text, formats.iter().map(|&b| u16::from(b)));
+    md5_hex(&text)
+}
+
+fn ja3s(legacy: u16, cipher: u16, kinds: &[u16]) -> String {
+    let mut text = String::with_capacity(16 + 6 * kinds.len());
+    push_decimal(&mut text, legacy);
+    text.push(',');
+    push_decimal(&mut text, cipher);
+    text.push(',');
+    push_decimals(&mut text, kinds.iter().copied());
+    md5_hex(&text)
 }
 
 pub(super) fn md5_hex(text: &str) -> String {
-    hex::encode(Md5::digest(text.as_bytes()))
+    hex(&Md5::digest(text.as_bytes()))
+}
+
+fn push_two_digits(text: &mut String, count: usize) {
+    let count = count.min(99);
+    text.push(char::from(DIGITS[count / 10]));
+    text.push(char::from(DIGITS[count % 10]));
 }
 
 fn ja4(
@@ -505,35 +569,41 @@ fn ja4(
     let mut kinds = without_grease(extensions);
     let signatures = without_grease(signatures);
     let named = if kinds.contains(&EXT_SNI) { 'd' } else { 'i' };
-    let [a, z] = alpn_code(alpn);
-    let head = format!(
-        "{}{}{named}{:02}{:02}{a}{z}",
-        carrier.letter(),
-        version_code(version),
-        ciphers.len().min(99),
-        kinds.len().min(99),
-    );
+    let mut text = String::with_capacity(36);
+    text.push(carrier.letter());
+    text.push_str(version_code(version));
+    text.push(named);
+    push_two_digits(&mut text, ciphers.len());
+    push_two_digits(&mut text, kinds.len());
+    text.extend(alpn_code(alpn));
     ciphers.sort_unstable();
     kinds.retain(|kind| !matches!(*kind, EXT_SNI | EXT_ALPN));
     kinds.sort_unstable();
-    let mut tail = list(&kinds);
+    let mut tail = String::with_capacity((kinds.len() + signatures.len()) * 5);
+    push_list(&mut tail, &kinds);
     if !tail.is_empty() && !signatures.is_empty() {
         tail.push('_');
-        tail.push_str(&list(&signatures));
+        push_list(&mut tail, &signatures);
     }
-    format!("{head}_{}_{}", short_hash(&list(&ciphers)), short_hash(&tail))
+    text.push('_');
+    push_short_hash(&mut text, &list(&ciphers));
+    text.push('_');
+    push_short_hash(&mut text, &tail);
+    text
 }
 
 fn ja4s(carrier: Carrier, version: u16, cipher: u16, extensions: &[u16], alpn: Option<&[u8]>) -> String {
     let kinds: Vec<u16> = extensions.iter().copied().filter(|kind| !is_grease(*kind)).collect();
-    let [a, z] = alpn_code(alpn);
-    format!(
-        "{}{}{:02}{a}{z}_{cipher:04x}_{}",
-        carrier.letter(),
-        version_code(version),
-        kinds.len().min(99),
-        short_hash(&list(&kinds)),
-    )
+    let mut text = String::with_capacity(25);
+    text.push(carrier.letter());
+    text.push_str(version_code(version));
+    push_two_digits(&mut text, kinds.len());
+    text.extend(alpn_code(alpn));
+    text.push('_');
+    push_hex(&mut text, &cipher.to_be_bytes());
+    text.push('_');
+    push_short_hash(&mut text, &list(&kinds));
+    text
 }
 
 #[cfg(test)]

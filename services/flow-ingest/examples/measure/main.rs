@@ -1,0 +1,48 @@
+//! The programs that `cargo xtask bench flows` runs: each does one thing, and prints what came of it as one line of JSON.
+
+#![allow(missing_docs, unreachable_pub)] // a program has no public interface
+
+mod capture;
+mod meter;
+
+use std::{path::Path, process::ExitCode};
+
+const USAGE: &str = "\
+usage: measure capture CORPORA OUT OCTETS     make a large capture from a corpus
+       measure read FILE                      only read it
+       measure meter FILE none|batches        meter it, and make Arrow batches of the records or not";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text} is no number"))
+}
+
+fn run(arguments: &[&str]) -> Result<serde_json::Value, String> {
+    match arguments {
+        ["capture", corpora, out, octets] => {
+            let made = capture::make(Path::new(corpora), Path::new(out), number(octets)?)?;
+            Ok(serde_json::json!({
+                "captures": made.captures, "left_out": made.left_out, "rounds": made.rounds,
+                "packets": made.packets, "bytes": made.bytes,
+            }))
+        }
+        ["read", file] => meter::read(Path::new(file)),
+        ["meter", file, "none"] => meter::metered(Path::new(file), &mut meter::Nothing(0)),
+        ["meter", file, "batches"] => meter::metered(Path::new(file), &mut meter::Batches::default()),
+        _ => Err(USAGE.to_owned()),
+    }
+}
