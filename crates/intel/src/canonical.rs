@@ -298,7 +298,7 @@ mod tests {
             assert!(guess(bad, true).is_err(), "{bad}: {}", guessed(bad));
         }
         assert!(Value::parse(Kind::Ja3, "d41d8cd9").is_err());
-        assert!(Value::parse(Kind::Certificate, &"AB:".repeat(19).trim_end_matches(':').to_owned()).is_err());
+        assert!(Value::parse(Kind::Certificate, "AB:".repeat(19).trim_end_matches(':')).is_err());
         let sha1 = vec!["AB"; 20].join(":");
         assert_eq!(Value::parse(Kind::Certificate, &sha1).unwrap().key(), [0xab; 20]);
     }
