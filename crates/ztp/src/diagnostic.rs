@@ -80,6 +80,12 @@ codes! {
     NoAddresses = "0106",
     /// All of one address family and nothing of the other.
     OneFamily = "0107",
+    /// A rule that never decides anything, because earlier tiers do.
+    Shadowed = "0108",
+    /// Rules of two policies that say opposite things of the same connections.
+    Conflicting = "0109",
+    /// A file that is not written as the formatter writes it.
+    Unformatted = "0110",
 }
 
 impl fmt::Display for Code {

@@ -11,6 +11,9 @@ pub const API_VERSION: &str = "garrison.dev/v1alpha1";
 /// The kind of a policy document.
 pub const KIND: &str = "ZeroTrustPolicy";
 
+/// The kind of a policy document whose workloads are of any number of namespaces.
+pub const CLUSTER_KIND: &str = "ClusterZeroTrustPolicy";
+
 /// Who may talk to whom.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -18,8 +21,8 @@ pub struct ZeroTrustPolicy {
     /// `garrison.dev/v1alpha1`.
     #[schemars(extend("const" = API_VERSION))]
     pub api_version: String,
-    /// `ZeroTrustPolicy`.
-    #[schemars(extend("const" = KIND))]
+    /// `ZeroTrustPolicy`, or `ClusterZeroTrustPolicy` for workloads of several namespaces.
+    #[schemars(extend("enum" = [KIND, CLUSTER_KIND]))]
     pub kind: String,
     /// What the policy is called.
     pub metadata: Metadata,
@@ -46,6 +49,8 @@ pub enum Mode {
     /// Verdicts are counted; nothing is raised and nothing is compiled.
     #[default]
     Observe,
+    /// As `observe`, and enforcement points that can try a policy without enforcing it are given it to try.
+    Stage,
     /// Forbidden flows raise alerts, and the policy is compiled to enforcement points.
     Enforce,
 }
@@ -58,7 +63,7 @@ pub struct Spec {
     #[serde(default)]
     pub mode: Mode,
     /// Which policies decide first: the lowest tier. Within a tier, deny is stronger than allow.
-    #[serde(default = "default_tier")]
+    #[serde(default = "default_tier", skip_serializing_if = "is_default_tier")]
     #[schemars(range(min = 0, max = 1000))]
     pub tier: u16,
     /// Who answers for it: a team or a person.
@@ -70,6 +75,12 @@ pub struct Spec {
     /// The change request behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,
+    /// What the levels of trust need, where it is not what they need by default.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub trust_levels: BTreeMap<TrustLevel, TrustNeeds>,
+    /// The level that whoever opens a connection to the subject must have, whichever rule allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<TrustLevel>,
     /// Names for sets of endpoints, for use in `subject` and in peers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub groups: BTreeMap<String, Group>,
@@ -91,8 +102,91 @@ fn default_tier() -> u16 {
     DEFAULT_TIER
 }
 
-/// A named set of endpoints, told in one or both ways: by address, for everything that sees packets, and by
-/// labels, for Kubernetes. The author vouches that both mean the same endpoints.
+fn is_default_tier(tier: &u16) -> bool {
+    *tier == DEFAULT_TIER
+}
+
+/// How far whoever opens a connection is trusted. Each level needs what the one below it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TrustLevel {
+    /// Needs nothing.
+    Untrusted,
+    /// Needs an identity.
+    Restricted,
+    /// Needs an identity, proved by mutual TLS.
+    Trusted,
+    /// Needs, besides, a posture that was checked, a session that is young, and an approval.
+    Privileged,
+}
+
+impl TrustLevel {
+    /// Every level, the lowest first.
+    pub const ALL: [Self; 4] = [Self::Untrusted, Self::Restricted, Self::Trusted, Self::Privileged];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Untrusted => "untrusted",
+            Self::Restricted => "restricted",
+            Self::Trusted => "trusted",
+            Self::Privileged => "privileged",
+        }
+    }
+
+    /// What it needs where a document does not say otherwise.
+    pub fn needs(self) -> &'static [Need] {
+        match self {
+            Self::Untrusted => &[],
+            Self::Restricted => &[Need::Identity],
+            Self::Trusted => &[Need::Identity, Need::Mtls],
+            Self::Privileged => &[Need::Identity, Need::Mtls, Need::Posture, Need::Time, Need::Approval],
+        }
+    }
+}
+
+/// Something that a level of trust needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Need {
+    /// The opener's identity is known, by a certificate or a token.
+    Identity,
+    /// The connection is mutual TLS.
+    Mtls,
+    /// The opener's device or workload passed its checks.
+    Posture,
+    /// The opener's session or grant is within its time.
+    Time,
+    /// Somebody approved the access.
+    Approval,
+}
+
+impl Need {
+    /// Every need.
+    pub const ALL: [Self; 5] = [Self::Identity, Self::Mtls, Self::Posture, Self::Time, Self::Approval];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Mtls => "mtls",
+            Self::Posture => "posture",
+            Self::Time => "time",
+            Self::Approval => "approval",
+        }
+    }
+}
+
+/// What a level of trust needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustNeeds {
+    /// All of these.
+    pub needs: Vec<Need>,
+}
+
+/// A named set of endpoints, told in one or several ways: by address, for everything that sees packets, and by
+/// labels or identity, for what knows them. The author vouches that all mean the same endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Group {
@@ -105,6 +199,27 @@ pub struct Group {
     /// Namespaces of the pods, by their labels. Without it, the namespace of the subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
+    /// Service accounts of the pods, any one of which they run as.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
+    /// SPIFFE ids, with a `*` at the end for everything that starts so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spiffe_ids: Vec<String>,
+    /// Names in DNS, or `*.` and a name for everything below it. Only for whom a connection goes to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fqdns: Vec<String>,
+    /// Hosts by the name that the inventory has for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Tags (labels, in Google's words) of cloud instances, all of which they carry.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// Groups of people in iam, any one of which they belong to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub iam_groups: Vec<String>,
+    /// Other groups whose members belong to this one too. With this, the group says nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
 }
 
 /// Who is governed: addresses (`group` or `cidrs`), for everything that sees packets; `workloads`, for
@@ -118,20 +233,36 @@ pub struct Subject {
     /// Networks such as `10.0.0.0/8` or single addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cidrs: Vec<String>,
-    /// Pods of one namespace.
+    /// Pods of one namespace; in a `ClusterZeroTrustPolicy` of every namespace that a selector selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workloads: Option<Workloads>,
+    /// SPIFFE ids, with a `*` at the end for everything that starts so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spiffe_ids: Vec<String>,
+    /// Hosts by the name that the inventory has for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Tags (labels, in Google's words) of cloud instances, all of which they carry.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
 }
 
-/// Pods of one namespace.
+/// Pods of one namespace, or of several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Workloads {
-    /// The namespace's name.
+    /// The namespace's name; only of a `ZeroTrustPolicy`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub namespace: String,
+    /// The namespaces, by their labels; every namespace when missing. Only of a `ClusterZeroTrustPolicy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
     /// The pods; all of the namespace when missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
+    /// Service accounts of the pods, any one of which they run as; any account when missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
 }
 
 /// Allow or deny.
@@ -145,6 +276,12 @@ pub enum Action {
     Deny,
 }
 
+impl Action {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What may, or must not, reach the subject.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -153,7 +290,7 @@ pub struct IngressRule {
     #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"))]
     pub name: String,
     /// What to do with what matches.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Action::is_default")]
     pub action: Action,
     /// Who opens the connection; any one of these.
     #[schemars(length(min = 1))]
@@ -161,6 +298,21 @@ pub struct IngressRule {
     /// The subject's ports; every protocol and port when missing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
+    /// HTTP requests, any one of which must match. Only TCP carries them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<HttpMatch>,
+    /// Calls of gRPC, any one of which must match, or else one of `http`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grpc: Vec<GrpcMatch>,
+    /// The level of trust that whoever opens the connection must have. Only of an allow rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<TrustLevel>,
+    /// The rule counts from then on (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_from: Option<String>,
+    /// The rule counts until then (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<String>,
 }
 
 /// What the subject may, or must not, reach.
@@ -171,7 +323,7 @@ pub struct EgressRule {
     #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"))]
     pub name: String,
     /// What to do with what matches.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Action::is_default")]
     pub action: Action,
     /// To whom the connection goes; any one of these.
     #[schemars(length(min = 1))]
@@ -179,10 +331,53 @@ pub struct EgressRule {
     /// The peer's ports; every protocol and port when missing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
+    /// HTTP requests, any one of which must match. Only TCP carries them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<HttpMatch>,
+    /// Calls of gRPC, any one of which must match, or else one of `http`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grpc: Vec<GrpcMatch>,
+    /// The level of trust that whoever opens the connection must have. Only of an allow rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<TrustLevel>,
+    /// The rule counts from then on (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_from: Option<String>,
+    /// The rule counts until then (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<String>,
+}
+
+/// HTTP requests. Every field that is there must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpMatch {
+    /// Methods, in capitals; every method when missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Hosts without a port, or `*.` and a name for everything below it; every host when missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Paths without a query, with a `*` at the end (or the start) for everything that starts (ends) so; every path
+    /// when missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+}
+
+/// Calls of gRPC: `POST /service/method`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcMatch {
+    /// The service with its package, for example `shop.v1.Cart`.
+    pub service: String,
+    /// Its methods; every method when missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
 }
 
 /// The other side of a connection. Exactly one way of saying it: `any: true`, `cidr` (with `except`), `group`,
-/// or `podSelector` and `namespaceSelector`.
+/// `podSelector`, `namespaceSelector` and `serviceAccounts` together, `spiffeIds`, `fqdns`, `hosts`, `tags` or
+/// `iamGroups`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peer {
@@ -204,6 +399,24 @@ pub struct Peer {
     /// Namespaces of the pods, by their labels. Without it, the namespace of the subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
+    /// Service accounts of the pods, any one of which they run as.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
+    /// SPIFFE ids, with a `*` at the end for everything that starts so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spiffe_ids: Vec<String>,
+    /// Names in DNS, or `*.` and a name for everything below it. Only in `to`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fqdns: Vec<String>,
+    /// Hosts by the name that the inventory has for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Tags (labels, in Google's words) of cloud instances, all of which they carry.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// Groups of people in iam, any one of which they belong to. Only in `from`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub iam_groups: Vec<String>,
 }
 
 /// An IP protocol that rules can name.
@@ -246,6 +459,12 @@ pub struct Port {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub end_port: Option<u16>,
+    /// The type of an ICMP message; every type when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// The type of an ICMPv6 message; with `icmpType` alone, ICMPv6 is left out.
+    #[serde(default, rename = "icmpv6Type", skip_serializing_if = "Option::is_none")]
+    pub icmpv6_type: Option<u8>,
 }
 
 /// Labels as Kubernetes selects them: all of both lists must hold.

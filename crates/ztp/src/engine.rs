@@ -15,7 +15,7 @@ use std::{
 use crate::{
     document::{Action, Mode},
     ir::{self, DEFAULT_DENY, Direction, Policy, Rule},
-    sets::{Bound, IntervalSet, PORT_PROTOCOLS, protocol_name},
+    sets::{Bound, IntervalSet, NUMBERED, PORT_PROTOCOLS, protocol_name},
 };
 
 /// Steps (rule × range pairs) that building may take. About 200 bytes of memory and 100 ns each at worst.
@@ -96,7 +96,7 @@ impl Decision {
 pub struct Judgement {
     /// What policies in mode `enforce` decide. This is the connection's verdict.
     pub enforced: Decision,
-    /// What it would be if policies in mode `observe` were enforced too; `None` when there are none.
+    /// What it would be if policies in mode `observe` or `stage` were enforced too; `None` when there are none.
     pub observed: Option<Decision>,
 }
 
@@ -231,10 +231,10 @@ struct Table {
     classes: Vec<Services>,
 }
 
-/// Which entry decides each protocol and port, for one class of peers.
+/// Which entry decides each protocol and port (or type of ICMP), for one class of peers.
 #[derive(Debug, Default)]
 struct Services {
-    ports: [Steps<u16>; 3],
+    ports: [Steps<u16>; 5],
     portless: Steps<u8>,
 }
 
@@ -252,7 +252,7 @@ impl Governed {
             IpAddr::V6(a) => table.v6.at(u128::from(a)),
         };
         let services = &table.classes[class as usize];
-        Side(match PORT_PROTOCOLS.iter().position(|p| *p == protocol) {
+        Side(match NUMBERED.iter().position(|p| *p == protocol) {
             Some(i) => services.ports[i].at(port),
             None => services.portless.at(protocol),
         })
@@ -329,6 +329,10 @@ impl Builder<'_> {
             let first = self.first_entry[&(*p, direction)];
             for (entry, rule) in (first..).zip(policies[*p].rules(direction).unwrap_or_default()) {
                 let denies = rule.action == Action::Deny;
+                // A flow tells neither requests nor times: this rule may deny another request than the flow's.
+                if denies && !rule.condition.is_none() {
+                    continue;
+                }
                 ordered.push((
                     policies[*p].tier,
                     !denies,
@@ -374,10 +378,10 @@ impl Builder<'_> {
         // The rules are in deciding order, so the first that holds a port decides it.
         let first = |active: &BTreeSet<u32>| active.first().map_or(default, |i| rules[*i as usize].entry);
         let empty = IntervalSet::empty();
-        for (i, protocol) in PORT_PROTOCOLS.into_iter().enumerate() {
+        for (i, protocol) in NUMBERED.into_iter().enumerate() {
             let sets: Vec<_> = rules
                 .iter()
-                .map(|o| o.rule.services.ports(protocol).unwrap_or(&empty))
+                .map(|o| o.rule.services.numbers(protocol).unwrap_or(&empty))
                 .collect();
             self.spend(sets.iter().map(|s| s.ranges().len()).sum())?;
             services.ports[i] = Steps::build(&sets, |active| Ok(first(active)))?;
@@ -427,7 +431,7 @@ impl Engine {
             work: WORK,
         };
         let enforced = builder.plane(|p| p.mode == Mode::Enforce)?;
-        let all = if policies.iter().any(|p| p.mode == Mode::Observe) {
+        let all = if policies.iter().any(|p| p.mode != Mode::Enforce) {
             Some(builder.plane(|_| true)?)
         } else {
             None
@@ -435,7 +439,10 @@ impl Engine {
         Ok(Self { entries, enforced, all })
     }
 
-    /// Decides a connection. The port of a protocol other than TCP, UDP and SCTP is ignored.
+    /// Decides a connection. Of ICMP, `port` is the type; of a protocol without ports it is ignored.
+    ///
+    /// Where a rule depends on what a flow does not tell (the request, the opener's trust, the time), the flow counts
+    /// as allowed if it may be.
     pub fn decide(&self, src: IpAddr, dst: IpAddr, protocol: u8, port: u16) -> Judgement {
         let (src, dst) = (src.to_canonical(), dst.to_canonical());
         let on = |plane: &Plane| {

@@ -15,6 +15,7 @@ mod decode;
 mod diagnostic;
 pub mod document;
 mod engine;
+mod format;
 pub mod ir;
 pub mod istio;
 mod limits;
@@ -28,8 +29,10 @@ pub use decode::{Spans, is_name};
 pub use diagnostic::{Code, Diagnostic, Level, Position};
 pub use document::{ZeroTrustPolicy, json_schema};
 pub use engine::{Decision, Engine, Entry, Explanation, Judgement, Side, TooComplex, Verdict};
+pub use format::{format, format_with};
 pub use ir::Policy;
 pub use limits::Limits;
+pub use lint::{Overlap, Overlaps, overlaps};
 
 /// What a file says, and what is wrong with it.
 #[derive(Clone, Debug, Default)]

@@ -19,6 +19,8 @@ pub struct Limits {
     pub peers: usize,
     /// Ports of one rule.
     pub ports: usize,
+    /// HTTP matches, and gRPC matches, of one rule.
+    pub requests: usize,
     /// Groups of one document.
     pub groups: usize,
     /// Networks of one group, subject or `except`.
@@ -43,6 +45,7 @@ impl Default for Limits {
             rules: 10_000,
             peers: 1_000,
             ports: 256,
+            requests: 64,
             groups: 1_000,
             networks: 10_000,
             labels: 64,

@@ -21,6 +21,23 @@ const DEPTH: usize = 32;
 /// # Errors
 /// When a file cannot be read, there is none, or one has an error. What was found is printed.
 pub fn cluster(paths: &[PathBuf]) -> Result<Cluster, CliError> {
+    let sources = sources(paths)?;
+    let cluster = import(&sources);
+    for finding in &cluster.findings {
+        eprintln!("{finding}");
+    }
+    let errors = cluster.findings.iter().filter(|f| f.diagnostic.level == Level::Error);
+    match errors.count() {
+        0 => Ok(cluster),
+        errors => Err(CliError::Invalid(format!(
+            "the manifests have {}; nothing was analysed",
+            super::count(errors)
+        ))),
+    }
+}
+
+/// The files, read; of folders every `.yaml`, `.yml` and `.json` below; `-` is standard input.
+pub fn sources(paths: &[PathBuf]) -> Result<Vec<Source>, CliError> {
     let mut files = Vec::new();
     for path in paths {
         gather(path, 0, true, &mut files)?;
@@ -45,18 +62,15 @@ pub fn cluster(paths: &[PathBuf]) -> Result<Cluster, CliError> {
             text,
         });
     }
-    let cluster = import(&sources);
-    for finding in &cluster.findings {
-        eprintln!("{finding}");
-    }
-    let errors = cluster.findings.iter().filter(|f| f.diagnostic.level == Level::Error);
-    match errors.count() {
-        0 => Ok(cluster),
-        errors => Err(CliError::Invalid(format!(
-            "the manifests have {}; nothing was analysed",
-            super::count(errors)
-        ))),
-    }
+    Ok(sources)
+}
+
+/// Whether a file is one of policy documents: the first kind in it is.
+pub fn is_policy(text: &str) -> bool {
+    text.lines()
+        .filter_map(|line| line.trim_start_matches("- ").strip_prefix("kind:"))
+        .map(|kind| kind.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']))
+        .any(|kind| kind == garrison_ztp::document::KIND || kind == garrison_ztp::document::CLUSTER_KIND)
 }
 
 fn gather(path: &Path, depth: usize, named: bool, files: &mut Vec<PathBuf>) -> Result<(), CliError> {

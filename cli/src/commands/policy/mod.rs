@@ -2,6 +2,7 @@ mod analysis;
 mod authorize;
 mod compile;
 mod files;
+mod lint;
 mod what_if;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +32,16 @@ pub enum Policy {
         /// YAML file, or - for standard input
         file: PathBuf,
     },
+    /// Find rules that never decide, add nothing, allow too much, or contradict each other
+    ///
+    /// Ends with 1 when something was found and --deny-warnings is given.
+    ///
+    /// For example: garrison policy lint policies/ --deny-warnings
+    Lint(lint::Lint),
+    /// Write policy files in the one form, comments kept
+    ///
+    /// For example: garrison policy fmt --check policies/
+    Fmt(lint::Fmt),
     /// Store a policy as a new version
     Apply {
         /// YAML file, or - for standard input
@@ -147,6 +158,8 @@ impl Policy {
     pub fn offline(&self, printer: &Printer) -> Option<Result<(), CliError>> {
         Some(match self {
             Self::Check { file } => check(file, printer),
+            Self::Lint(lint) => lint.run(printer),
+            Self::Fmt(fmt) => fmt.run(printer),
             Self::Connections(connections) => connections.run(printer),
             Self::Diff { before, after, within } => analysis::difference(before, after, *within, printer),
             Self::Assert(assert) => assert.run(printer),
@@ -170,7 +183,7 @@ impl Policy {
         match self {
             // Done in `offline`.
             Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) => {}
-            Self::WhatIf(_) | Self::Authorize(_) => {}
+            Self::WhatIf(_) | Self::Authorize(_) | Self::Lint(_) | Self::Fmt(_) => {}
             Self::Apply { file, expected_version } => {
                 for document in documents(&file, expected_version)? {
                     let request = ApplyPolicyRequest {

@@ -202,7 +202,12 @@ fn read(path: &Path, replay: &mut Replay) -> Result<(), CliError> {
                 src: row.src_ip,
                 dst: row.dst_ip,
                 protocol: row.protocol,
-                port: row.dst_port,
+                // Of ICMP, the type stands where others have the source port.
+                port: if matches!(row.protocol, 1 | 58) {
+                    row.src_port
+                } else {
+                    row.dst_port
+                },
                 first_seen: row.first_seen,
                 last_seen: row.last_seen,
             });

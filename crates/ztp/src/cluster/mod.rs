@@ -295,7 +295,7 @@ fn read(
             once(&resource, all, f);
             cluster_network_policy::read(&resource, all, f);
         }
-        ("garrison.dev", crate::document::KIND) => zero_trust::read(document, all, f),
+        ("garrison.dev", crate::document::KIND | crate::document::CLUSTER_KIND) => zero_trust::read(document, all, f),
         (group, kind) if POLICY_GROUPS.contains(&group) => f.warn_at(
             Code::UnknownKind,
             "kind",

@@ -57,11 +57,20 @@ pub(super) fn plane(policies: &[ir::Policy]) -> Option<Plane> {
 }
 
 fn policy(policy: &ir::Policy, with_rules: bool) -> Option<Policy> {
-    let (namespace, pods) = policy.subject.workloads.as_ref()?;
+    let (namespaces, pods) = match (&policy.subject.workloads, &policy.subject.cluster) {
+        (Some((namespace, pods)), _) => (
+            Selector::full().and(NAMESPACE_NAME_LABEL, LabelValues::within([namespace.clone()])),
+            pods,
+        ),
+        (None, Some((namespaces, pods))) => (namespaces.clone(), pods),
+        (None, None) => return None,
+    };
     let rules = |direction: Direction| {
         let rules = policy.rules(direction)?.iter().filter(|_| with_rules);
         Some(
             rules
+                // What manifests do not tell is taken for possible: a deny rule that depends on it is passed over.
+                .filter(|rule| rule.action == Wanted::Allow || rule.condition.is_none())
                 .map(|rule| Rule {
                     name: rule.name.clone(),
                     field: rule.field.clone(),
@@ -85,7 +94,7 @@ fn policy(policy: &ir::Policy, with_rules: bool) -> Option<Policy> {
         file: String::new(),
         line: 0,
         subject: Peer::Pods {
-            namespaces: Selector::full().and(NAMESPACE_NAME_LABEL, LabelValues::within([namespace.clone()])),
+            namespaces,
             pods: pods.clone(),
             hosts: true,
         },
@@ -103,5 +112,8 @@ fn peer(peer: &PeerSet) -> Peer {
             pods: pods.clone(),
             hosts: true,
         },
+        PeerSet::Domains(names) => Peer::Domains(names.iter().cloned().collect()),
+        // Manifests do not tell who these are.
+        PeerSet::Principals(_) | PeerSet::Hosts(_) | PeerSet::Tags(_) | PeerSet::People(_) => Peer::Some(Vec::new()),
     }
 }

@@ -13,6 +13,7 @@ use super::{
     Compiled,
     gcp::{file, refused},
     ordered::{Entry, by_address, entries, families},
+    project::{Says, project},
 };
 use crate::{
     ir::{Direction, Policy},
@@ -37,7 +38,13 @@ struct Group {
 /// Compiles the enforced policies to security groups. When they do not fit, no file is written, and a gap says why.
 pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     let mut out = Compiled::default();
-    let policies = by_address(policies, "AWS", &mut out);
+    let says = Says {
+        target: "AWS",
+        by_address: true,
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
+    let policies = by_address(&policies, "AWS", &mut out);
     let mut groups = Vec::new();
     for (members, addresses) in classes(&policies) {
         let governing: Vec<&Policy> = members.iter().map(|i| policies[*i]).collect();

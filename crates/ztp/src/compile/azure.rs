@@ -12,6 +12,7 @@ use super::{
     Compiled,
     gcp::{file, refused},
     ordered::{Entry, by_address, entries, families, name, ports},
+    project::{Says, project},
 };
 use crate::{
     ir::{Direction, Policy},
@@ -29,7 +30,13 @@ const ADDRESSES: usize = 4_000;
 /// says why.
 pub fn azure<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     let mut out = Compiled::default();
-    let policies = by_address(policies, "Azure", &mut out);
+    let says = Says {
+        target: "Azure",
+        by_address: true,
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
+    let policies = by_address(&policies, "Azure", &mut out);
     let mut rules: Vec<Value> = Vec::new();
     for direction in Direction::BOTH {
         let mut priority = FIRST;

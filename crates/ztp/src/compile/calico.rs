@@ -4,13 +4,17 @@
 //! them matches is passed to the next tier. The last tier denies. So the order of decisions is the language's own,
 //! nothing has to be cut, and nothing is left out.
 //!
-//! Policies in mode `observe` become staged policies, which Calico evaluates and reports but does not enforce.
+//! Policies in mode `observe` or `stage` become staged policies, which Calico evaluates and reports but does not enforce.
 
 use std::{borrow::Borrow, collections::BTreeMap};
 
 use serde::Serialize;
 
-use super::{Compiled, CompiledFile, manifest::Metadata};
+use super::{
+    Compiled, CompiledFile,
+    manifest::Metadata,
+    project::{Says, project},
+};
 use crate::{
     document::{Action, Mode},
     ir::{DEFAULT_DENY, Direction, PeerSet, Policy, Rule},
@@ -112,14 +116,13 @@ impl PartialEq for Port {
 /// `sha256` gives the hash of a policy's document for its provenance annotation, by name.
 pub fn calico<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
     let mut out = Compiled::default();
-    let policies: Vec<Policy> = policies
-        .iter()
-        .map(|policy| {
-            // Staged policies are written too; the mode is looked at when they are.
-            let policy: &Policy = policy.borrow();
-            policy.clone()
-        })
-        .collect();
+    // Staged policies are written too; the mode is looked at when they are.
+    let says = Says {
+        target: "Calico",
+        staged: true,
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
     let mut selected: Vec<Policy> = policies.clone();
     for policy in &mut selected {
         policy.mode = Mode::Enforce;
@@ -129,7 +132,7 @@ pub fn calico<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
     for (policy, namespace, pods) in governing {
         let staged = policies
             .iter()
-            .any(|p| p.name == policy.name && p.mode == Mode::Observe);
+            .any(|p| p.name == policy.name && p.mode != Mode::Enforce);
         tiers.insert(tier_name(policy), policy.tier.into());
         tiers.insert(LAST.to_owned(), LAST_TIER);
         let parts = parts(policy, &selector(pods));
@@ -267,6 +270,12 @@ fn write(policy: &Policy, rule: &Rule, direction: Direction) -> Vec<CalicoRule> 
                 nets: set.to_nets().iter().map(ToString::to_string).collect(),
                 ..Entity::default()
             },
+            // What is told by identity was taken out by the projection.
+            PeerSet::Principals(_)
+            | PeerSet::Domains(_)
+            | PeerSet::Hosts(_)
+            | PeerSet::Tags(_)
+            | PeerSet::People(_) => continue,
             PeerSet::Pods { namespaces, pods } if namespaces.is_empty() || pods.is_empty() => continue,
             PeerSet::Pods { namespaces, pods } => Entity {
                 // With an explicit selector of namespaces, a rule never means the policy's own one by default.

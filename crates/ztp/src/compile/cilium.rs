@@ -12,6 +12,7 @@ use super::{
     Compiled, CompiledFile,
     kubernetes::{Term, cut, index, labels},
     manifest::{LabelSelector, Metadata},
+    project::{Says, project},
 };
 use crate::{
     document::{Action, Mode},
@@ -126,7 +127,12 @@ impl From<Written> for EgressRule {
 /// `sha256` gives the hash of a policy's document for its provenance annotation, by name.
 pub fn cilium<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
     let mut out = Compiled::default();
-    let policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
+    let says = Says {
+        target: "Cilium",
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
+    let policies: Vec<&Policy> = policies.iter().collect();
     for (policy, namespace, pods) in super::by_workload(&policies, "Cilium", &mut out) {
         let folded = |denier: &Policy, direction| !stands_first(denier, direction, &policies);
         let pieces = cut(policy, namespace, pods, &policies, folded, &mut out);
@@ -206,11 +212,11 @@ pub fn cilium<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
 }
 
 /// Whether no earlier tier may allow something to pods of the policy, so that its deny rules are the strongest.
-fn stands_first(denier: &Policy, direction: Direction, policies: &[&Policy]) -> bool {
+pub(super) fn stands_first<P: Borrow<Policy>>(denier: &Policy, direction: Direction, policies: &[P]) -> bool {
     let Some((namespace, pods)) = &denier.subject.workloads else {
         return true;
     };
-    !policies.iter().any(|other| {
+    !policies.iter().map(Borrow::borrow).any(|other| {
         other.mode == Mode::Enforce
             && other.tier < denier.tier
             && other
@@ -257,6 +263,7 @@ fn write(policy: &Policy, rule: &Rule, peer: &PeerSet, services: &ServiceSet, ou
                 );
             }
         }
+        PeerSet::Principals(_) | PeerSet::Domains(_) | PeerSet::Hosts(_) | PeerSet::Tags(_) | PeerSet::People(_) => {}
         PeerSet::Pods { namespaces, pods } if namespaces.is_empty() || pods.is_empty() => {}
         PeerSet::Pods { namespaces, pods } => written.push(Written {
             endpoints: peers(namespaces, pods).writable().iter().map(labels).collect(),

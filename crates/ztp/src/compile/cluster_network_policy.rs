@@ -15,6 +15,7 @@ use super::{
     Compiled, CompiledFile,
     kubernetes::{kubernetes, labels},
     manifest::{LabelSelector, Metadata},
+    project::{Says, project},
 };
 use crate::{
     document::Action,
@@ -120,7 +121,12 @@ struct Part<'p> {
 /// `sha256` gives the hash of a policy's document for its provenance annotation, by name.
 pub fn cluster_network_policy<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
     let mut out = Compiled::default();
-    let mut governing: Vec<(&Policy, &str, &Selector)> = super::by_workload(policies, "Kubernetes", &mut out);
+    let says = Says {
+        target: "ClusterNetworkPolicy",
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
+    let mut governing: Vec<(&Policy, &str, &Selector)> = super::by_workload(&policies, "Kubernetes", &mut out);
     governing.sort_by_key(|(policy, ..)| policy.tier);
     let mut tiers: Vec<u16> = governing.iter().map(|(policy, ..)| policy.tier).collect();
     tiers.dedup();
@@ -217,7 +223,7 @@ fn outside(governing: &[(&Policy, &str, &Selector)]) -> Vec<Policy> {
                 .fold(AddressSet::empty(), |all, peer| match peer {
                     PeerSet::Any => AddressSet::full(),
                     PeerSet::Addresses(set) => all.union(set),
-                    PeerSet::Pods { .. } => all,
+                    _ => all,
                 });
             rule.peers.workloads = vec![PeerSet::Addresses(addresses)];
         }
@@ -237,6 +243,7 @@ fn outside(governing: &[(&Policy, &str, &Selector)]) -> Vec<Policy> {
                 }],
             },
             services: ServiceSet::full(),
+            condition: Default::default(),
         }]);
         all.extend([derived, pods]);
     }
@@ -311,6 +318,12 @@ fn write_rule(policy: &Policy, rule: &Rule, direction: Direction, out: &mut Comp
     for peer in &rule.peers.workloads {
         match peer {
             PeerSet::Any => peers.extend(everyone(direction)),
+            // What is told by identity was taken out by the projection.
+            PeerSet::Principals(_)
+            | PeerSet::Domains(_)
+            | PeerSet::Hosts(_)
+            | PeerSet::Tags(_)
+            | PeerSet::People(_) => {}
             PeerSet::Addresses(set) if direction == Direction::Egress => {
                 let nets: Vec<String> = set.to_nets().iter().map(ToString::to_string).collect();
                 peers.extend(nets.chunks(MOST).map(|nets| Peer {

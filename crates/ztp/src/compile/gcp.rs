@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Compiled, CompiledFile,
     ordered::{Entry, by_address, entries, families, name},
+    project::{Says, project},
 };
 use crate::{
     ir::{Direction, Policy},
@@ -27,7 +28,13 @@ const LAST: u64 = 65_534;
 /// Compiles the enforced policies to firewall rules. When they do not fit, no file is written, and a gap says why.
 pub fn gcp<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     let mut out = Compiled::default();
-    let policies = by_address(policies, "Google Cloud", &mut out);
+    let says = Says {
+        target: "Google Cloud",
+        by_address: true,
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
+    let policies = by_address(&policies, "Google Cloud", &mut out);
     let mut rules: Vec<Value> = Vec::new();
     for direction in Direction::BOTH {
         let mut priority = 1_000;

@@ -13,6 +13,7 @@ use super::{
         EgressRule, IngressRule, IpBlock, LabelSelector, Metadata, NetworkPolicy, NetworkPolicyPeer, Port, Requirement,
         Spec,
     },
+    project::{Says, project},
 };
 use crate::{
     document::{Action, Mode},
@@ -43,9 +44,14 @@ pub(super) struct Piece<'p> {
 ///
 /// `sha256` gives the hash of a policy's document for its provenance annotation, by name.
 pub fn kubernetes<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
-    let policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
-    let policies = policies.as_slice();
     let mut out = Compiled::default();
+    let says = Says {
+        target: "NetworkPolicy",
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
+    let policies: Vec<&Policy> = policies.iter().collect();
+    let policies = policies.as_slice();
     for (policy, namespace, pods) in super::by_workload(policies, "Kubernetes", &mut out) {
         let pieces = cut(policy, namespace, pods, policies, |_, _| true, &mut out);
         let manifests: Vec<String> = write(policy, namespace, pieces, sha256(&policy.name), &mut out)
@@ -146,7 +152,7 @@ pub(super) fn cut<'p>(
     pieces
 }
 
-fn deny_terms<'p>(
+pub(super) fn deny_terms<'p>(
     policy: &Policy,
     mut terms: Vec<Term<'p>>,
     denier: &Policy,
@@ -176,6 +182,15 @@ fn deny_terms<'p>(
             if parts.len() == 1 && parts[0] == term.peer {
                 next.push(term);
                 continue;
+            }
+            if deny.condition.requests.is_some() {
+                out.gap(
+                    format!("{}/{}", policy.name, term.rule.name),
+                    format!(
+                        "rule {}/{} denies some requests of {common}: none of them is allowed",
+                        denier.name, deny.name
+                    ),
+                );
             }
             next.extend(parts.into_iter().map(|peer| Term {
                 peer,
@@ -250,6 +265,8 @@ fn subtract(a: &PeerSet, b: &PeerSet) -> (Vec<PeerSet>, Option<&'static str>) {
             (Vec::new(), (!a.is_empty()).then_some("an address range is not allowed"))
         }
         (PeerSet::Pods { .. }, PeerSet::Addresses(_)) => (Vec::new(), Some("pods are not allowed")),
+        // Nothing is known about who may be on both sides.
+        _ => (Vec::new(), Some("what is told by identity or name is not allowed")),
     }
 }
 
@@ -394,7 +411,13 @@ fn write_ports(services: &ServiceSet, name: &str, out: &mut Compiled) -> Option<
 
 fn write_peer(peer: &PeerSet, namespace: &str) -> Vec<NetworkPolicyPeer> {
     match peer {
-        PeerSet::Any => Vec::new(),
+        // What else there is was taken out by the projection.
+        PeerSet::Any
+        | PeerSet::Principals(_)
+        | PeerSet::Domains(_)
+        | PeerSet::Hosts(_)
+        | PeerSet::Tags(_)
+        | PeerSet::People(_) => Vec::new(),
         PeerSet::Addresses(set) => set
             .to_nets()
             .into_iter()

@@ -13,6 +13,7 @@ mod kubernetes;
 mod manifest;
 mod nftables;
 mod ordered;
+mod project;
 mod target;
 
 use std::{borrow::Borrow, collections::BTreeMap};
@@ -76,8 +77,8 @@ fn by_workload<'p, P: Borrow<Policy>>(
 ) -> Vec<(&'p Policy, &'p str, &'p Selector)> {
     let mut governing = Vec::new();
     for policy in policies.iter().map(Borrow::borrow) {
-        if policy.mode == Mode::Observe {
-            out.gap(&policy.name, OBSERVED);
+        if policy.mode != Mode::Enforce {
+            out.gap(&policy.name, unenforced(policy.mode));
             continue;
         }
         let Some((namespace, pods)) = &policy.subject.workloads else {
@@ -101,6 +102,15 @@ fn by_workload<'p, P: Borrow<Policy>>(
 
 /// Why a policy in mode `observe` is not compiled.
 const OBSERVED: &str = "the policy is in mode observe: nothing is emitted for it";
+/// Why a policy in mode `stage` is not compiled.
+const STAGED: &str = "the policy is in mode stage, and the target cannot try a policy: nothing is emitted for it";
+
+fn unenforced(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Stage => STAGED,
+        Mode::Observe | Mode::Enforce => OBSERVED,
+    }
+}
 
 /// The first line of a file, for whoever finds it.
 fn provenance(policy: &Policy) -> String {

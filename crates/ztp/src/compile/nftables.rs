@@ -10,7 +10,10 @@ use std::{borrow::Borrow, collections::BTreeMap, fmt::Write as _};
 
 use ipnet::IpNet;
 
-use super::{Compiled, CompiledFile, ordered};
+use super::{
+    Compiled, CompiledFile, ordered,
+    project::{Says, project},
+};
 use crate::{
     document::Action,
     ir::{DEFAULT_DENY, Direction, Policy, Rule},
@@ -84,7 +87,13 @@ fn address(direction: Direction, governed: bool, family: Family) -> String {
 /// Compiles the enforced policies to one nftables ruleset.
 pub fn nftables<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     let mut out = Compiled::default();
-    let enforced = ordered::by_address(policies, "nftables", &mut out);
+    let says = Says {
+        target: "nftables",
+        by_address: true,
+        ..Says::default()
+    };
+    let policies = project(policies, &says, &mut out);
+    let enforced = ordered::by_address(&policies, "nftables", &mut out);
     let mut ruleset = Ruleset::default();
     for direction in Direction::BOTH {
         ruleset.direction(&enforced, direction);

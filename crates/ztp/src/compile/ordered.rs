@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use super::{Compiled, OBSERVED};
+use super::{Compiled, unenforced};
 use crate::{
     document::{Action, Mode},
     ir::{DEFAULT_DENY, Direction, Policy},
@@ -32,8 +32,8 @@ pub(super) fn by_address<'p, P: Borrow<Policy>>(
 ) -> Vec<&'p Policy> {
     let mut enforced = Vec::new();
     for policy in policies.iter().map(Borrow::borrow) {
-        if policy.mode == Mode::Observe {
-            out.gap(&policy.name, OBSERVED);
+        if policy.mode != Mode::Enforce {
+            out.gap(&policy.name, unenforced(policy.mode));
             continue;
         }
         if policy.subject.addresses.is_empty() {

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 
 use serde::Serialize;
 
-use super::{Compiled, Gap, OBSERVED};
+use super::{Compiled, Gap, OBSERVED, STAGED};
 use crate::Policy;
 
 /// An enforcement point.
@@ -105,7 +105,9 @@ pub fn certificates<P: Borrow<Policy>>(policies: &[P], target: Target, compiled:
         .map(|gap| Certificate {
             closed_by: others
                 .iter()
-                .find(|(_, other)| gap.reason != OBSERVED && !other.gaps.iter().any(|g| concerns(g, &gap.rule)))
+                .find(|(_, other)| {
+                    gap.reason != OBSERVED && gap.reason != STAGED && !other.gaps.iter().any(|g| concerns(g, &gap.rule))
+                })
                 .map(|(target, _)| *target),
             gap: gap.clone(),
         })

@@ -27,6 +27,29 @@ pub(super) fn labels(node: &Node, path: &str, f: &mut Findings<'_>) -> BTreeMap<
     labels
 }
 
+/// Tags of cloud instances: any text up to what the providers take.
+pub(super) fn tag_pairs(node: &Node, path: &str, f: &mut Findings<'_>) -> BTreeMap<String, String> {
+    let most = f.limits.labels;
+    let mut tags = BTreeMap::new();
+    for (key, path, value) in f.entries(node, path, most) {
+        let Value::Text(text) = &value.value else {
+            f.wrong_type(value, &path, "text");
+            continue;
+        };
+        if key.is_empty() || key.len() > 128 || text.len() > 256 {
+            f.error(
+                Code::BadValue,
+                &path,
+                value.position,
+                "no provider takes this tag",
+                "Use a key of 1 to 128 bytes and a value of at most 256",
+            );
+        }
+        tags.insert(key.to_owned(), text.clone());
+    }
+    tags
+}
+
 /// Kubernetes label syntax: an optional DNS prefix and a name of 63 characters.
 fn label_key(key: &str, node: &Node, path: &str, f: &mut Findings<'_>) {
     let (prefix, name) = match key.split_once('/') {

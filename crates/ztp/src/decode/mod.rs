@@ -1,6 +1,7 @@
 //! From a YAML tree to a typed document: every error found, each at its place.
 
 mod field;
+mod identity;
 mod label;
 mod policy;
 mod rule;
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 
 pub use field::is_name;
 pub(crate) use field::{Object, read_network};
+pub(crate) use identity::read_time;
 pub(crate) use label::selector as label_selector;
 
 use crate::{

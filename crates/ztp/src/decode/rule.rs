@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use super::{
     Findings,
     field::{Object, read_network},
+    identity,
     label::selector,
     policy::{group_name, networks},
 };
 use crate::{
     diagnostic::Code,
-    document::{Action, Group, Peer, Port, Protocol},
+    document::{Action, Group, GrpcMatch, HttpMatch, Peer, Port, Protocol, TrustLevel},
     node::{Node, Value},
 };
 
@@ -20,6 +21,11 @@ pub(super) struct Rule {
     pub(super) action: Action,
     pub(super) peers: Vec<Peer>,
     pub(super) ports: Vec<Port>,
+    pub(super) http: Vec<HttpMatch>,
+    pub(super) grpc: Vec<GrpcMatch>,
+    pub(super) requires: Option<TrustLevel>,
+    pub(super) valid_from: Option<String>,
+    pub(super) valid_until: Option<String>,
 }
 
 pub(super) fn rules(
@@ -49,7 +55,18 @@ fn rule(
     names: &mut BTreeMap<String, u32>,
     f: &mut Findings<'_>,
 ) -> Option<Rule> {
-    let object = f.object(node, path, &["name", "action", side, "ports"])?;
+    let fields = [
+        "name",
+        "action",
+        side,
+        "ports",
+        "http",
+        "grpc",
+        "requires",
+        "validFrom",
+        "validUntil",
+    ];
+    let object = f.object(node, path, &fields)?;
     let name = object
         .require("name", "Name the rule: verdicts and alerts carry its name", f)
         .and_then(|node| {
@@ -98,13 +115,13 @@ fn rule(
                 );
             }
             list.into_iter()
-                .filter_map(|(path, node)| peer(node, &path, groups, f))
+                .filter_map(|(path, node)| peer(node, &path, side, groups, f))
                 .collect()
         })
         .unwrap_or_default();
     let ports_path = object.path("ports");
     let most_ports = f.limits.ports;
-    let ports = object
+    let ports: Vec<Port> = object
         .get("ports")
         .map(|node| {
             let list = f.list(node, &ports_path, most_ports);
@@ -122,20 +139,56 @@ fn rule(
                 .collect()
         })
         .unwrap_or_default();
+    let (http, grpc) = (identity::http(&object, f), identity::grpc(&object, f));
+    let speaks = object.get("http").is_some() || object.get("grpc").is_some();
+    if speaks && ports.iter().any(|port| port.protocol != Protocol::Tcp) {
+        f.error_at(
+            Code::Contradiction,
+            &object.path("ports"),
+            "HTTP and gRPC are carried by TCP only",
+            "Name ports of TCP, or leave out `http` and `grpc`",
+        );
+    }
+    let requires = identity::level(&object, "requires", f);
+    if action == Action::Deny && object.get("requires").is_some() {
+        f.error_at(
+            Code::Contradiction,
+            &object.path("requires"),
+            "a deny rule denies whoever it is: it requires no trust",
+            "Remove `requires`, or write an allow rule that requires it",
+        );
+    }
+    let (valid_from, valid_until) = identity::validity(&object, f);
     Some(Rule {
         name: name?,
         action,
         peers,
         ports,
+        http,
+        grpc,
+        requires,
+        valid_from,
+        valid_until,
     })
 }
 
-fn peer(node: &Node, path: &str, groups: &BTreeMap<String, Group>, f: &mut Findings<'_>) -> Option<Peer> {
-    let object = f.object(
-        node,
-        path,
-        &["any", "cidr", "except", "group", "podSelector", "namespaceSelector"],
-    )?;
+/// The ways to say who somebody is that go together with no other.
+const WAYS: [&str; 8] = [
+    "any",
+    "cidr",
+    "group",
+    "spiffeIds",
+    "fqdns",
+    "hosts",
+    "tags",
+    "iamGroups",
+];
+/// The ways that go together.
+const SELECTORS: [&str; 3] = ["podSelector", "namespaceSelector", "serviceAccounts"];
+
+fn peer(node: &Node, path: &str, side: &str, groups: &BTreeMap<String, Group>, f: &mut Findings<'_>) -> Option<Peer> {
+    let fields: Vec<&str> = WAYS.into_iter().chain(SELECTORS).chain(["except"]).collect();
+    let object = f.object(node, path, &fields)?;
     let any = object.get("any").and_then(|node| f.boolean(node, &object.path("any")));
     let peer = Peer {
         any: any.unwrap_or(false),
@@ -148,12 +201,15 @@ fn peer(node: &Node, path: &str, groups: &BTreeMap<String, Group>, f: &mut Findi
             .and_then(|node| group_name(node, &object.path("group"), groups, f)),
         pod_selector: selector(&object, "podSelector", f),
         namespace_selector: selector(&object, "namespaceSelector", f),
+        service_accounts: identity::texts(&object, "serviceAccounts", f, identity::account),
+        spiffe_ids: identity::texts(&object, "spiffeIds", f, identity::spiffe),
+        fqdns: identity::texts(&object, "fqdns", f, identity::fqdn),
+        hosts: identity::texts(&object, "hosts", f, identity::host),
+        tags: identity::tags(&object, f),
+        iam_groups: identity::texts(&object, "iamGroups", f, identity::iam_group),
     };
     let said = |name: &str| object.get(name).is_some();
-    let ways = usize::from(said("any"))
-        + usize::from(said("cidr"))
-        + usize::from(said("group"))
-        + usize::from(said("podSelector") || said("namespaceSelector"));
+    let ways = WAYS.iter().filter(|name| said(name)).count() + usize::from(SELECTORS.iter().any(|name| said(name)));
     if ways != 1 {
         f.error_at(
             Code::Contradiction,
@@ -163,7 +219,31 @@ fn peer(node: &Node, path: &str, groups: &BTreeMap<String, Group>, f: &mut Findi
             } else {
                 "the peer says who it is in more than one way"
             },
-            "Write exactly one of `any: true`, `cidr`, `group`, or `podSelector` and `namespaceSelector`; several peers are several list entries",
+            "Write exactly one of `any: true`, `cidr`, `group`, `spiffeIds`, `fqdns`, `hosts`, `tags`, `iamGroups`, or selectors; several peers are several list entries",
+        );
+    }
+    let group = peer.group.as_ref().and_then(|name| groups.get(name));
+    let wrong = match side {
+        "from" if !peer.fqdns.is_empty() => Some("fqdns"),
+        "from" if group.is_some_and(|g| !g.fqdns.is_empty()) => Some("group"),
+        "to" if !peer.iam_groups.is_empty() => Some("iamGroups"),
+        "to" if group.is_some_and(|g| !g.iam_groups.is_empty()) => Some("group"),
+        _ => None,
+    };
+    if let Some(field) = wrong {
+        f.error_at(
+            Code::Contradiction,
+            &object.path(field),
+            if side == "from" {
+                "a connection is opened by an address, and no name in DNS says who that is"
+            } else {
+                "connections go to hosts and workloads, not to people"
+            },
+            if side == "from" {
+                "Name the source by address, label or identity"
+            } else {
+                "Name the destination by address, label, identity or name"
+            },
         );
     }
     if any == Some(false) {
@@ -212,7 +292,8 @@ fn excepts(object: &Object<'_>, peer: &Peer, f: &mut Findings<'_>) {
 }
 
 fn port(node: &Node, path: &str, f: &mut Findings<'_>) -> Option<Port> {
-    let object = f.object(node, path, &["protocol", "port", "endPort"])?;
+    let fields = ["protocol", "port", "endPort", "icmpType", "icmpv6Type"];
+    let object = f.object(node, path, &fields)?;
     let protocol = object
         .require("protocol", "Write `protocol: TCP`, `UDP`, `SCTP` or `ICMP`", f)
         .and_then(|node| {
@@ -229,6 +310,21 @@ fn port(node: &Node, path: &str, f: &mut Findings<'_>) -> Option<Port> {
         f.number(node, &object.path(name), 1, u16::MAX)
     };
     let (from, to) = (number("port", f), number("endPort", f));
+    let kind = |name: &str, f: &mut Findings<'_>| {
+        let node = object.get(name)?;
+        let number = f.number(node, &object.path(name), 0, 255)?;
+        u8::try_from(number).ok()
+    };
+    let (icmp_type, icmpv6_type) = (kind("icmpType", f), kind("icmpv6Type", f));
+    let typed = object.get("icmpType").is_some() || object.get("icmpv6Type").is_some();
+    if typed && protocol.is_some_and(|p| p != Protocol::Icmp) {
+        f.error_at(
+            Code::Contradiction,
+            path,
+            "only ICMP has message types",
+            "Write `protocol: ICMP`, or leave `icmpType` and `icmpv6Type` out",
+        );
+    }
     if protocol == Some(Protocol::Icmp) && (object.get("port").is_some() || object.get("endPort").is_some()) {
         f.error_at(
             Code::Contradiction,
@@ -259,5 +355,7 @@ fn port(node: &Node, path: &str, f: &mut Findings<'_>) -> Option<Port> {
         protocol: protocol?,
         port: from,
         end_port: to,
+        icmp_type,
+        icmpv6_type,
     })
 }

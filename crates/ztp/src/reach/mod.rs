@@ -23,6 +23,7 @@ pub use classes::Reach;
 pub use connections::{Connection, Side, dot};
 pub use diff::{Change, diff};
 pub use explain::{Explained, Step};
+pub(crate) use program::domain_within;
 pub use program::{
     Action, Endpoint, Exposed, Identity, NamedPort, Network, Order, Peer, Plane, Policy, Ports, Program, Rest, Rule,
     Stage,

@@ -115,7 +115,7 @@ impl Peer {
 }
 
 /// Whether everything that `name` means is meant by `pattern`: `*.a.b` is everything below `a.b`.
-fn domain_within(name: &str, pattern: &str) -> bool {
+pub(crate) fn domain_within(name: &str, pattern: &str) -> bool {
     name == pattern
         || pattern
             .strip_prefix('*')

@@ -5,14 +5,17 @@ use super::IntervalSet;
 /// The protocols whose connections have a destination port that rules can name: TCP, UDP, SCTP.
 pub const PORT_PROTOCOLS: [u8; 3] = [6, 17, 132];
 
-/// What is spoken: a set of (IP protocol, destination port).
+/// The protocols with a number beside the protocol's: a port, or the type of an ICMP message.
+pub const NUMBERED: [u8; 5] = [6, 17, 132, 1, 58];
+
+/// What is spoken: a set of (IP protocol, destination port), and for ICMP of (protocol, type).
 ///
-/// A protocol other than TCP, UDP and SCTP has no ports here: it is wholly in the set or wholly out.
+/// Any other protocol has no ports here: it is wholly in the set or wholly out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ServiceSet {
-    /// Ports of TCP, UDP and SCTP, in the order of [`PORT_PROTOCOLS`].
-    ports: [IntervalSet<u16>; 3],
-    /// One bit for every protocol without ports.
+    /// Ports, and types of ICMP, in the order of [`NUMBERED`]. The last type, 255, stands for every number above.
+    ports: [IntervalSet<u16>; 5],
+    /// One bit for every other protocol.
     portless: [u64; 4],
 }
 
@@ -29,12 +32,12 @@ pub fn protocol_name(protocol: u8) -> String {
 }
 
 fn slot(protocol: u8) -> Option<usize> {
-    PORT_PROTOCOLS.iter().position(|p| *p == protocol)
+    NUMBERED.iter().position(|p| *p == protocol)
 }
 
 fn all_portless() -> [u64; 4] {
     let mut bits = [u64::MAX; 4];
-    for protocol in PORT_PROTOCOLS {
+    for protocol in NUMBERED {
         bits[usize::from(protocol) / 64] &= !(1 << (protocol % 64));
     }
     bits
@@ -57,13 +60,24 @@ impl ServiceSet {
     /// Adds ports `from` to `to` of a protocol; for a protocol without ports, the whole protocol.
     pub fn insert(&mut self, protocol: u8, from: u16, to: u16) {
         match slot(protocol) {
-            Some(i) => self.ports[i] = self.ports[i].union(&IntervalSet::from_ranges([(from, to)])),
+            Some(i) if PORT_PROTOCOLS.contains(&protocol) => {
+                self.ports[i] = self.ports[i].union(&IntervalSet::from_ranges([(from, to)]));
+            }
+            Some(i) => self.ports[i] = IntervalSet::full(),
             None => self.portless[usize::from(protocol) / 64] |= 1 << (protocol % 64),
         }
     }
 
-    /// Whether a connection of `protocol` to `port` is in the set. The port of a protocol without ports is
-    /// ignored.
+    /// Adds one type of ICMP (`protocol` 1) or ICMPv6 (58); other protocols have none, and nothing is added.
+    pub fn insert_icmp(&mut self, protocol: u8, kind: u8) {
+        if let Some(i) = slot(protocol).filter(|_| !PORT_PROTOCOLS.contains(&protocol)) {
+            let to = if kind == u8::MAX { u16::MAX } else { kind.into() };
+            self.ports[i] = self.ports[i].union(&IntervalSet::from_ranges([(kind.into(), to)]));
+        }
+    }
+
+    /// Whether a connection of `protocol` to `port` is in the set. Of ICMP, `port` is the type. The port of a protocol
+    /// without ports is ignored.
     pub fn contains(&self, protocol: u8, port: u16) -> bool {
         match slot(protocol) {
             Some(i) => self.ports[i].contains(port),
@@ -73,17 +87,55 @@ impl ServiceSet {
 
     /// The ports of TCP, UDP or SCTP; `None` for a protocol without ports.
     pub fn ports(&self, protocol: u8) -> Option<&IntervalSet<u16>> {
+        PORT_PROTOCOLS
+            .iter()
+            .position(|p| *p == protocol)
+            .map(|i| &self.ports[i])
+    }
+
+    /// The ports, or the types of ICMP; `None` for a protocol that is not one of [`NUMBERED`].
+    pub fn numbers(&self, protocol: u8) -> Option<&IntervalSet<u16>> {
         slot(protocol).map(|i| &self.ports[i])
     }
 
-    /// The protocols without ports that are in the set, ascending.
-    pub fn portless(&self) -> impl Iterator<Item = u8> + '_ {
-        (0..=u8::MAX).filter(|p| slot(*p).is_none() && self.contains(*p, 0))
+    /// The types of ICMP (1) or ICMPv6 (58) where some are in the set and others are not.
+    pub fn icmp_types(&self, protocol: u8) -> Option<&IntervalSet<u16>> {
+        let types = slot(protocol).filter(|i| *i >= 3).map(|i| &self.ports[i])?;
+        (!types.is_empty() && !types.is_full()).then_some(types)
     }
 
-    /// Whether every protocol without ports is in the set.
+    /// Whether some types of ICMP are in the set and others are not.
+    pub fn has_icmp_types(&self) -> bool {
+        self.icmp_types(1).is_some() || self.icmp_types(58).is_some()
+    }
+
+    /// The set with ICMP wholly in where some types are (`grow`), or wholly out.
+    #[must_use]
+    pub fn without_icmp_types(&self, grow: bool) -> Self {
+        let mut set = self.clone();
+        for i in 3..5 {
+            if !set.ports[i].is_full() && !set.ports[i].is_empty() {
+                set.ports[i] = if grow {
+                    IntervalSet::full()
+                } else {
+                    IntervalSet::empty()
+                };
+            }
+        }
+        set
+    }
+
+    /// The protocols without ports that are wholly in the set, ascending.
+    pub fn portless(&self) -> impl Iterator<Item = u8> + '_ {
+        (0..=u8::MAX).filter(|p| match slot(*p) {
+            Some(i) => i >= 3 && self.ports[i].is_full(),
+            None => self.contains(*p, 0),
+        })
+    }
+
+    /// Whether every protocol without ports is wholly in the set.
     pub fn has_all_portless(&self) -> bool {
-        self.portless == all_portless()
+        self.portless == all_portless() && self.ports[3..].iter().all(IntervalSet::is_full)
     }
 
     /// Whether the set is empty.
@@ -149,6 +201,16 @@ impl fmt::Display for ServiceSet {
                 });
             }
         }
+        for protocol in [1, 58] {
+            for (from, to) in self.icmp_types(protocol).map(IntervalSet::ranges).unwrap_or_default() {
+                let (name, to) = (protocol_name(protocol), (*to).min(255));
+                parts.push(if *from == to {
+                    format!("{name} type {from}")
+                } else {
+                    format!("{name} types {from}-{to}")
+                });
+            }
+        }
         if self.has_all_portless() {
             parts.push("every protocol without ports".to_owned());
         } else {
@@ -186,5 +248,18 @@ mod tests {
         ping.insert(1, 8, 8);
         assert!(ping.contains(1, 0) && ping.contains(1, 9) && !ping.contains(58, 8));
         assert_eq!(ping.portless().collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn types_of_icmp_are_told_apart() {
+        let mut ping = ServiceSet::empty();
+        ping.insert_icmp(1, 8);
+        assert!(ping.contains(1, 8) && !ping.contains(1, 0) && !ping.contains(58, 8));
+        assert_eq!(ping.portless().count(), 0);
+        assert_eq!(ping.to_string(), "ICMP type 8");
+        assert!(ping.without_icmp_types(false).is_empty() && ping.without_icmp_types(true).contains(1, 0));
+        let rest = ServiceSet::full().subtract(&ping);
+        assert!(!rest.has_all_portless() && rest.contains(1, 0) && rest.contains(47, 0) && !rest.contains(1, 8));
+        assert_eq!(rest.union(&ping), ServiceSet::full());
     }
 }

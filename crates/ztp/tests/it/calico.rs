@@ -334,7 +334,7 @@ fn read<T: serde::de::DeserializeOwned>(text: &str) -> T {
 
 proptest! {
     // 1,200 sets of policies × 24 connections.
-    #![proptest_config(ProptestConfig { cases: 1_200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::generate::cases(1_200), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn equal_always(

@@ -18,7 +18,7 @@ type Labels = BTreeMap<String, String>;
 
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct CiliumNetworkPolicy {
+pub(crate) struct CiliumNetworkPolicy {
     api_version: String,
     kind: String,
     metadata: Metadata,
@@ -177,7 +177,13 @@ fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, protocol: u8,
         })
 }
 
-fn passes(policies: &[CiliumNetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+pub(crate) fn passes(
+    policies: &[CiliumNetworkPolicy],
+    src: &Endpoint,
+    dst: &Endpoint,
+    protocol: u8,
+    port: u16,
+) -> bool {
     if src.address == dst.address {
         return true;
     }
@@ -215,7 +221,7 @@ fn passes(policies: &[CiliumNetworkPolicy], src: &Endpoint, dst: &Endpoint, prot
         })
 }
 
-fn compile_to(policies: &[Policy]) -> (Vec<CiliumNetworkPolicy>, compile::Compiled) {
+pub(crate) fn compile_to(policies: &[Policy]) -> (Vec<CiliumNetworkPolicy>, compile::Compiled) {
     let compiled = compile::cilium(policies, |name| Some(format!("sha-of-{name}")));
     let manifests: Vec<CiliumNetworkPolicy> = compiled
         .files
@@ -236,7 +242,7 @@ fn compile_to(policies: &[Policy]) -> (Vec<CiliumNetworkPolicy>, compile::Compil
 
 proptest! {
     // 1,200 sets of policies × 24 connections.
-    #![proptest_config(ProptestConfig { cases: 1_200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::generate::cases(1_200), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn never_wider_and_equal_without_gaps(

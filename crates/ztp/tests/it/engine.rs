@@ -17,7 +17,7 @@ fn words(engine: &Engine, side: garrison_ztp::Side) -> Side {
 
 proptest! {
     // 1,500 sets of policies × 24 connections, each decided by what is enforced and by everything.
-    #![proptest_config(ProptestConfig { cases: 1_500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::generate::cases(1_500), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn engine_equals_reference(

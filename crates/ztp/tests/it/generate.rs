@@ -1,6 +1,9 @@
 //! Random documents over a small world, so that rules meet each other often.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use garrison_ztp::document::*;
 use proptest::{prelude::*, sample::select};
@@ -82,10 +85,12 @@ fn port() -> impl Strategy<Value = Port> {
             protocol,
             port,
             end_port,
+            icmp_type: None,
+            icmpv6_type: None,
         });
     prop_oneof![
         8 => ported,
-        1 => Just(Port { protocol: Protocol::Icmp, port: None, end_port: None }),
+        1 => Just(Port { protocol: Protocol::Icmp, port: None, end_port: None, icmp_type: None, icmpv6_type: None }),
     ]
 }
 
@@ -181,7 +186,9 @@ pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
             .prop_map(|(namespace, pod_selector)| Subject {
                 workloads: Some(Workloads {
                     namespace: namespace.to_owned(),
+                    namespace_selector: None,
                     pod_selector,
+                    service_accounts: Vec::new(),
                 }),
                 ..Subject::default()
             })
@@ -201,6 +208,7 @@ pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
                     cidrs: both,
                     pod_selector: Some(pods.clone()),
                     namespace_selector: Some(pods),
+                    ..Group::default()
                 },
             ),
             (
@@ -241,6 +249,8 @@ pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
                     owner: None,
                     reason: Some("a \"reason\": with, punctuation #1".to_owned()),
                     ticket: None,
+                    trust_levels: BTreeMap::new(),
+                    requires: None,
                     groups,
                     subject,
                     ingress: ingress.map(|rules| {
@@ -251,6 +261,11 @@ pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
                                 action: r.action,
                                 from: r.peers,
                                 ports: r.ports,
+                                http: Vec::new(),
+                                grpc: Vec::new(),
+                                requires: None,
+                                valid_from: None,
+                                valid_until: None,
                             })
                             .collect()
                     }),
@@ -262,6 +277,11 @@ pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
                                 action: r.action,
                                 to: r.peers,
                                 ports: r.ports,
+                                http: Vec::new(),
+                                grpc: Vec::new(),
+                                requires: None,
+                                valid_from: None,
+                                valid_until: None,
                             })
                             .collect()
                     }),
@@ -278,6 +298,174 @@ pub(crate) fn documents(labels: bool, most: usize) -> impl Strategy<Value = Vec<
         }
         documents
     })
+}
+
+/// What may be added to a rule beyond addresses, labels and ports.
+#[derive(Clone, Debug)]
+pub(crate) struct Extra {
+    peer: Option<Peer>,
+    http: Vec<HttpMatch>,
+    grpc: Vec<GrpcMatch>,
+    icmp: Option<Port>,
+    requires: Option<TrustLevel>,
+    until: bool,
+}
+
+fn some<T: Clone + std::fmt::Debug + 'static>(from: &'static [T], most: usize) -> impl Strategy<Value = Vec<T>> {
+    prop::collection::vec(select(from), 0..=most).prop_map(|list| {
+        let mut unique: Vec<T> = Vec::new();
+        for item in list {
+            if !unique.iter().any(|u| format!("{u:?}") == format!("{item:?}")) {
+                unique.push(item);
+            }
+        }
+        unique
+    })
+}
+
+fn owned(list: Vec<&'static str>) -> Vec<String> {
+    list.into_iter().map(str::to_owned).collect()
+}
+
+fn http() -> impl Strategy<Value = HttpMatch> {
+    (
+        some(&["GET", "POST", "DELETE"], 2),
+        some(&["shop.test", "*.shop.test", "api.shop.test"], 2),
+        some(
+            &["/items", "/items/*", "/*", "*.png", "/cart.v1.Cart/*", "/items/7", "*"],
+            2,
+        ),
+    )
+        .prop_map(|(methods, hosts, paths)| HttpMatch {
+            paths: if methods.is_empty() && hosts.is_empty() && paths.is_empty() {
+                vec!["*".to_owned()]
+            } else {
+                owned(paths)
+            },
+            methods: owned(methods),
+            hosts: owned(hosts),
+        })
+}
+
+/// `from` says whether the peer opens connections.
+pub(crate) fn extra(from: bool) -> impl Strategy<Value = Extra> {
+    let peer = prop_oneof![
+        3 => some(&["web", "db", "batch"], 2).prop_filter("somebody", |l| !l.is_empty()).prop_map(|accounts| Peer {
+            service_accounts: owned(accounts), ..Peer::default()
+        }),
+        3 => some(&[
+            "spiffe://cluster.local/ns/blue/sa/web",
+            "spiffe://cluster.local/ns/green/sa/db",
+            "spiffe://cluster.local/ns/blue/*",
+            "spiffe://other.test/ns/blue/sa/web",
+        ], 2).prop_filter("somebody", |l| !l.is_empty()).prop_map(|ids| Peer { spiffe_ids: owned(ids), ..Peer::default() }),
+        1 => Just(Peer { hosts: vec!["edge-1".to_owned()], ..Peer::default() }),
+        1 => Just(Peer { tags: BTreeMap::from([("tier".to_owned(), "front".to_owned())]), ..Peer::default() }),
+        2 => some(&["sre", "dba"], 2).prop_filter("somebody", |l| !l.is_empty()).prop_map(move |groups| if from {
+            Peer { iam_groups: owned(groups), ..Peer::default() }
+        } else {
+            Peer { fqdns: vec!["api.outside.test".to_owned(), "*.wild.test".to_owned()], ..Peer::default() }
+        }),
+    ];
+    let grpc = some(&["Add", "List"], 2).prop_map(|methods| GrpcMatch {
+        service: "cart.v1.Cart".to_owned(),
+        methods: owned(methods),
+    });
+    let icmp = select(&[(Some(8), None), (None, Some(128)), (Some(0), Some(129))][..]).prop_map(|(v4, v6)| Port {
+        protocol: Protocol::Icmp,
+        port: None,
+        end_port: None,
+        icmp_type: v4,
+        icmpv6_type: v6,
+    });
+    (
+        prop::option::weighted(0.4, peer),
+        prop_oneof![2 => Just(Vec::new()), 2 => prop::collection::vec(http(), 1..3)],
+        prop_oneof![4 => Just(Vec::new()), 1 => prop::collection::vec(grpc, 1..2)],
+        prop::option::weighted(0.15, icmp),
+        prop::option::weighted(0.3, select(&TrustLevel::ALL[..])),
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(|(peer, http, grpc, icmp, requires, until)| Extra {
+            peer,
+            http,
+            grpc,
+            icmp,
+            requires,
+            until,
+        })
+}
+
+/// Documents by label with everything that the language has beyond addresses, labels and ports.
+pub(crate) fn rich(most: usize) -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
+    let more = (
+        prop::collection::vec(extra(true), 4),
+        prop::collection::vec(extra(false), 4),
+        prop::option::weighted(0.2, select(&TrustLevel::ALL[..])),
+        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.5),
+    );
+    (documents(true, most), prop::collection::vec(more, most)).prop_map(|(mut documents, more)| {
+        for (document, (ins, outs, requires, cluster, account, stage, plain)) in documents.iter_mut().zip(more) {
+            let spec = &mut document.spec;
+            if spec.ingress.is_some() {
+                spec.requires = requires.filter(|_| !plain);
+            }
+            if stage {
+                spec.mode = Mode::Stage;
+            }
+            if let Some(workloads) = &mut spec.subject.workloads {
+                if account && !plain {
+                    workloads.service_accounts = vec!["web".to_owned(), "db".to_owned()];
+                }
+                if cluster {
+                    document.kind = CLUSTER_KIND.to_owned();
+                    let name = std::mem::take(&mut workloads.namespace);
+                    workloads.namespace_selector = Some(LabelSelector {
+                        match_expressions: vec![LabelRequirement {
+                            key: "kubernetes.io/metadata.name".to_owned(),
+                            operator: LabelOperator::In,
+                            values: BTreeSet::from([name, "green".to_owned()]).into_iter().collect(),
+                        }],
+                        ..LabelSelector::default()
+                    });
+                }
+            }
+            for (rule, extra) in spec.ingress.iter_mut().flatten().zip(ins) {
+                rule.from.extend(extra.peer);
+                let speaks = !extra.http.is_empty() || !extra.grpc.is_empty();
+                if speaks {
+                    rule.ports.retain(|p| p.protocol == Protocol::Tcp);
+                } else {
+                    rule.ports.extend(extra.icmp);
+                }
+                (rule.http, rule.grpc) = (extra.http, extra.grpc);
+                rule.requires = extra.requires.filter(|_| rule.action == Action::Allow);
+                rule.valid_until = extra.until.then(|| "2026-12-01T00:00:00Z".to_owned());
+            }
+            for (rule, extra) in spec.egress.iter_mut().flatten().zip(outs) {
+                rule.to.extend(extra.peer);
+                let speaks = !extra.http.is_empty() || !extra.grpc.is_empty();
+                if speaks {
+                    rule.ports.retain(|p| p.protocol == Protocol::Tcp);
+                } else {
+                    rule.ports.extend(extra.icmp);
+                }
+                (rule.http, rule.grpc) = (extra.http, extra.grpc);
+                rule.requires = extra.requires.filter(|_| rule.action == Action::Allow);
+                rule.valid_until = extra.until.then(|| "2026-12-01T00:00:00Z".to_owned());
+            }
+        }
+        documents
+    })
+}
+
+/// How many cases a property test runs: `GARRISON_POLICY_CASES`, or so many.
+pub(crate) fn cases(ordinarily: u32) -> u32 {
+    let asked = std::env::var("GARRISON_POLICY_CASES").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(ordinarily)
 }
 
 /// A connection between the world's addresses.

@@ -223,8 +223,9 @@ pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
         select(&["blue", "green", "red"][..]),
         select(&[None, Some("x"), Some("y"), Some("z")][..]),
         select(&[None, Some("x"), Some("y")][..]),
+        select(&["web", "db", "default"][..]),
     )
-        .prop_map(|(namespace, app, env)| {
+        .prop_map(|(namespace, app, env, account)| {
             let mut own = BTreeMap::new();
             own.extend(app.map(|v| ("app".to_owned(), v.to_owned())));
             own.extend(env.map(|v| ("env".to_owned(), v.to_owned())));
@@ -238,6 +239,7 @@ pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
                 namespace: namespace.to_owned(),
                 namespace_labels: of_namespace,
                 labels: own,
+                account: account.to_owned(),
             }
         });
     (address, prop::option::weighted(0.8, pod)).prop_map(|(address, pod)| Endpoint { address, pod })
@@ -245,7 +247,7 @@ pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
 
 proptest! {
     // 1,200 sets of policies × 24 connections.
-    #![proptest_config(ProptestConfig { cases: 1_200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::generate::cases(1_200), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn never_wider_and_equal_without_gaps(
@@ -336,6 +338,7 @@ spec:
             namespace: "shop".to_owned(),
             namespace_labels: labels(&[("kubernetes.io/metadata.name", "shop")]),
             labels: labels(&[("app", app)]),
+            account: "default".to_owned(),
         }),
     };
     assert!(passes(&manifests, &pod("web", 1), &pod("db", 2), 6, 5432));

@@ -15,3 +15,4 @@ mod nft_text;
 mod nftables;
 mod packets;
 mod reference;
+mod rich;

@@ -13,7 +13,7 @@ use crate::{
 
 proptest! {
     // 1,200 sets of policies × 24 connections.
-    #![proptest_config(ProptestConfig { cases: 1_200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::generate::cases(1_200), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn never_wider_and_equal_without_gaps(

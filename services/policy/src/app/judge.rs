@@ -89,7 +89,12 @@ impl App {
             let dst = address::from_bytes(id(columns.dst_ip.value(row)));
             let (protocol, port) = (columns.protocol.value(row), columns.dst_port.value(row));
             let last_seen = columns.last_seen.value(row);
-            let judgement = rules.engine.decide(src, dst, protocol, port);
+            // Of ICMP, the type stands where others have the source port, and the code where they have the destination's.
+            let number = match protocol {
+                1 | 58 => columns.src_port.value(row),
+                _ => port,
+            };
+            let judgement = rules.engine.decide(src, dst, protocol, number);
             judged.tally.add(&rules.engine, &judgement, last_seen);
             if judgement.enforced.verdict() != Verdict::Deny {
                 continue;

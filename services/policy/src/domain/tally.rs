@@ -32,7 +32,7 @@ impl BatchTally {
             bump(&mut self.ungoverned, time);
         }
         let observed = judgement.observed.into_iter().flat_map(|d| [d.egress, d.ingress]);
-        let observing = observed.filter(|side| engine.entry(*side).is_some_and(|e| e.mode == Mode::Observe));
+        let observing = observed.filter(|side| engine.entry(*side).is_some_and(|e| e.mode != Mode::Enforce));
         for side in [enforced.egress, enforced.ingress].into_iter().chain(observing) {
             if side.is_governed() {
                 bump(self.sides.entry(side).or_default(), time);

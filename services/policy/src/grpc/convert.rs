@@ -11,6 +11,7 @@ use crate::store::{CountRow, StoredPolicy};
 pub(super) fn policy(policy: StoredPolicy) -> proto::Policy {
     let mode = match policy.mode {
         Mode::Observe => proto::Mode::Observe,
+        Mode::Stage => proto::Mode::Stage,
         Mode::Enforce => proto::Mode::Enforce,
     };
     proto::Policy {

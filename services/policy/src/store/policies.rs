@@ -45,6 +45,7 @@ fn mode_number(mode: Mode) -> i16 {
     match mode {
         Mode::Observe => 1,
         Mode::Enforce => 2,
+        Mode::Stage => 3,
     }
 }
 
@@ -52,10 +53,10 @@ fn read(row: &PgRow) -> Result<StoredPolicy, sqlx::Error> {
     Ok(StoredPolicy {
         name: row.try_get("name")?,
         version: number(row.try_get("version")?),
-        mode: if row.try_get::<i16, _>("mode")? == 2 {
-            Mode::Enforce
-        } else {
-            Mode::Observe
+        mode: match row.try_get::<i16, _>("mode")? {
+            2 => Mode::Enforce,
+            3 => Mode::Stage,
+            _ => Mode::Observe,
         },
         document: row.try_get("document")?,
         sha256: row.try_get("sha256")?,

@@ -1,5 +1,10 @@
 //! What a document means that its author may not have meant.
 
+mod overlap;
+mod space;
+
+pub use overlap::{Overlap, Overlaps, overlaps};
+
 use crate::{
     decode::Findings,
     diagnostic::Code,
@@ -8,8 +13,8 @@ use crate::{
     sets::AddressSet,
 };
 
-/// Directions with more rules than this are not searched for rules that cover each other: the search compares
-/// every pair.
+/// Policies with more rules than this are not searched for rules that cover each other when they are checked: the
+/// search compares every pair.
 const PAIRWISE: usize = 1_000;
 
 pub(crate) fn lint(document: &ZeroTrustPolicy, policy: &Policy, f: &mut Findings<'_>) {
@@ -30,20 +35,28 @@ pub(crate) fn lint(document: &ZeroTrustPolicy, policy: &Policy, f: &mut Findings
         for rule in rules {
             without_addresses(rule, direction, judged, f);
             one_family(&rule.peers.addresses, &rule.field, f);
-            if rule.action == Action::Allow && rule.services.is_full() && rule.peers.workloads.contains(&PeerSet::Any) {
+            if over_wide(rule) {
+                let everyone = rule.peers.workloads.contains(&PeerSet::Any);
                 f.warn_at(
                     Code::OverWide,
                     &rule.field,
                     format!(
-                        "rule {} allows everything {} everyone",
+                        "rule {} allows everything {} {}",
                         rule.name,
-                        from_or_to(direction)
+                        from_or_to(direction),
+                        if everyone {
+                            "everyone"
+                        } else {
+                            "more endpoints than anybody knows"
+                        }
                     ),
                     "Name the ports, the peers, or both",
                 );
             }
         }
-        covered(rules, f);
+    }
+    for found in overlap::within(policy).found {
+        f.warn_at(found.code, &found.field, found.message, found.remedy);
     }
 }
 
@@ -128,66 +141,24 @@ fn one_family(set: &AddressSet, field: &str, f: &mut Findings<'_>) {
     );
 }
 
-fn covered(rules: &[Rule], f: &mut Findings<'_>) {
-    if rules.len() > PAIRWISE {
-        return;
-    }
-    for (i, rule) in rules.iter().enumerate() {
-        let deny_over_it = rules
-            .iter()
-            .find(|other| other.action == Action::Deny && rule.action == Action::Allow && covers(other, rule));
-        if let Some(other) = deny_over_it {
-            f.warn_at(
-                Code::Unreachable,
-                &rule.field,
-                format!(
-                    "rule {} never allows anything: rule {} denies all of it",
-                    rule.name, other.name
-                ),
-                "Narrow the deny rule, or remove this one",
-            );
-            continue;
-        }
-        let same = rules.iter().enumerate().find(|(j, other)| {
-            *j != i
-                && other.action == rule.action
-                && covers(other, rule)
-                // Of two equal rules, the later one is redundant.
-                && (*j < i || !covers(rule, other))
-        });
-        if let Some((_, other)) = same {
-            f.warn_at(
-                Code::Redundant,
-                &rule.field,
-                format!("rule {} adds nothing to rule {}", rule.name, other.name),
-                "Remove it, or narrow the other",
-            );
-        }
-    }
-}
+/// The widest networks that an allow rule for everything may name: 16 million IPv4 addresses, or an IPv6 /32.
+const WIDE: [u8; 2] = [8, 32];
 
-/// Whether every connection of `inner` is one of `outer`, in both projections.
-fn covers(outer: &Rule, inner: &Rule) -> bool {
-    inner.services.is_subset(&outer.services)
-        && inner.peers.addresses.is_subset(&outer.peers.addresses)
-        && inner
-            .peers
-            .workloads
-            .iter()
-            .all(|a| outer.peers.workloads.iter().any(|b| peer_covers(b, a)))
-}
-
-fn peer_covers(outer: &PeerSet, inner: &PeerSet) -> bool {
-    match (outer, inner) {
-        (PeerSet::Any, _) => true,
-        (PeerSet::Addresses(outer), PeerSet::Addresses(inner)) => inner.is_subset(outer),
-        (
-            PeerSet::Pods { namespaces, pods },
-            PeerSet::Pods {
-                namespaces: inner_namespaces,
-                pods: inner_pods,
-            },
-        ) => inner_namespaces.subtract(namespaces).is_empty() && inner_pods.subtract(pods).is_empty(),
-        _ => false,
-    }
+/// Whether a rule for every protocol and port is for more than anybody knows.
+fn over_wide(rule: &Rule) -> bool {
+    let wide = |set: &AddressSet| {
+        set.to_nets().iter().any(|net| {
+            let widest = if net.addr().is_ipv4() { WIDE[0] } else { WIDE[1] };
+            net.prefix_len() < widest
+        })
+    };
+    rule.action == Action::Allow
+        && rule.services.is_full()
+        && rule.condition.is_none()
+        && rule.peers.workloads.iter().any(|peer| match peer {
+            PeerSet::Any => true,
+            PeerSet::Addresses(set) => wide(set),
+            PeerSet::Pods { namespaces, pods } => namespaces.is_full() && pods.is_full(),
+            _ => false,
+        })
 }
