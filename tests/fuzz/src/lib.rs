@@ -18,6 +18,10 @@ use flow_ingest::{
 };
 use garrison_auth::{SpiffeId, token};
 use garrison_flow::FlowRow;
+use garrison_intel::{
+    Builder, Value, Warnings,
+    feed::{self as intel, Column, Columns, Csv, Format as FeedFormat, Limits as FeedLimits, List, Misp, Stix},
+};
 use garrison_proof::{Checkpoint, ExportOptions, SignedNote, verify_bundle, verify_export};
 use responder::domain::playbook::{self, Playbook};
 
@@ -25,13 +29,14 @@ use responder::domain::playbook::{self, Playbook};
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every parser by its name, which is that of its corpus and of its libFuzzer program.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("packet", packet),
     ("stream", stream),
     ("capture", capture),
     ("exports", exports),
     ("flow_log", flow_log),
     ("flow_batch", flow_batch),
+    ("feed", feed),
     ("policy", policy),
     ("playbook", playbook),
     ("bundle", bundle),
@@ -276,6 +281,65 @@ fn flow_batch(data: &[u8]) -> bool {
         assert_eq!(read.len(), batch.len());
     }
     true
+}
+
+/// A feed of indicators: an octet for the format, then the feed. What is taken is found again, and reads back as itself.
+fn feed(data: &[u8]) -> bool {
+    let Some((&format, feed)) = data.split_first() else {
+        return false;
+    };
+    let subdomains = format & 0x80 != 0;
+    let numbered = |number: usize| Some(Column::Numbered(number));
+    let format = match format % 4 {
+        0 => FeedFormat::List(List { kind: None, subdomains }),
+        1 => FeedFormat::Csv(Box::new(Csv {
+            delimiter: b',',
+            header: subdomains,
+            columns: Columns {
+                value: Column::Numbered(1),
+                kind: numbered(2),
+                confidence: numbered(3),
+                from: numbered(4),
+                until: numbered(5),
+                labels: numbered(6),
+                techniques: numbered(6),
+                reference: numbered(7),
+                context: numbered(8),
+            },
+            kind: String::new(),
+            subdomains,
+        })),
+        2 => FeedFormat::Stix(Stix { subdomains }),
+        _ => FeedFormat::Misp(Misp {
+            all_attributes: subdomains,
+            subdomains,
+        }),
+    };
+    let limits = FeedLimits {
+        octets: 1 << 20,
+        indicators: 200,
+        problems: 5,
+    };
+    let (mut builder, mut values) = (Builder::new(200, 0), Vec::new());
+    let report = intel::read(&format, feed, &limits, &mut |indicator| {
+        assert_eq!(builder.add("fuzz", &indicator, 50, false), Ok(true));
+        values.push(indicator.value);
+    });
+    let _ = intel::taxii::page(feed);
+    let Ok(report) = report else {
+        return false;
+    };
+    assert_eq!(report.taken, values.len() as u64);
+    assert!(report.problems.len() <= 5 && report.problems.len() as u64 <= report.bad + report.not_understood);
+    let (index, warnings) = (builder.build(), Warnings::default());
+    for value in &values {
+        assert_eq!(Value::parse(value.kind(), &value.to_string()).as_ref(), Ok(value));
+        let _ = warnings.held(value);
+        let mut found = false;
+        index.about(value, |entry| found |= entry.to_value() == *value);
+        assert!(found, "{value} was taken and is not found");
+    }
+    !values.is_empty()
 }
 
 /// Zero-trust policies. Every finding lies within the text.
