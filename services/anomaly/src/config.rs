@@ -8,7 +8,10 @@ use serde::Deserialize;
 
 use crate::domain::{
     detector::Detector,
-    settings::{BeaconSettings, Bounds, Network, Settings, ShortSession, Threshold, WideBounds},
+    settings::{
+        BeaconSettings, Bounds, GeneratedSettings, Network, Settings, ShortSession, Threshold, TunnelSettings,
+        WideBounds,
+    },
     shard::seconds,
     spot::SpotSettings,
     window::{SECOND, Span},
@@ -90,6 +93,10 @@ pub struct DetectorsConfig {
     pub contact_new_internal: ContactConfig,
     /// `beacon.periodic`: a host turns to an outside destination at regular intervals.
     pub beacon_periodic: BeaconConfig,
+    /// `dns.tunnel`: names below one parent domain carry data.
+    pub dns_tunnel: TunnelConfig,
+    /// `dns.generated`: one domain after the other that a generator made.
+    pub dns_generated: GeneratedConfig,
 }
 
 /// A scan.
@@ -171,6 +178,34 @@ pub struct BeaconConfig {
     pub popular_hosts: u32,
 }
 
+/// Data in names.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TunnelConfig {
+    /// Whether it is watched for.
+    pub enabled: bool,
+    /// Logarithm of the odds that makes an alert, 0 to 20. Judged at every tenth question of a window.
+    pub evidence: f64,
+    /// Length of a window, seconds.
+    pub window_seconds: u32,
+    /// A parent domain that so many hosts of the tenant ask below is not told, 2 to 50.
+    pub popular_hosts: u32,
+}
+
+/// Names that a generator made.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GeneratedConfig {
+    /// Whether it is watched for.
+    pub enabled: bool,
+    /// Sum of the logarithms of the names' odds that makes an alert, 3 to 100.
+    pub evidence: f64,
+    /// Fewest names that make an alert, 2 to 1000.
+    pub names: u32,
+    /// A domain that so many hosts of the tenant ask for does not count, 2 to 50.
+    pub popular_hosts: u32,
+}
+
 /// What alerts hold.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -218,7 +253,9 @@ pub struct LimitsConfig {
     pub folds: usize,
     /// Channels: pairs of a source and an outside destination, whose latest contacts are remembered.
     pub channels: usize,
-    /// Destinations of which is known how many hosts turn to them.
+    /// Windows of sources and the parent domains that they ask below.
+    pub zones: usize,
+    /// Destinations and domains of which is known how many hosts turn to them.
     pub destinations: usize,
     /// Names of which is known that they were asked of a proxy.
     pub names: usize,
@@ -259,6 +296,8 @@ impl Default for DetectorsConfig {
             bruteforce_connection: SessionsConfig::default(),
             contact_new_internal: ContactConfig::default(),
             beacon_periodic: BeaconConfig::default(),
+            dns_tunnel: TunnelConfig::default(),
+            dns_generated: GeneratedConfig::default(),
         }
     }
 }
@@ -321,9 +360,31 @@ impl Default for BeaconConfig {
         Self {
             enabled: true,
             contacts: 12,
-            evidence: 10.0,
+            evidence: 12.0,
             least_period_seconds: 5,
             longest_period_seconds: 21_600,
+            popular_hosts: 5,
+        }
+    }
+}
+
+impl Default for TunnelConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            evidence: 2.0,
+            window_seconds: 600,
+            popular_hosts: 5,
+        }
+    }
+}
+
+impl Default for GeneratedConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            evidence: 12.0,
+            names: 5,
             popular_hosts: 5,
         }
     }
@@ -358,6 +419,7 @@ impl Default for LimitsConfig {
             contacts_per_source: 512,
             folds: 16_384,
             channels: 131_072,
+            zones: 32_768,
             destinations: 131_072,
             names: 16_384,
         }
@@ -425,6 +487,31 @@ impl ServiceConfig for Config {
             7 * 86_400,
         )?;
         within(&key("popular_hosts"), beacon.popular_hosts.into(), 2, 50)?;
+        let numbers = [
+            ("detectors.dns_tunnel.evidence", d.dns_tunnel.evidence, 0.0, 20.0),
+            ("detectors.dns_generated.evidence", d.dns_generated.evidence, 3.0, 100.0),
+        ];
+        for (key, value, least, most) in numbers {
+            if !(least..=most).contains(&value) {
+                return Err(ConfigError::invalid(key, format!("{value} is not {least} to {most}")));
+            }
+        }
+        let tunnel = &d.dns_tunnel;
+        within(
+            "detectors.dns_tunnel.window_seconds",
+            tunnel.window_seconds.into(),
+            10,
+            86_400,
+        )?;
+        within("detectors.dns_tunnel.popular_hosts", tunnel.popular_hosts.into(), 2, 50)?;
+        let generated = &d.dns_generated;
+        within("detectors.dns_generated.names", generated.names.into(), 2, 1_000)?;
+        within(
+            "detectors.dns_generated.popular_hosts",
+            generated.popular_hosts.into(),
+            2,
+            50,
+        )?;
         if !(5.0..=50.0).contains(&beacon.evidence) {
             let reason = format!("{} is not 5 to 50", beacon.evidence);
             return Err(ConfigError::invalid(key("evidence"), reason));
@@ -466,6 +553,7 @@ impl ServiceConfig for Config {
             ("limits.contact_sources", limits.contact_sources),
             ("limits.folds", limits.folds),
             ("limits.channels", limits.channels),
+            ("limits.zones", limits.zones),
             ("limits.destinations", limits.destinations),
             ("limits.names", limits.names),
         ] {
@@ -480,10 +568,44 @@ impl ServiceConfig for Config {
     }
 }
 
+/// What the domain works with when nothing is configured.
+pub fn default_settings() -> Settings {
+    Sections {
+        learning: &LearningConfig::default(),
+        model: &ModelConfig::default(),
+        detectors: &DetectorsConfig::default(),
+        alerts: &AlertsConfig::default(),
+        limits: &LimitsConfig::default(),
+    }
+    .settings()
+}
+
+// The sections that settings are made of.
+struct Sections<'a> {
+    learning: &'a LearningConfig,
+    model: &'a ModelConfig,
+    detectors: &'a DetectorsConfig,
+    alerts: &'a AlertsConfig,
+    limits: &'a LimitsConfig,
+}
+
 impl Config {
     /// What the domain works with.
     pub fn settings(&self) -> Settings {
-        let d = &self.detectors;
+        Sections {
+            learning: &self.learning,
+            model: &self.model,
+            detectors: &self.detectors,
+            alerts: &self.alerts,
+            limits: &self.limits,
+        }
+        .settings()
+    }
+}
+
+impl Sections<'_> {
+    fn settings(&self) -> Settings {
+        let d = self.detectors;
         let scan = |scan: &ScanConfig| Threshold {
             count: scan.distinct,
             span: Span {
@@ -513,6 +635,8 @@ impl Config {
             (Detector::ContactNewInternal, d.contact_new_internal.enabled),
             (Detector::ModelAutoencoder, self.model.enabled),
             (Detector::BeaconPeriodic, d.beacon_periodic.enabled),
+            (Detector::DnsTunnel, d.dns_tunnel.enabled),
+            (Detector::DnsGenerated, d.dns_generated.enabled),
         ] {
             enabled[detector.index()] = on;
         }
@@ -554,6 +678,16 @@ impl Config {
                 longest_period: seconds(d.beacon_periodic.longest_period_seconds.into()),
                 popular: f64::from(d.beacon_periodic.popular_hosts),
             },
+            tunnel: TunnelSettings {
+                evidence: d.dns_tunnel.evidence,
+                window: seconds(d.dns_tunnel.window_seconds.into()),
+                popular: f64::from(d.dns_tunnel.popular_hosts),
+            },
+            generated: GeneratedSettings {
+                evidence: d.dns_generated.evidence,
+                names: d.dns_generated.names,
+                popular: f64::from(d.dns_generated.popular_hosts),
+            },
             wide: WideBounds {
                 destinations: self.limits.destinations,
                 names: self.limits.names,
@@ -566,6 +700,7 @@ impl Config {
                 contacts_a_source: self.limits.contacts_per_source,
                 folds: a_shard(self.limits.folds),
                 channels: a_shard(self.limits.channels),
+                zones: a_shard(self.limits.zones),
             },
         }
     }

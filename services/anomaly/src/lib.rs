@@ -8,6 +8,7 @@ pub mod bus;
 pub mod config;
 pub mod domain;
 pub mod error;
+pub mod evaluation;
 pub mod grpc;
 pub mod metrics;
 pub mod store;

@@ -23,6 +23,10 @@ pub enum Detector {
     ModelAutoencoder,
     /// A host turns to an outside destination at regular intervals.
     BeaconPeriodic,
+    /// A host carries data in the names it asks for.
+    DnsTunnel,
+    /// A host asks for domains that a generator made.
+    DnsGenerated,
 }
 
 const NETWORK_SERVICE_DISCOVERY: (&str, &str, &str) = ("T1046", "Network Service Discovery", "Discovery");
@@ -30,6 +34,12 @@ const REMOTE_SYSTEM_DISCOVERY: (&str, &str, &str) = ("T1018", "Remote System Dis
 const PASSWORD_GUESSING: (&str, &str, &str) = ("T1110.001", "Brute Force: Password Guessing", "Credential Access");
 const REMOTE_SERVICES: (&str, &str, &str) = ("T1021", "Remote Services", "Lateral Movement");
 const EXFILTRATION: (&str, &str, &str) = ("T1048", "Exfiltration Over Alternative Protocol", "Exfiltration");
+const DATA_IN_PROTOCOL: (&str, &str, &str) = ("T1572", "Protocol Tunneling", "Command and Control");
+const GENERATED_DOMAINS: (&str, &str, &str) = (
+    "T1568.002",
+    "Dynamic Resolution: Domain Generation Algorithms",
+    "Command and Control",
+);
 const APPLICATION_LAYER: (&str, &str, &str) = ("T1071", "Application Layer Protocol", "Command and Control");
 const WEB_PROTOCOLS: (&str, &str, &str) = (
     "T1071.001",
@@ -42,7 +52,7 @@ const DNS_TUNNEL: (&str, &str, &str) = ("T1071.004", "Application Layer Protocol
 
 impl Detector {
     /// Every detector.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::ScanVertical,
         Self::ScanHorizontal,
         Self::BruteforceHttp,
@@ -50,6 +60,8 @@ impl Detector {
         Self::ContactNewInternal,
         Self::ModelAutoencoder,
         Self::BeaconPeriodic,
+        Self::DnsTunnel,
+        Self::DnsGenerated,
     ];
 
     /// Its id.
@@ -62,6 +74,8 @@ impl Detector {
             Self::ContactNewInternal => "contact.new_internal",
             Self::ModelAutoencoder => "model.autoencoder",
             Self::BeaconPeriodic => "beacon.periodic",
+            Self::DnsTunnel => "dns.tunnel",
+            Self::DnsGenerated => "dns.generated",
         }
     }
 
@@ -91,6 +105,10 @@ impl Detector {
                 "A host turns to an outside destination that hardly anybody else uses, at regular intervals and with \
                  regular sizes, directly or through a proxy."
             }
+            Self::DnsTunnel => "A host carries data in the DNS names below one parent domain that it asks for.",
+            Self::DnsGenerated => {
+                "A host asks for one domain after the other that looks made by a generator, mostly in vain."
+            }
         }
     }
 
@@ -100,7 +118,7 @@ impl Detector {
             Self::ScanVertical | Self::ScanHorizontal | Self::ContactNewInternal | Self::BeaconPeriodic => {
                 Severity::Medium
             }
-            Self::BruteforceHttp | Self::BruteforceConnection => Severity::High,
+            Self::BruteforceHttp | Self::BruteforceConnection | Self::DnsTunnel | Self::DnsGenerated => Severity::High,
             Self::ModelAutoencoder => Severity::Low,
         }
     }
@@ -114,6 +132,8 @@ impl Detector {
             Self::ContactNewInternal => &[REMOTE_SERVICES],
             Self::ModelAutoencoder => &[],
             Self::BeaconPeriodic => &[APPLICATION_LAYER],
+            Self::DnsTunnel => &[DNS_TUNNEL, DATA_IN_PROTOCOL],
+            Self::DnsGenerated => &[GENERATED_DOMAINS],
         };
         list.iter().copied().map(technique).collect()
     }

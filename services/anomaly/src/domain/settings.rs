@@ -40,6 +40,10 @@ pub struct Settings {
     pub clock_tolerance: Nanos,
     /// Regular contacts.
     pub beacon: BeaconSettings,
+    /// Data in names.
+    pub tunnel: TunnelSettings,
+    /// Names that a generator made.
+    pub generated: GeneratedSettings,
     /// Bounds on memory, a tenant and shard.
     pub bounds: Bounds,
     /// Bounds on memory, a tenant.
@@ -58,6 +62,28 @@ pub struct BeaconSettings {
     /// Longest period.
     pub longest_period: Nanos,
     /// Hosts at which a destination is too popular to be told.
+    pub popular: f64,
+}
+
+/// When names carry data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TunnelSettings {
+    /// Logarithm of the odds that makes an alert.
+    pub evidence: f64,
+    /// Length of a window.
+    pub window: Nanos,
+    /// Hosts at which a parent domain is too popular to be told.
+    pub popular: f64,
+}
+
+/// When names are taken for generated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GeneratedSettings {
+    /// Sum of the names' odds that makes an alert, nats.
+    pub evidence: f64,
+    /// Fewest names.
+    pub names: u32,
+    /// Hosts at which a domain is too popular to count.
     pub popular: f64,
 }
 
@@ -142,6 +168,8 @@ pub struct Bounds {
     pub folds: usize,
     /// Channels of sources and outside destinations.
     pub channels: usize,
+    /// Windows of sources and parent domains.
+    pub zones: usize,
 }
 
 /// Most entries of each map that the shards of a tenant share.

@@ -1,12 +1,17 @@
 //! What is known of the sources of one shard, and the one pass over a batch's rows that keeps it current and
 //! runs the behaviours.
 
+use arrow_array::Array as _;
 use garrison_flow::{Columns, FlowState};
 use garrison_proto::alert::v1::Feature;
 
 use super::{
     activity::{SourceActivity, host_hash, port_hash},
-    behaviour::{self, Row, beacon::Channel},
+    behaviour::{
+        self, Row,
+        beacon::Channel,
+        dns::{generated::Asked, tunnel::Zone},
+    },
     bounded::BoundedMap,
     facts::{Facts, number},
     finding::{Finding, Fingerprint, Fold},
@@ -30,12 +35,16 @@ pub struct FlowMemory {
     pub contact: bool,
     /// What was done once for the flow, by [`once`].
     pub once: u8,
+    /// Its DNS questions.
+    pub questions: u32,
 }
 
 /// What is done once for a flow: bits of [`FlowMemory::once`].
 pub mod once {
     /// It ended, or has lasted for half a minute: its sizes say something.
     pub const SETTLED: u8 = 1;
+    /// Its DNS question was answered, or was not and never will be.
+    pub const NAMED: u8 = 2;
 }
 
 /// A flow that lives counts as settled after this.
@@ -93,6 +102,10 @@ pub struct Shard {
     pub contacts: BoundedMap<Host, Contacts>,
     /// Contacts with outside destinations, by source and the hash of the destination.
     pub channels: BoundedMap<(Host, u64), Channel>,
+    /// Questions below a parent domain, by source and the hash of the parent.
+    pub zones: BoundedMap<(Host, u64), Zone>,
+    /// Domains that sources asked for.
+    pub asked: BoundedMap<Host, Asked>,
     /// Alerts that repeats are folded into.
     pub folds: BoundedMap<Fingerprint, Fold>,
 }
@@ -136,6 +149,8 @@ impl Shard {
             sessions: BoundedMap::new(bounds.windows),
             contacts: BoundedMap::new(bounds.contact_sources),
             channels: BoundedMap::new(bounds.channels),
+            zones: BoundedMap::new(bounds.zones),
+            asked: BoundedMap::new(bounds.windows),
             folds: BoundedMap::new(bounds.folds),
         }
     }
@@ -149,6 +164,8 @@ impl Shard {
             + self.sessions.len()
             + self.contacts.len()
             + self.channels.len()
+            + self.zones.len()
+            + self.asked.len()
     }
 
     /// Entries that had to make room, over all maps.
@@ -161,6 +178,8 @@ impl Shard {
             + self.sessions.evicted()
             + self.contacts.evicted()
             + self.channels.evicted()
+            + self.zones.evicted()
+            + self.asked.evicted()
             + self.folds.evicted()
     }
 
@@ -195,6 +214,7 @@ impl Shard {
             behaviour::bruteforce::sessions(self, &row, context, &mut pass.findings);
             behaviour::contact::new_internal(self, &row, context, &mut pass.findings);
             behaviour::beacon::observe(self, wide, &row, context, &mut pass.findings);
+            behaviour::dns::observe(self, wide, &row, context, &mut pass.findings);
         }
         pass
     }
@@ -215,7 +235,12 @@ impl Shard {
         let lasted = columns.last_seen.value(i).saturating_sub(columns.first_seen.value(i));
         let settled = facts.state[i] == Some(FlowState::Ended)
             || (facts.state[i] == Some(FlowState::Active) && lasted >= SETTLED_AFTER);
-        let once = if settled { once::SETTLED } else { 0 };
+        let mut once = if settled { once::SETTLED } else { 0 };
+        let mut questions = 0;
+        if columns.dns_query.is_valid(i) && (settled || columns.dns_rcode.is_valid(i)) {
+            once |= once::NAMED;
+            questions = u32::try_from(number(columns.dns_queries, i)).unwrap_or(u32::MAX).max(1);
+        }
         let news = News {
             first_record: memory.record_seq.is_none(),
             bytes: src_bytes.saturating_sub(memory.src_bytes),
@@ -223,6 +248,8 @@ impl Shard {
             failed: failed && !memory.failed,
             contact_seen: memory.contact,
             settled: once & !memory.once & once::SETTLED != 0,
+            named: once & !memory.once & once::NAMED != 0,
+            questions: questions.saturating_sub(memory.questions),
         };
         *memory = FlowMemory {
             record_seq: Some(seq),
@@ -231,6 +258,7 @@ impl Shard {
             failed: failed || memory.failed,
             contact: memory.contact || (contacts_observed && behaviour::contact::is_contact(columns, facts, i)),
             once: memory.once | once,
+            questions: questions.max(memory.questions),
         };
         Some(news)
     }
@@ -269,6 +297,10 @@ pub struct News {
     pub contact_seen: bool,
     /// It ended or has lasted for half a minute, and had not before.
     pub settled: bool,
+    /// Its DNS question is known with what became of it, and was not before.
+    pub named: bool,
+    /// DNS questions since.
+    pub questions: u32,
 }
 
 /// A number for an alert.
@@ -301,7 +333,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::domain::{
         detector::Detector,
-        settings::{BeaconSettings, Network, ShortSession, Threshold, WideBounds},
+        settings::{BeaconSettings, GeneratedSettings, Network, ShortSession, Threshold, TunnelSettings, WideBounds},
         spot::SpotSettings,
         window::Span,
     };
@@ -344,9 +376,19 @@ pub(crate) mod tests {
             clock_tolerance: seconds(60),
             beacon: BeaconSettings {
                 contacts: 12,
-                evidence: 10.0,
+                evidence: 12.0,
                 least_period: seconds(5),
                 longest_period: seconds(6 * 3_600),
+                popular: 5.0,
+            },
+            tunnel: TunnelSettings {
+                evidence: 3.0,
+                window: seconds(600),
+                popular: 5.0,
+            },
+            generated: GeneratedSettings {
+                evidence: 12.0,
+                names: 5,
                 popular: 5.0,
             },
             wide: WideBounds {
@@ -361,6 +403,7 @@ pub(crate) mod tests {
                 contacts_a_source: 64,
                 folds: 1_000,
                 channels: 1_000,
+                zones: 1_000,
             },
         }
     }

@@ -96,6 +96,10 @@ pub(super) struct ShardState {
     pub(super) folds: Vec<FoldState>,
     #[prost(message, repeated, tag = "10")]
     pub(super) channels: Vec<EntryState>,
+    #[prost(message, repeated, tag = "11")]
+    pub(super) zones: Vec<EntryState>,
+    #[prost(message, repeated, tag = "12")]
+    pub(super) asked: Vec<EntryState>,
 }
 
 /// What the shards of a tenant share.
@@ -134,6 +138,8 @@ pub(super) struct FlowState {
     pub(super) contact: bool,
     #[prost(uint32, tag = "7")]
     pub(super) once: u32,
+    #[prost(uint32, tag = "8")]
+    pub(super) questions: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

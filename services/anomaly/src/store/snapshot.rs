@@ -183,6 +183,7 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         failed: memory.failed,
         contact: memory.contact,
         once: memory.once.into(),
+        questions: memory.questions,
     });
     let bucket = |b: &Bucket| BucketState {
         index: b.index,
@@ -264,6 +265,8 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         contacts: contacts.collect(),
         folds: folds.collect(),
         channels: entries(&shard.channels),
+        zones: entries(&shard.zones),
+        asked: entries(&shard.asked),
     }
     .encode_to_vec()
 }
@@ -288,6 +291,7 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
             failed: f.failed,
             contact: f.contact,
             once: f.once as u8,
+            questions: f.questions,
         };
         shard.flows.get_or_insert_with(sixteen(&f.id), || memory);
     }
@@ -352,6 +356,8 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
         shard.folds.get_or_insert_with(sixteen(&f.fingerprint), || fold);
     }
     fill(&mut shard.channels, &state.channels);
+    fill(&mut shard.zones, &state.zones);
+    fill(&mut shard.asked, &state.asked);
     Ok(shard)
 }
 

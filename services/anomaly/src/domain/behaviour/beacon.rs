@@ -37,6 +37,8 @@ const PROXIED_FOR: Nanos = 3_600 * SECOND;
 const SIZE_SPEAKS: (f64, f64) = (-1.0, 0.3);
 /// Spread of the logarithm of sizes, as beacons have it and as other traffic has it.
 const SIZE_SPREAD: (f64, f64) = (0.15, 1.0);
+/// What evidence must have more, nats, where the destination was in use while normal was learnt.
+const LEARNT: f64 = 4.0;
 /// Shapes above this, a jitter below 10 %, say nothing more: clocks are not better.
 const MOST_SHAPE: f64 = 100.0;
 
@@ -72,6 +74,12 @@ pub struct Channel {
     /// Flows, all in all.
     #[prost(uint32, tag = "5")]
     pub flows: u32,
+    /// It was used while normal was learnt.
+    #[prost(bool, tag = "7")]
+    pub learnt: bool,
+    /// The destination was asked of a proxy.
+    #[prost(bool, tag = "6")]
+    pub proxied: bool,
 }
 
 /// What the contacts of a channel say.
@@ -85,7 +93,7 @@ pub struct Evidence {
     pub period: Nanos,
     /// Coefficient of variation of the intervals that the shape stands for.
     pub jitter: f64,
-    /// Spread of the logarithm of the octets sent, the two most unusual contacts left out.
+    /// Spread of the logarithm of the octets sent, from the median deviation.
     pub spread: f64,
 }
 
@@ -129,6 +137,8 @@ impl Channel {
         }
         self.flows = flows;
         self.usual = usual;
+        self.proxied |= other.proxied;
+        self.learnt |= other.learnt;
     }
 
     fn mark(&mut self, time: Nanos) {
@@ -226,11 +236,10 @@ fn spread(contacts: &[Contact]) -> f64 {
     let logs = &mut logs[..contacts.len()];
     logs.sort_unstable_by(f64::total_cmp);
     let median = logs[logs.len() / 2];
-    // An order to be carried out, or its result, is sent once in a while.
-    logs.sort_unstable_by(|a, b| (a - median).abs().total_cmp(&(b - median).abs()));
-    let kept = &logs[..logs.len() - logs.len() / 6];
-    let mean = kept.iter().sum::<f64>() / kept.len() as f64;
-    (kept.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / kept.len() as f64).sqrt()
+    // From the median deviation, because the result of an order is sent once in a while.
+    logs.iter_mut().for_each(|log| *log = (*log - median).abs());
+    logs.sort_unstable_by(f64::total_cmp);
+    1.4826 * logs[logs.len() / 2]
 }
 
 /// Where a flow leads, for a channel.
@@ -264,9 +273,14 @@ fn destination<'a>(row: &Row<'a>) -> Option<Destination<'a>> {
     }
     let key = match name {
         Some(name) => name_hash(name),
-        None => mix(host_hash(dst) ^ u64::from(row.dst_port())),
+        None => address_key(dst, row.dst_port()),
     };
     Some(Destination { key, name, proxied })
+}
+
+/// The key of a destination that has no name.
+pub fn address_key(dst: Host, port: u16) -> u64 {
+    mix(host_hash(dst) ^ u64::from(port))
 }
 
 fn without_port(host: &str) -> &str {
@@ -325,6 +339,8 @@ pub fn observe(shard: &mut Shard, wide: &mut Wide, row: &Row<'_>, context: &Cont
     let channel = shard
         .channels
         .get_or_insert_with((src, destination.key), Channel::default);
+    channel.proxied |= destination.proxied;
+    channel.learnt |= context.learning;
     let contact = Contact {
         time,
         sent: u32::try_from(sent).unwrap_or(u32::MAX),
@@ -336,7 +352,7 @@ pub fn observe(shard: &mut Shard, wide: &mut Wide, row: &Row<'_>, context: &Cont
     let Some(evidence) = channel.evidence(settings.contacts) else {
         return;
     };
-    if !tells(&evidence, settings) {
+    if !tells(&evidence, settings, channel.learnt && !context.learning) {
         return;
     }
     if context.learning {
@@ -350,9 +366,10 @@ pub fn observe(shard: &mut Shard, wide: &mut Wide, row: &Row<'_>, context: &Cont
     out.push(found(row, &destination, &evidence, hosts, settings));
 }
 
-/// The evidence is enough for an alert.
-pub fn tells(evidence: &Evidence, settings: &BeaconSettings) -> bool {
-    evidence.total >= settings.evidence && (settings.least_period..=settings.longest_period).contains(&evidence.period)
+/// The evidence is enough for an alert; a destination that was in use while normal was learnt needs more.
+pub fn tells(evidence: &Evidence, settings: &BeaconSettings, learnt: bool) -> bool {
+    let needed = settings.evidence + if learnt { LEARNT } else { 0.0 };
+    evidence.total >= needed && (settings.least_period..=settings.longest_period).contains(&evidence.period)
 }
 
 fn found(

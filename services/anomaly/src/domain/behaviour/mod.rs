@@ -4,8 +4,10 @@
 pub mod beacon;
 pub mod bruteforce;
 pub mod contact;
+pub mod dns;
 pub mod scan;
 
+use arrow_array::Array as _;
 use garrison_flow::{Columns, FlowState};
 
 use super::{
@@ -35,6 +37,11 @@ impl Row<'_> {
 
     pub(crate) fn dst(&self) -> Host {
         self.facts.dst[self.i]
+    }
+
+    pub(crate) fn rcode(&self) -> Option<u8> {
+        let rcodes = self.columns.dns_rcode;
+        rcodes.is_valid(self.i).then(|| rcodes.value(self.i))
     }
 
     pub(crate) fn protocol(&self) -> u8 {

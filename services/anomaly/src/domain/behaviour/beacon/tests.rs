@@ -50,7 +50,7 @@ fn jitter_of_forty_percent_is_told_and_independent_events_are_not() {
     let mut alarms = 0;
     for _ in 0..2_000 {
         let beacon = channel(&jittered(&mut rng, 12, 60.0, 0.4));
-        found += u32::from(tells(&beacon.evidence(12).unwrap(), &settings));
+        found += u32::from(tells(&beacon.evidence(12).unwrap(), &settings, false));
         let mut at = 0.0;
         let poisson: Vec<Contact> = (0..12)
             .map(|_| {
@@ -58,7 +58,11 @@ fn jitter_of_forty_percent_is_told_and_independent_events_are_not() {
                 contact(at, (600.0 * rng.normal().exp()) as u32)
             })
             .collect();
-        alarms += u32::from(channel(&poisson).evidence(12).is_some_and(|e| tells(&e, &settings)));
+        alarms += u32::from(
+            channel(&poisson)
+                .evidence(12)
+                .is_some_and(|e| tells(&e, &settings, false)),
+        );
     }
     assert!(found >= 1_980, "{found} of 2,000 beacons");
     assert_eq!(alarms, 0);
