@@ -88,9 +88,13 @@ pub(crate) fn guess(text: &str, subdomains: bool) -> Result<Value, ValueError> {
     }
 }
 
-/// Reports write values so that nobody clicks on them.
+/// Reports write values so that nobody clicks on them. What follows the host is left as it is.
 fn refang(text: &str) -> Cow<'_, str> {
-    let hxxp = text.get(..4).is_some_and(|p| p.eq_ignore_ascii_case("hxxp"));
+    let after = |n: usize| text.get(n..).unwrap_or_default();
+    let hxxp = text.get(..4).is_some_and(|p| p.eq_ignore_ascii_case("hxxp"))
+        && ["://", "s://", "[:]", "s[:]", "[://]", "s[://]"]
+            .iter()
+            .any(|s| after(4).starts_with(s));
     if !hxxp && !text.contains(['[', '(', '{']) {
         return Cow::Borrowed(text);
     }
@@ -98,16 +102,18 @@ fn refang(text: &str) -> Cow<'_, str> {
     if hxxp {
         text.replace_range(..4, "http");
     }
+    for odd in ["[:]//", "[://]"] {
+        text = text.replacen(odd, "://", 1);
+    }
+    let begin = text.find("://").map_or(0, |at| at + 3);
+    let end = text[begin..].find('/').map_or(text.len(), |at| begin + at);
+    let mut host = text[begin..end].to_owned();
     for dot in ["[.]", "(.)", "{.}", "[dot]", "(dot)"] {
-        if text.contains(dot) {
-            text = text.replace(dot, ".");
+        if host.contains(dot) {
+            host = host.replace(dot, ".");
         }
     }
-    for (odd, even) in [("[:]", ":"), ("[://]", "://")] {
-        if text.contains(odd) {
-            text = text.replace(odd, even);
-        }
-    }
+    text.replace_range(begin..end, &host);
     Cow::Owned(text)
 }
 
@@ -157,9 +163,10 @@ pub(crate) fn url(text: &str) -> Option<String> {
     if text.len() > LONGEST || text.bytes().any(|b| b.is_ascii_control() || b == b' ') {
         return None;
     }
+    let is_scheme = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
     let (scheme, rest) = match text.split_once("://") {
-        Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
-        None => ("http".to_owned(), text),
+        Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_ascii_lowercase(), rest),
+        _ => ("http".to_owned(), text),
     };
     let rest = rest.split('#').next().unwrap_or_default();
     let at = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -274,6 +281,12 @@ mod tests {
             ("https://[2001:DB8::1]:443/x", "url [2001:db8::1]/x"),
             ("evil.example/login.php", "url evil.example/login.php"),
             ("http://evil.example?x=1", "url evil.example/?x=1"),
+            ("hxxps[:]//evil.example/a[.]b", "url evil.example/a[.]b"),
+            (
+                "evil.example/to?u=http://a.example/",
+                "url evil.example/to?u=http://a.example/",
+            ),
+            ("hxxpress.example", "domain hxxpress.example"),
             (
                 "D41D8CD98F00B204E9800998ECF8427E",
                 "file d41d8cd98f00b204e9800998ecf8427e",

@@ -9,6 +9,7 @@ mod list;
 mod misp;
 mod pattern;
 mod stix;
+pub mod stored;
 pub mod taxii;
 
 use std::fmt;

@@ -286,6 +286,7 @@ fn alert(finding: &Finding, fingerprint: Fingerprint, fold: Fold, settings: &Set
         fingerprint: hex::encode(fingerprint),
         score: finding.score,
         threshold: finding.threshold,
+        indicators: Vec::new(),
     }
 }
 
