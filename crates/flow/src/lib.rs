@@ -4,6 +4,7 @@
 
 pub mod address;
 mod batch;
+mod column;
 mod convert;
 mod filter;
 mod ledger;

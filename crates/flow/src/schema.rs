@@ -8,17 +8,15 @@ use std::{net::IpAddr, sync::Arc};
 use arrow_array::{
     ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int16Array, RecordBatch, StringArray,
     TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
-    builder::{
-        ArrayBuilder as _, FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder, Int16Builder, StringBuilder,
-        TimestampNanosecondBuilder, UInt8Builder, UInt16Builder, UInt32Builder, UInt64Builder,
-    },
     cast::AsArray as _,
+    types::{Float32Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type},
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use crate::{
     address,
     batch::{FlowBatch, FlowError},
+    column::{Fixed, Lengths, Scalar, Text, Time},
 };
 
 /// Version of the schema, in the metadata of every batch under [`VERSION_KEY`]. Readers refuse a newer one, and fill in
@@ -31,7 +29,7 @@ pub const VERSION_KEY: &str = "garrison.flow.version";
 /// How many packets' lengths `first_lengths` holds.
 pub const FIRST_LENGTHS: usize = 8;
 
-const ZONE: &str = "UTC";
+pub(crate) const ZONE: &str = "UTC";
 
 // How each kind of column looks in Arrow, in a row and in a builder. `opt_` kinds may be null.
 macro_rules! kind {
@@ -73,49 +71,20 @@ macro_rules! kind {
     (array text) => { StringArray };
     (array lengths) => { FixedSizeListArray };
 
-    (builder u8) => { UInt8Builder };
-    (builder u16) => { UInt16Builder };
-    (builder u32) => { UInt32Builder };
-    (builder u64) => { UInt64Builder };
-    (builder f32) => { Float32Builder };
-    (builder time) => { TimestampNanosecondBuilder };
-    (builder id) => { FixedSizeBinaryBuilder };
-    (builder ip) => { FixedSizeBinaryBuilder };
-    (builder mac) => { FixedSizeBinaryBuilder };
-    (builder text) => { StringBuilder };
-    (builder lengths) => { FixedSizeListBuilder<Int16Builder> };
+    (builder u8) => { Scalar<UInt8Type> };
+    (builder u16) => { Scalar<UInt16Type> };
+    (builder u32) => { Scalar<UInt32Type> };
+    (builder u64) => { Scalar<UInt64Type> };
+    (builder f32) => { Scalar<Float32Type> };
+    (builder time) => { Time };
+    (builder id) => { Fixed<16> };
+    (builder ip) => { Fixed<16> };
+    (builder mac) => { Fixed<6> };
+    (builder text) => { Text };
+    (builder lengths) => { Lengths };
 
-    (new_builder time, $n:expr) => { TimestampNanosecondBuilder::with_capacity($n).with_timezone(ZONE) };
-    (new_builder id, $n:expr) => { FixedSizeBinaryBuilder::with_capacity($n, 16) };
-    (new_builder ip, $n:expr) => { FixedSizeBinaryBuilder::with_capacity($n, 16) };
-    (new_builder mac, $n:expr) => { FixedSizeBinaryBuilder::with_capacity($n, 6) };
-    (new_builder text, $n:expr) => { StringBuilder::with_capacity($n, $n * 8) };
-    (new_builder lengths, $n:expr) => {
-        FixedSizeListBuilder::with_capacity(Int16Builder::with_capacity($n * FIRST_LENGTHS), FIRST_LENGTHS as i32, $n)
-            .with_field(Arc::new(Field::new("item", DataType::Int16, false)))
-    };
-    (new_builder u8, $n:expr) => { UInt8Builder::with_capacity($n) };
-    (new_builder u16, $n:expr) => { UInt16Builder::with_capacity($n) };
-    (new_builder u32, $n:expr) => { UInt32Builder::with_capacity($n) };
-    (new_builder u64, $n:expr) => { UInt64Builder::with_capacity($n) };
-    (new_builder f32, $n:expr) => { Float32Builder::with_capacity($n) };
-
-    (append id, $b:expr, $v:expr) => { append_fixed(&mut $b, &$v) };
-    (append mac, $b:expr, $v:expr) => { append_fixed(&mut $b, &$v) };
-    (append ip, $b:expr, $v:expr) => { append_fixed(&mut $b, &address::to_bytes($v)) };
-    (append lengths, $b:expr, $v:expr) => {{
-        $b.values().append_slice(&$v);
-        $b.append(true);
-    }};
-    (append $scalar:ident, $b:expr, $v:expr) => { $b.append_value($v) };
-
-    (append_nulls lengths, $b:expr, $n:expr) => {
-        for _ in 0..$n {
-            $b.values().append_slice(&[0; FIRST_LENGTHS]);
-            $b.append(false);
-        }
-    };
-    (append_nulls $scalar:ident, $b:expr, $n:expr) => { $b.append_nulls($n) };
+    (stored ip, $v:expr) => { address::to_bytes($v) };
+    (stored $scalar:ident, $v:expr) => { $v };
 
     (value id, $a:expr, $i:expr) => { read_fixed::<16>($a, $i) };
     (value mac, $a:expr, $i:expr) => { read_fixed::<6>($a, $i) };
@@ -130,24 +99,11 @@ macro_rules! row_type {
     ($l:lifetime optional $kind:ident) => { Option<kind!(row $l $kind)> };
 }
 
-// Most columns of most sources are null: nulls are caught up with only when a value follows or the batch is finished,
-// so that an absent value costs a comparison.
 macro_rules! append {
-    (required $kind:ident, $b:expr, $rows:expr, $v:expr) => { kind!(append $kind, $b, $v) };
+    (required $kind:ident, $b:expr, $rows:expr, $v:expr) => { $b.push(kind!(stored $kind, $v)) };
     (optional $kind:ident, $b:expr, $rows:expr, $v:expr) => {
         if let Some(value) = $v {
-            catch_up!(optional $kind, $b, $rows);
-            kind!(append $kind, $b, value);
-        }
-    };
-}
-
-macro_rules! catch_up {
-    (required $kind:ident, $b:expr, $rows:expr) => {};
-    (optional $kind:ident, $b:expr, $rows:expr) => {
-        let behind = $rows - $b.len();
-        if behind > 0 {
-            kind!(append_nulls $kind, $b, behind);
+            $b.set($rows, kind!(stored $kind, value));
         }
     };
 }
@@ -191,9 +147,9 @@ macro_rules! columns {
         }
 
         impl FlowBatchBuilder {
-            /// Makes a builder with room for `capacity` rows before it must grow.
+            /// Makes a builder that expects `capacity` rows. It holds no memory for columns without values.
             pub fn new(capacity: usize) -> Self {
-                Self { rows: 0, $($name: kind!(new_builder $kind, capacity),)+ }
+                Self { rows: 0, $($name: <kind!(builder $kind)>::new(capacity),)+ }
             }
 
             /// Appends one record.
@@ -204,9 +160,8 @@ macro_rules! columns {
 
             /// Takes the rows collected so far as a batch.
             pub fn finish(&mut self) -> FlowBatch {
-                $(catch_up!($need $kind, self.$name, self.rows);)+
-                self.rows = 0;
-                let arrays: Vec<ArrayRef> = vec![$(Arc::new(self.$name.finish()),)+];
+                let rows = std::mem::take(&mut self.rows);
+                let arrays: Vec<ArrayRef> = vec![$(self.$name.finish(rows),)+];
                 FlowBatch::from_built(schema(), arrays)
             }
         }
@@ -655,12 +610,6 @@ pub(crate) fn check(given: &Schema) -> Result<usize, FlowError> {
 
 // Columns of version 1. Every version has at least these.
 const FIRST_VERSION_COLUMNS: usize = 78;
-
-fn append_fixed(builder: &mut FixedSizeBinaryBuilder, bytes: &[u8]) {
-    builder
-        .append_value(bytes)
-        .expect("the array's length equals the column's width");
-}
 
 fn read_fixed<const N: usize>(array: &FixedSizeBinaryArray, i: usize) -> [u8; N] {
     let mut bytes = [0; N];

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    capture::spread::MOST_WORKERS,
     domain::{Limits, packet::Decoder},
     export::ipfix::MESSAGE_BYTES,
     import::Format,
@@ -122,6 +123,10 @@ pub struct SensorConfig {
     /// Octets of each frame that are captured.
     #[serde(default = "default_snaplen")]
     pub snaplen: u32,
+    /// Threads that share an interface's packets, or those of a capture file that is played fast, flow by flow. Each has a
+    /// flow table and a ring of its own.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
     /// How fast a file is played.
     #[serde(default)]
     pub pace: Pace,
@@ -295,6 +300,10 @@ fn default_template_ms() -> u64 {
     60_000
 }
 
+fn default_workers() -> usize {
+    1
+}
+
 fn default_settle_ms() -> u64 {
     5_000
 }
@@ -450,6 +459,15 @@ impl ServiceConfig for Config {
             }
             if sensor.format.is_some() && sensor.log.is_none() && sensor.file.is_none() && sensor.folder.is_none() {
                 return wrong(key("format"), "is of a log, a file or a folder");
+            }
+            if !(1..=MOST_WORKERS).contains(&sensor.workers) {
+                return wrong(key("workers"), "must be 1 to 64");
+            }
+            if sensor.workers > 1 && sensor.all_interfaces().is_empty() && sensor.file.is_none() {
+                return wrong(key("workers"), "is of interfaces or a capture file");
+            }
+            if sensor.workers > 1 && sensor.file.is_some() && sensor.pace != Pace::Fast {
+                return wrong(key("workers"), "must be 1 for a file that is not played fast");
             }
             if !(100..=86_400_000).contains(&sensor.settle_ms) {
                 return wrong(key("settle_ms"), "must be 100 to 86400000");

@@ -112,16 +112,15 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
         feed,
     } in prepared
     {
-        let recorder = Recorder::new(Arc::clone(&sensor), outlet.clone(), feed, &config.batch);
-        let meter = Meter::new(&sensor.id, config.table.limits(), uuid::Uuid::new_v4().as_u128());
-        workers.push(start_worker(
-            &config,
-            sensor_config,
-            sensor,
-            meter,
-            recorder,
-            Arc::clone(&stop),
-        )?);
+        let share: Vec<_> = (0..sensor_config.workers)
+            .map(|number| {
+                let feed = feed.as_ref().map(RingFeed::another);
+                let recorder = Recorder::new(Arc::clone(&sensor), outlet.clone(), feed, &config.batch);
+                let meter = Meter::new(&sensor.id, config.table.limits(), uuid::Uuid::new_v4().as_u128());
+                (meter, recorder.of_worker(number))
+            })
+            .collect();
+        workers.push(start_worker(&config, sensor_config, sensor, share, Arc::clone(&stop))?);
     }
     // The outbound thread ends when the last worker's outlet is gone.
     drop(outlet);
@@ -234,8 +233,7 @@ fn start_worker(
     config: &Config,
     sensor_config: SensorConfig,
     sensor: Arc<Sensor>,
-    meter: Meter,
-    recorder: Recorder,
+    share: Vec<(Meter, Recorder)>,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<JoinHandle<()>> {
     let options = RingOptions {
@@ -246,8 +244,14 @@ fn start_worker(
         retire_ms: config.capture.retire_ms,
     };
     let thread = std::thread::Builder::new().name(format!("sensor-{}", sensor.id));
+    // Sensors of other kinds have one worker.
+    let only = |share: Vec<(Meter, Recorder)>| {
+        let missing = || std::io::Error::other("a sensor has at least one worker");
+        share.into_iter().next().ok_or_else(missing)
+    };
     if let Some(address) = sensor_config.listen {
         let (how, collector) = listening(config, &sensor_config, address);
+        let (_, recorder) = only(share)?;
         return thread.spawn(move || listen(&sensor, &how, collector, recorder, &stop));
     }
     let random = uuid::Uuid::new_v4().as_u128();
@@ -265,6 +269,7 @@ fn start_worker(
             options: reading,
             keep: kept(config, &sensor_config, "files"),
         };
+        let (meter, recorder) = only(share)?;
         return thread.spawn(move || watch_folder(&sensor, &watching, meter, recorder, &stop));
     }
     if let (Some(path), Some(format)) = (sensor_config.log.clone(), sensor_config.format) {
@@ -275,6 +280,7 @@ fn start_worker(
             keep: kept(config, &sensor_config, "place"),
         };
         let reader = LogReader::new(format, &sensor_config.id, random);
+        let (_, recorder) = only(share)?;
         return thread.spawn(move || follow(&sensor, &following, reader, recorder, &stop));
     }
     thread.spawn(move || match &sensor_config.file {
@@ -284,10 +290,10 @@ fn start_worker(
                 timestamps: sensor_config.timestamps,
                 options: reading,
             };
-            play(&sensor, file, playing, meter, recorder, &stop);
+            play(&sensor, file, playing, share, &stop);
             settle(&sensor, &stop);
         }
-        None => watch(&sensor, sensor_config.all_interfaces(), options, meter, recorder, &stop),
+        None => watch(&sensor, sensor_config.all_interfaces(), options, share, &stop),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 
 use super::{recorder::Recorder, sensor::Sensor, watch::now};
 use crate::{
-    capture::{CaptureError, CaptureFile},
+    capture::{CaptureError, CaptureFile, spread::spread},
     config::{Pace, Timestamps},
     domain::{Counts, Meter, packet::Packet, record::EndReason},
     input::{Input, InputError, Kind, Options},
@@ -31,17 +31,17 @@ pub struct Playing {
     pub options: Options,
 }
 
-/// Plays a file to its end, or until `stop` is set. What is wrong with the file is noted in the sensor's status.
+/// Plays a file to its end, or until `stop` is set. What is wrong with the file is noted in the sensor's status. Several
+/// workers share the packets of a capture that is played fast; anything else is the first one's.
 pub fn play(
     sensor: &Arc<Sensor>,
     path: &Path,
     playing: Playing,
-    mut meter: Meter,
-    mut recorder: Recorder,
+    mut workers: Vec<(Meter, Recorder)>,
     stop: &AtomicBool,
 ) {
     let mut end = EndReason::EndOfFile;
-    let counts = match feed(sensor, path, &playing, &mut meter, &mut recorder, stop, &mut end) {
+    let counts = match feed(sensor, path, &playing, &mut workers, stop, &mut end) {
         Ok(counts) => counts,
         Err(error) => {
             let text = error.text();
@@ -50,10 +50,12 @@ pub fn play(
             None
         }
     };
-    meter.finish(end, &mut recorder);
-    let counts = counts.unwrap_or_else(|| meter.counts());
-    recorder.note_counts(counts, 0, 0);
-    recorder.flush();
+    for (meter, recorder) in &mut workers {
+        meter.finish(end, recorder);
+        recorder.note_counts(counts.unwrap_or_else(|| meter.counts()), 0, 0);
+        recorder.flush();
+    }
+    let counts = sensor.status().counts;
     tracing::info!(
         sensor = sensor.id,
         received = counts.received,
@@ -69,13 +71,16 @@ fn feed(
     sensor: &Sensor,
     path: &Path,
     playing: &Playing,
-    meter: &mut Meter,
-    recorder: &mut Recorder,
+    workers: &mut Vec<(Meter, Recorder)>,
     stop: &AtomicBool,
     end: &mut EndReason,
 ) -> Result<Option<Counts>, InputError> {
     let input = Input::open(path, playing.options.format)?;
     if input.kind() != Kind::Capture {
+        workers.truncate(1);
+        let Some((_, recorder)) = workers.first_mut() else {
+            return Ok(None);
+        };
         return other(sensor, input, playing, recorder, stop).map(Some);
     }
     let fast = playing.pace == Pace::Fast;
@@ -89,6 +94,16 @@ fn feed(
     };
     let mut file = CaptureFile::new(input.into_source(), path)?;
     sensor.update(|status| status.link = file.link());
+    if workers.len() > 1 && fast {
+        share(file, workers, shift, stop)?;
+        if stop.load(Ordering::Relaxed) {
+            *end = EndReason::Shutdown;
+        }
+        return Ok(None);
+    }
+    let Some((meter, recorder)) = workers.first_mut() else {
+        return Ok(None);
+    };
     let started = Instant::now();
     let mut first = None;
     let mut looked = Instant::now();
@@ -130,6 +145,40 @@ fn feed(
             }
         }
     }
+}
+
+// Plays a capture fast with several workers.
+fn share(
+    file: CaptureFile,
+    workers: &mut [(Meter, Recorder)],
+    shift: Option<i64>,
+    stop: &AtomicBool,
+) -> Result<(), CaptureError> {
+    let began = OnceLock::new();
+    let mut sharing: Vec<_> = workers
+        .iter_mut()
+        .map(|(meter, recorder)| (meter, recorder, Instant::now()))
+        .collect();
+    spread(file, &mut sharing, stop, |(meter, recorder, looked), packets| {
+        let shift =
+            shift.unwrap_or_else(|| *began.get_or_init(|| now() - packets.first().map_or(0, |packet| packet.time)));
+        if shift == 0 {
+            meter.process(packets, *recorder);
+        } else {
+            for packet in packets {
+                let moved = Packet {
+                    time: packet.time.saturating_add(shift),
+                    ..*packet
+                };
+                meter.process(std::slice::from_ref(&moved), *recorder);
+            }
+        }
+        if looked.elapsed() >= NAP {
+            *looked = Instant::now();
+            recorder.note(meter, 0);
+            recorder.flush_due(*looked);
+        }
+    })
 }
 
 // Logs and flow exports are read as they are: their times are those of what they tell of.

@@ -8,7 +8,7 @@ use std::{
 use garrison_bus::subject::{SHARDS, shard_of};
 use garrison_flow::{FlowBatchBuilder, FlowRow, FlowState};
 
-use super::sensor::Sensor;
+use super::sensor::{Sensor, Share};
 use crate::{
     bus::outbound::{ClosedBatch, Outlet},
     config::BatchConfig,
@@ -27,9 +27,9 @@ pub struct Recorder {
     shards: Vec<Shard>,
     rows: usize,
     age: Duration,
-    counts: Counts,
-    dropped_by_kernel: u64,
-    sequence: u64,
+    worker: usize,
+    // The sum over all workers of the sensor.
+    share: Share,
     // Which shards have records, as bits.
     open: u32,
 }
@@ -65,11 +65,15 @@ impl Recorder {
             rows: batch.rows,
             // A file played fast gains nothing from small batches.
             age: Duration::from_millis(if live { batch.age_ms } else { batch.age_ms.max(50) }),
-            counts: Counts::default(),
-            dropped_by_kernel: 0,
-            sequence: 0,
+            worker: 0,
+            share: Share::default(),
             open: 0,
         }
+    }
+
+    /// The sink of one of several workers; the first has number 0.
+    pub fn of_worker(self, worker: usize) -> Self {
+        Self { worker, ..self }
     }
 
     /// Takes over the meter's counts for the ledger.
@@ -79,13 +83,12 @@ impl Recorder {
 
     /// Takes over counts for the ledger.
     pub fn note_counts(&mut self, counts: Counts, active: u64, dropped_by_kernel: u64) {
-        self.counts = counts;
-        self.dropped_by_kernel = dropped_by_kernel;
-        self.sensor.update(|status| {
-            status.counts = counts;
-            status.dropped_by_kernel = dropped_by_kernel;
-            status.active_flows = active;
-        });
+        let share = Share {
+            counts,
+            dropped_by_kernel,
+            active_flows: active,
+        };
+        self.share = self.sensor.share(self.worker, share);
     }
 
     /// Hands over what is due. Gives when the next batch will be.
@@ -131,28 +134,31 @@ impl Recorder {
         let shard = &mut self.shards[usize::from(number)];
         let rows = shard.builder.len() as u64;
         self.sensor.emitted(rows);
-        let batch = ClosedBatch {
-            sensor: Arc::clone(&self.sensor),
-            shard: number,
-            batch: shard.builder.finish(),
-            sequence: self.sequence,
-            ledger: self.sensor.ledger_with_batch(&self.counts, self.dropped_by_kernel),
-            oldest: (shard.oldest != i64::MAX).then_some(shard.oldest),
-        };
+        let batch = shard.builder.finish();
+        let oldest = (shard.oldest != i64::MAX).then_some(shard.oldest);
         shard.oldest = i64::MAX;
         shard.since = None;
         if now.is_some() {
             shard.sent = now;
         }
         self.open &= !(1 << number);
-        self.sequence += 1;
-        if self.sensor.live {
-            if !self.outlet.offer(batch) {
+        self.sensor.in_sequence(|sequence| {
+            let batch = ClosedBatch {
+                sensor: Arc::clone(&self.sensor),
+                shard: number,
+                batch,
+                sequence,
+                ledger: self
+                    .sensor
+                    .ledger_with_batch(&self.share.counts, self.share.dropped_by_kernel),
+                oldest,
+            };
+            if !self.sensor.live {
+                self.outlet.push(batch);
+            } else if !self.outlet.offer(batch) {
                 self.sensor.lost(rows);
             }
-        } else {
-            self.outlet.push(batch);
-        }
+        });
     }
 }
 

@@ -33,10 +33,23 @@ pub struct Sensor {
     /// Its packet ring.
     pub ring: Option<Arc<PacketRing>>,
     status: Mutex<Status>,
+    shares: Mutex<Vec<Share>>,
+    sequence: Mutex<u64>,
     emitted: AtomicU64,
     published: AtomicU64,
     lost: AtomicU64,
     finished: AtomicI64,
+}
+
+/// What one of a sensor's workers has to report: its part of the status.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Share {
+    /// What became of its packets and flows.
+    pub counts: Counts,
+    /// Packets the kernel dropped, as far as this worker asks for them.
+    pub dropped_by_kernel: u64,
+    /// Flows in its table.
+    pub active_flows: u64,
 }
 
 /// What a worker reports now and then.
@@ -78,6 +91,8 @@ impl Sensor {
             started,
             ring,
             status: Mutex::default(),
+            shares: Mutex::default(),
+            sequence: Mutex::default(),
             emitted: AtomicU64::new(0),
             published: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -97,6 +112,35 @@ impl Sensor {
     /// Notes what changed.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.lock());
+    }
+
+    /// Takes over a worker's share, and gives the sum of all workers'.
+    pub fn share(&self, worker: usize, share: Share) -> Share {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if shares.len() <= worker {
+            shares.resize(worker + 1, Share::default());
+        }
+        shares[worker] = share;
+        let mut sum = Share::default();
+        for share in shares.iter() {
+            sum.counts += share.counts;
+            sum.dropped_by_kernel += share.dropped_by_kernel;
+            sum.active_flows += share.active_flows;
+        }
+        self.update(|status| {
+            status.counts = sum.counts;
+            status.dropped_by_kernel = sum.dropped_by_kernel;
+            status.active_flows = sum.active_flows;
+        });
+        sum
+    }
+
+    /// Hands a batch over under the sensor's next number, one worker at a time, so that batches leave in their order.
+    pub fn in_sequence<R>(&self, hand_over: impl FnOnce(u64) -> R) -> R {
+        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = hand_over(*sequence);
+        *sequence += 1;
+        given
     }
 
     /// Records were made.

@@ -12,7 +12,7 @@ use super::{recorder::Recorder, sensor::Sensor};
 use crate::{
     capture::{
         CaptureError,
-        afpacket::{Interface, Ring, RingOptions, wait},
+        afpacket::{Control, Interface, Ring, RingOptions, wait},
     },
     domain::{Meter, record::EndReason},
 };
@@ -35,68 +35,99 @@ pub fn now() -> i64 {
 struct Capture {
     names: Vec<String>,
     options: RingOptions,
-    ring: Option<Ring>,
+    workers: usize,
+    controls: Vec<Control>,
     listening: Vec<Interface>,
     looked: Option<Instant>,
     dropped: u64,
     problem: Option<String>,
 }
 
-/// Captures until `stop` is set, then ends every flow.
+/// Captures until `stop` is set, then ends every flow. Each worker has a ring, a flow table and a thread of its own; the
+/// kernel gives both directions of a flow to the same.
 pub fn watch(
     sensor: &Arc<Sensor>,
     interfaces: Vec<String>,
     options: RingOptions,
-    mut meter: Meter,
-    mut recorder: Recorder,
+    mut workers: Vec<(Meter, Recorder)>,
     stop: &AtomicBool,
 ) {
     let mut capture = Capture {
         names: interfaces,
         options,
-        ring: None,
+        workers: workers.len(),
+        controls: Vec::new(),
         listening: Vec::new(),
         looked: None,
         dropped: 0,
         problem: None,
     };
-    while !stop.load(Ordering::Relaxed) {
-        capture.look(sensor);
-        let mut busy = false;
-        if let Some(ring) = &mut capture.ring {
-            for _ in 0..TURN {
-                let Some(block) = ring.block() else { break };
-                busy = true;
-                block.bursts(|packets| meter.process(packets, &mut recorder));
+    let Some((mut meter, mut recorder)) = workers.pop() else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        let mut own: Option<Ring> = None;
+        while !stop.load(Ordering::Relaxed) {
+            for ring in capture.look(sensor) {
+                match workers.pop() {
+                    Some((meter, recorder)) => {
+                        scope.spawn(move || work(ring, meter, recorder, stop));
+                    }
+                    None => own = Some(ring),
+                }
             }
+            turn(own.as_mut(), &mut meter, &mut recorder, capture.dropped);
         }
-        meter.tick(now(), &mut recorder);
+        capture.count_drops();
+        meter.finish(EndReason::Shutdown, &mut recorder);
         recorder.note(&meter, capture.dropped);
-        let due = recorder.flush_due(Instant::now());
-        if !busy {
-            let nap = if meter.active_flows() == 0 { SLEEP } else { NAP };
-            let until_due = due.map_or(nap, |due| due.saturating_duration_since(Instant::now()));
-            match &capture.ring {
-                Some(ring) => wait(ring, nap.min(until_due)),
-                None => std::thread::sleep(nap.min(until_due)),
-            }
-        }
+        recorder.flush();
+    });
+}
+
+// A worker that has nothing to do but its ring.
+fn work(mut ring: Ring, mut meter: Meter, mut recorder: Recorder, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        turn(Some(&mut ring), &mut meter, &mut recorder, 0);
     }
-    capture.count_drops();
     meter.finish(EndReason::Shutdown, &mut recorder);
-    recorder.note(&meter, capture.dropped);
+    recorder.note(&meter, 0);
     recorder.flush();
 }
 
+// A few blocks, then timers and batches; then a nap unless there was work.
+fn turn(mut ring: Option<&mut Ring>, meter: &mut Meter, recorder: &mut Recorder, dropped: u64) {
+    let mut busy = false;
+    if let Some(ring) = &mut ring {
+        for _ in 0..TURN {
+            let Some(block) = ring.block() else { break };
+            busy = true;
+            block.bursts(|packets| meter.process(packets, recorder));
+        }
+    }
+    meter.tick(now(), recorder);
+    recorder.note(meter, dropped);
+    let due = recorder.flush_due(Instant::now());
+    if !busy {
+        let nap = if meter.active_flows() == 0 { SLEEP } else { NAP };
+        let until_due = due.map_or(nap, |due| due.saturating_duration_since(Instant::now()));
+        match &ring {
+            Some(ring) => wait(ring, nap.min(until_due)),
+            None => std::thread::sleep(nap.min(until_due)),
+        }
+    }
+}
+
 impl Capture {
-    // Follows interfaces that come and go, and asks the kernel for its drops.
-    fn look(&mut self, sensor: &Sensor) {
+    // Follows interfaces that come and go, and asks the kernel for its drops. Gives the rings, once they are there.
+    fn look(&mut self, sensor: &Sensor) -> Vec<Ring> {
         if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
-            return;
+            return Vec::new();
         }
         self.looked = Some(Instant::now());
         self.count_drops();
-        let problem = self.follow(sensor).err().map(|error| {
+        let mut opened = Vec::new();
+        let problem = self.follow(sensor, &mut opened).err().map(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             format!("{error}{}", cause.unwrap_or_default())
         });
@@ -111,9 +142,10 @@ impl Capture {
             self.problem.clone_from(&problem);
             sensor.update(|status| status.problem = problem);
         }
+        opened
     }
 
-    fn follow(&mut self, sensor: &Sensor) -> Result<(), CaptureError> {
+    fn follow(&mut self, sensor: &Sensor, opened: &mut Vec<Ring>) -> Result<(), CaptureError> {
         let mut missing = None;
         let mut found = Vec::new();
         for name in &self.names {
@@ -122,10 +154,11 @@ impl Capture {
                 Err(error) => missing = Some(error),
             }
         }
-        if self.ring.is_none() {
-            self.ring = Some(Ring::open(&sensor.id, &self.options)?);
+        if self.controls.is_empty() {
+            *opened = Ring::open_several(&sensor.id, &self.options, self.workers)?;
+            self.controls = opened.iter().map(Ring::control).collect();
         }
-        if let Some(ring) = self.ring.as_ref().filter(|_| found != self.listening) {
+        if found != self.listening {
             let refused = |operation| {
                 let sensor = sensor.id.clone();
                 move |source| CaptureError::Socket {
@@ -135,8 +168,11 @@ impl Capture {
                 }
             };
             let indices: Vec<u32> = found.iter().map(|interface| interface.index).collect();
-            ring.listen_on(&indices).map_err(refused("setting a filter"))?;
-            if self.options.promiscuous {
+            for ring in &self.controls {
+                ring.listen_on(&indices).map_err(refused("setting a filter"))?;
+            }
+            // One socket that asks for it is enough for all.
+            if let Some(ring) = self.controls.first().filter(|_| self.options.promiscuous) {
                 for new in found.iter().filter(|interface| !self.listening.contains(interface)) {
                     ring.promiscuous(new.index).map_err(refused("promiscuous mode"))?;
                 }
@@ -154,7 +190,7 @@ impl Capture {
     }
 
     fn count_drops(&mut self) {
-        if let Some(Ok(drops)) = self.ring.as_ref().map(Ring::drops) {
+        for drops in self.controls.iter().filter_map(|ring| ring.drops().ok()) {
             self.dropped += drops.dropped;
         }
     }

@@ -12,7 +12,10 @@ use std::{
     mem::{offset_of, size_of},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,10 +40,17 @@ pub struct RingOptions {
 const BLOCK: usize = 1 << 17;
 const FRAME: usize = 1 << 11;
 
+/// What is set on a ring's socket, and asked of it, while a worker has the ring.
+#[derive(Clone)]
+pub struct Control {
+    socket: Arc<OwnedFd>,
+    snaplen: u32,
+}
+
 /// A capture ring. One ring serves all interfaces of a sensor, because that keeps their packets in the order in which
 /// they came: with a ring for each, an answer could be read before its question.
 pub struct Ring {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     map: NonNull<u8>,
     len: usize,
     blocks: usize,
@@ -48,6 +58,13 @@ pub struct Ring {
     snaplen: u32,
     filter_outgoing: bool,
 }
+
+// How many more sockets share the frames: by a hash that is the same for both directions, so that each flow has one ring.
+const FANOUT: libc::c_int = (libc::PACKET_FANOUT_HASH << 16) as libc::c_int;
+// linux/if_packet.h: the kernel chooses a number that no other group of the network namespace has.
+const FANOUT_UNIQUE: libc::c_int = 0x2000 << 16;
+// A group leaves out what leaves by a flag of its own, whatever its sockets were told.
+const FANOUT_INGRESS: libc::c_int = 0x4000 << 16;
 
 // SAFETY: the mapping belongs to the ring alone and is reached only through `&mut self`, so it may move to another
 // thread with it.
@@ -65,6 +82,8 @@ pub struct Block<'a> {
 /// What the kernel counted since it was last asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Drops {
+    /// Frames that passed the filter, those that were dropped included.
+    pub offered: u64,
     /// Frames dropped because the ring was full.
     pub dropped: u64,
 }
@@ -134,7 +153,7 @@ impl Ring {
             return Err(fail("mapping the capture ring")(io::Error::other("address 0")));
         };
         let ring = Self {
-            socket,
+            socket: Arc::new(socket),
             map,
             len,
             blocks,
@@ -146,29 +165,48 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Takes from these interfaces, by their numbers, and from no other.
+    /// Opens several rings among which the kernel shares out the frames, flow by flow. They take from no interface yet.
     ///
     /// # Errors
-    /// When the kernel refuses the filter, or beyond 250 interfaces.
-    pub fn listen_on(&self, indices: &[u32]) -> io::Result<()> {
-        if indices.len() > MAX_INTERFACES {
-            return Err(io::Error::other("a sensor takes at most 250 interfaces"));
+    /// As [`open`](Self::open).
+    pub fn open_several(sensor: &str, options: &RingOptions, count: usize) -> Result<Vec<Self>, CaptureError> {
+        let mut rings: Vec<Self> = (0..count.max(1))
+            .map(|_| Self::open(sensor, options))
+            .collect::<Result<_, _>>()?;
+        if let [first, others @ ..] = rings.as_mut_slice()
+            && !others.is_empty()
+        {
+            let fail = |operation| refusal(sensor, operation);
+            let mode = match options.ingress_only {
+                true => FANOUT | FANOUT_INGRESS,
+                false => FANOUT,
+            };
+            let group = first.found_group(mode).map_err(fail("founding a fan-out group"))?;
+            for other in others {
+                set(&other.socket, libc::PACKET_FANOUT, &(mode | group)).map_err(fail("joining a fan-out group"))?;
+            }
+            // Kernels before 5.10 do not know that flag and say nothing.
+            for ring in &mut rings {
+                ring.filter_outgoing |= options.ingress_only;
+            }
         }
-        accept(&self.socket, indices, self.snaplen)
+        Ok(rings)
     }
 
-    /// Also takes frames that are not for this host, while the interface lasts.
-    ///
-    /// # Errors
-    /// When the kernel refuses it.
-    pub fn promiscuous(&self, index: u32) -> io::Result<()> {
-        let membership = libc::packet_mreq {
-            mr_ifindex: index as libc::c_int,
-            mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        set(&self.socket, libc::PACKET_ADD_MEMBERSHIP, &membership)
+    // Makes a group of this ring's socket, and gives its number.
+    fn found_group(&self, mode: libc::c_int) -> io::Result<libc::c_int> {
+        set(&self.socket, libc::PACKET_FANOUT, &(mode | FANOUT_UNIQUE))?;
+        let mut group: libc::c_int = 0;
+        get(&self.socket, libc::PACKET_FANOUT, &mut group)?;
+        Ok(group & 0xffff)
+    }
+
+    /// What is set and asked while a worker has the ring.
+    pub fn control(&self) -> Control {
+        Control {
+            socket: Arc::clone(&self.socket),
+            snaplen: self.snaplen,
+        }
     }
 
     fn bind(&self) -> io::Result<()> {
@@ -224,8 +262,35 @@ impl Ring {
             status,
         })
     }
+}
 
-    /// What the kernel dropped since the last call.
+impl Control {
+    /// Takes from these interfaces, by their numbers, and from no other.
+    ///
+    /// # Errors
+    /// When the kernel refuses the filter, or beyond 250 interfaces.
+    pub fn listen_on(&self, indices: &[u32]) -> io::Result<()> {
+        if indices.len() > MAX_INTERFACES {
+            return Err(io::Error::other("a sensor takes at most 250 interfaces"));
+        }
+        accept(&self.socket, indices, self.snaplen)
+    }
+
+    /// Also takes frames that are not for this host, while the interface lasts.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn promiscuous(&self, index: u32) -> io::Result<()> {
+        let membership = libc::packet_mreq {
+            mr_ifindex: index as libc::c_int,
+            mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        set(&self.socket, libc::PACKET_ADD_MEMBERSHIP, &membership)
+    }
+
+    /// What the kernel counted since the last call.
     ///
     /// # Errors
     /// When the kernel does not say.
@@ -235,23 +300,11 @@ impl Ring {
             tp_drops: 0,
             tp_freeze_q_cnt: 0,
         };
-        let mut len = size_of::<libc::tpacket_stats_v3>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` octets into `stats`, which is that long.
-        let result = unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_STATISTICS,
-                (&raw mut stats).cast(),
-                &raw mut len,
-            )
-        };
-        match result {
-            0 => Ok(Drops {
-                dropped: u64::from(stats.tp_drops),
-            }),
-            _ => Err(io::Error::last_os_error()),
-        }
+        get(&self.socket, libc::PACKET_STATISTICS, &mut stats)?;
+        Ok(Drops {
+            offered: u64::from(stats.tp_packets),
+            dropped: u64::from(stats.tp_drops),
+        })
     }
 }
 
@@ -387,6 +440,26 @@ fn set_level<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+// For the options whose value is a plain number or a plain struct of numbers, which any octets are.
+fn get<T: Copy>(socket: &OwnedFd, option: libc::c_int, value: &mut T) -> io::Result<()> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` octets into the value, which is that long; every caller passes the type the
+    // option gives, of which every pattern of octets is valid.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            std::ptr::from_mut(value).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -51,6 +51,16 @@ pub(super) enum Fault {
     LinkType(u32),
 }
 
+/// Where a packet lies in a part of a file, and what the file says of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) time: i64,
+    pub(super) start: usize,
+    pub(super) len: usize,
+    pub(super) wire_len: u32,
+    pub(super) link: LinkType,
+}
+
 enum Format {
     Pcap(pcap::Format),
     Pcapng(pcapng::Format),
@@ -161,20 +171,8 @@ impl<R: Read> CaptureFile<R> {
     /// # Errors
     /// [`CaptureError`] when the file is cut short or damaged; the packets before it have been given.
     pub fn burst(&mut self) -> Result<Option<Burst<'_>>, CaptureError> {
-        loop {
-            // Whether a whole record is here is asked first, because a borrowed one cannot be given up again.
-            match self.ready() {
-                Ok(true) => break,
-                Ok(false) => {
-                    if !self.fill()? {
-                        return match self.start == self.end {
-                            true => Ok(None),
-                            false => Err(self.truncated()),
-                        };
-                    }
-                }
-                Err(fault) => return Err(self.fault(fault, 0)),
-            }
+        if !self.reach()? {
+            return Ok(None);
         }
         let mut burst = Burst::default();
         let Self {
@@ -212,6 +210,82 @@ impl<R: Read> CaptureFile<R> {
             *offset += used as u64;
         }
         Ok(Some(burst))
+    }
+
+    /// The next part of the file, with the places of the packets in it. `data` and `places` are used again; what they held
+    /// is gone. `false` at the end of the file.
+    ///
+    /// # Errors
+    /// As [`burst`](Self::burst).
+    pub(super) fn part(&mut self, data: &mut Box<[u8]>, places: &mut Vec<Place>) -> Result<bool, CaptureError> {
+        places.clear();
+        if !self.reach()? {
+            return Ok(false);
+        }
+        let Self {
+            buffer,
+            start,
+            end,
+            offset,
+            packets,
+            format,
+            ..
+        } = self;
+        let whole: &[u8] = &buffer[..*end];
+        let base = whole.as_ptr().addr();
+        while *start < *end {
+            let read = match format {
+                Format::Pcap(format) => match format.packet(&whole[*start..]) {
+                    Ok(Some((packet, used))) => (Some(packet), used),
+                    _ => break,
+                },
+                Format::Pcapng(format) => match format.block(&whole[*start..]) {
+                    Ok(Some((pcapng::Block::Packet(packet), used))) => (Some(packet), used),
+                    Ok(Some((pcapng::Block::Other, used))) => (None, used),
+                    _ => break,
+                },
+            };
+            if let Some(packet) = read.0 {
+                places.push(Place {
+                    time: packet.time,
+                    start: packet.data.as_ptr().addr() - base,
+                    len: packet.data.len(),
+                    wire_len: packet.wire_len,
+                    link: packet.link,
+                });
+                *packets += 1;
+            }
+            *start += read.1;
+            *offset += read.1 as u64;
+        }
+        // The beginning of the next record goes to the buffer that is filled next.
+        let rest = *start..*end;
+        if data.len() < buffer.len() {
+            *data = vec![0; buffer.len()].into_boxed_slice();
+        }
+        data[..rest.len()].copy_from_slice(&buffer[rest.clone()]);
+        std::mem::swap(data, buffer);
+        (*start, *end) = (0, rest.len());
+        Ok(true)
+    }
+
+    // Sees to it that a whole packet is at the front. `false` at the end of the file.
+    fn reach(&mut self) -> Result<bool, CaptureError> {
+        loop {
+            // Whether a whole record is here is asked first, because a borrowed one cannot be given up again.
+            match self.ready() {
+                Ok(true) => return Ok(true),
+                Ok(false) => {
+                    if !self.fill()? {
+                        return match self.start == self.end {
+                            true => Ok(false),
+                            false => Err(self.truncated()),
+                        };
+                    }
+                }
+                Err(fault) => return Err(self.fault(fault, 0)),
+            }
+        }
     }
 
     fn ready(&mut self) -> Result<bool, Fault> {

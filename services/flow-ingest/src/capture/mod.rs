@@ -5,6 +5,7 @@ pub mod file;
 mod pcap;
 mod pcapng;
 pub mod source;
+pub mod spread;
 
 pub use file::CaptureFile;
 pub use source::Source;

@@ -57,6 +57,21 @@ pub struct Counts {
     pub records: u64,
 }
 
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.received += other.received;
+        self.parsed += other.parsed;
+        self.malformed += other.malformed;
+        self.shed += other.shed;
+        self.no_flow += other.no_flow;
+        self.opened += other.opened;
+        self.ended += other.ended;
+        self.evicted += other.evicted;
+        self.aggregated += other.aggregated;
+        self.records += other.records;
+    }
+}
+
 impl Counts {
     /// As a ledger, without what only the capture and the publisher know.
     pub fn ledger(&self) -> LossLedger {

@@ -12,7 +12,7 @@ pub use writer::PacketRing;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, TrySendError},
     },
@@ -32,7 +32,7 @@ const WAITING: usize = 32;
 /// The capturing side of a packet ring.
 pub struct RingFeed {
     sender: SyncSender<Chunk>,
-    empty: Receiver<Vec<u8>>,
+    empty: Arc<Mutex<Receiver<Vec<u8>>>>,
     bytes: Vec<u8>,
     packets: u64,
     since: Option<Instant>,
@@ -50,6 +50,20 @@ struct Chunk {
 const HEAD: usize = 8 + 4 + 4 + 2 + 1 + 37;
 
 impl RingFeed {
+    /// The capturing side for another worker of the same sensor.
+    pub fn another(&self) -> Self {
+        Self {
+            sender: self.sender.clone(),
+            empty: Arc::clone(&self.empty),
+            bytes: Vec::new(),
+            packets: 0,
+            since: None,
+            flush: self.flush,
+            snaplen: self.snaplen,
+            dropped: Arc::clone(&self.dropped),
+        }
+    }
+
     /// Keeps a packet.
     pub fn packet(&mut self, packet: &Packet<'_>, key: Option<&FlowKey>) {
         let data = &packet.data[..packet.data.len().min(self.snaplen)];
@@ -105,10 +119,8 @@ impl RingFeed {
         if self.packets == 0 {
             return;
         }
-        let fresh = self
-            .empty
-            .try_recv()
-            .unwrap_or_else(|_| Vec::with_capacity(CHUNK + (64 << 10)));
+        let empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner).try_recv();
+        let fresh = empty.unwrap_or_else(|_| Vec::with_capacity(CHUNK + (64 << 10)));
         let chunk = Chunk {
             bytes: std::mem::replace(&mut self.bytes, fresh),
             packets: std::mem::take(&mut self.packets),

@@ -74,7 +74,7 @@ impl PacketRing {
         let (used, empty) = sync_channel(WAITING);
         let feed = RingFeed {
             sender,
-            empty,
+            empty: Arc::new(Mutex::new(empty)),
             bytes: Vec::with_capacity(CHUNK + (64 << 10)),
             packets: 0,
             since: None,

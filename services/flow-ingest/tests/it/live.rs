@@ -46,6 +46,11 @@ fn what_is_sent_is_what_is_counted() {
 }
 
 #[test]
+fn several_workers_share_what_one_would_count() {
+    in_a_namespace("live::inside_sharing");
+}
+
+#[test]
 fn an_interface_may_come_late_and_come_back() {
     in_a_namespace("live::inside_coming_and_going");
 }
@@ -70,6 +75,10 @@ struct Watching {
 
 impl Watching {
     fn start(interfaces: &[&str]) -> Self {
+        Self::start_with(interfaces, 1)
+    }
+
+    fn start_with(interfaces: &[&str], workers: usize) -> Self {
         let tenant: garrison_proto::TenantId = "acme".parse().unwrap();
         let sensor = Arc::new(Sensor::new(
             "live",
@@ -83,7 +92,13 @@ impl Watching {
         let hub = Arc::new(Hub::new([tenant]));
         let sensors = vec![Arc::clone(&sensor)];
         let (outlet, outbound) = outbound::start(Arc::clone(&queue), hub, sensors, Vec::new(), 1 << 20).unwrap();
-        let recorder = Recorder::new(Arc::clone(&sensor), outlet, None, &BatchConfig::default());
+        let share: Vec<_> = (0..workers)
+            .map(|number| {
+                let recorder = Recorder::new(Arc::clone(&sensor), outlet.clone(), None, &BatchConfig::default());
+                (Meter::new("live", Limits::default(), 1), recorder.of_worker(number))
+            })
+            .collect();
+        drop(outlet);
         let options = RingOptions {
             promiscuous: false,
             ingress_only: true,
@@ -96,8 +111,7 @@ impl Watching {
             let interfaces = interfaces.iter().map(|&i| i.to_owned()).collect();
             let (sensor, stop) = (Arc::clone(&sensor), Arc::clone(&stop));
             move || {
-                let meter = Meter::new("live", Limits::default(), 1);
-                watch(&sensor, interfaces, options, meter, recorder, &stop);
+                watch(&sensor, interfaces, options, share, &stop);
             }
         });
         Self {
@@ -214,6 +228,45 @@ fn inside_counting() {
     // How soon the refusal was known, for information: machines differ.
     let told = rows.iter().find(|r| r.http_auth_failures == Some(1)).unwrap();
     println!("refused login told {} records into its flow", told.record_seq);
+}
+
+#[test]
+#[ignore = "run by several_workers_share_what_one_would_count in a namespace of its own"]
+fn inside_sharing() {
+    ip("link set lo up");
+    let watching = Watching::start_with(&["lo"], 3);
+    watching.capturing();
+    let server = UdpSocket::bind("127.0.0.1:9999").unwrap();
+    let mut buffer = [0; 2000];
+    for client in 0..60_u8 {
+        let socket = UdpSocket::bind((format!("127.0.1.{client}").as_str(), 0)).unwrap();
+        socket.connect("127.0.0.1:9999").unwrap();
+        for _ in 0..=client {
+            socket.send(&[0x41; 100]).unwrap();
+            let (_, from) = server.recv_from(&mut buffer).unwrap();
+            server.send_to(&[0x42; 200], from).unwrap();
+            socket.recv(&mut buffer).unwrap();
+        }
+    }
+    let packets = (1..=60).sum::<u64>();
+    watching.until("all seen", |s| s.status().counts.received >= 2 * packets);
+    let (sensor, batches) = watching.finish();
+    let ledger = sensor.ledger();
+    assert_eq!(
+        (ledger.received, ledger.parsed),
+        (2 * packets, 2 * packets),
+        "{ledger:?}"
+    );
+    assert_eq!((ledger.dropped_by_kernel, ledger.flows_opened), (0, 60), "{ledger:?}");
+    // Both directions of each flow met in one worker.
+    let mut ended: Vec<_> = batches
+        .iter()
+        .flat_map(FlowBatch::rows)
+        .filter(|row| row.end_reason.is_some())
+        .map(|row| (row.src_packets.unwrap(), row.dst_packets.unwrap()))
+        .collect();
+    ended.sort_unstable();
+    assert_eq!(ended, (1..=60).map(|count| (count, count)).collect::<Vec<_>>());
 }
 
 #[test]

@@ -202,12 +202,12 @@ impl HttpFacts {
         if self.requests == 1 {
             self.method = text(method, 32);
             self.uri = text(target, MAX_URI);
-            self.host = head.field(b"host").and_then(|v| text(v, MAX_FIELD));
+            self.host = head.fields[HOST].and_then(|v| text(v, MAX_FIELD));
             if self.host.is_none() && method == b"CONNECT" {
                 self.host = text(target, MAX_FIELD);
             }
-            self.user_agent = head.field(b"user-agent").and_then(|v| text(v, MAX_AGENT));
-            self.referrer = head.field(b"referer").and_then(|v| text(v, MAX_URI));
+            self.user_agent = head.fields[USER_AGENT].and_then(|v| text(v, MAX_AGENT));
+            self.referrer = head.fields[REFERER].and_then(|v| text(v, MAX_URI));
             found.facts = true;
         }
         if self.awaited < 32 {
@@ -253,7 +253,7 @@ impl HttpFacts {
     fn answered(&mut self, status: u16, head: &Head<'_>, found: &mut Found) {
         self.responses = self.responses.saturating_add(1);
         if self.responses == 1 {
-            self.content_type = head.field(b"content-type").and_then(|v| text(v, MAX_FIELD));
+            self.content_type = head.fields[CONTENT_TYPE].and_then(|v| text(v, MAX_FIELD));
             found.facts = true;
         }
         self.status = Some(status);
@@ -271,9 +271,26 @@ enum Body {
     Over,
 }
 
+// The fields that are read, each by its place in `Head::fields`.
+const NAMES: [&[u8]; 6] = [
+    b"host",
+    b"user-agent",
+    b"referer",
+    b"content-type",
+    b"transfer-encoding",
+    b"content-length",
+];
+const HOST: usize = 0;
+const USER_AGENT: usize = 1;
+const REFERER: usize = 2;
+const CONTENT_TYPE: usize = 3;
+const TRANSFER_ENCODING: usize = 4;
+const CONTENT_LENGTH: usize = 5;
+
 struct Head<'a> {
     first: &'a [u8],
-    fields: &'a [u8],
+    // The first value of each of the names.
+    fields: [Option<&'a [u8]>; NAMES.len()],
     used: usize,
     whole: bool,
 }
@@ -282,46 +299,47 @@ impl<'a> Head<'a> {
     // A head ends with an empty line; if no more will come, what is there has to do.
     fn read(data: &'a [u8], full: bool) -> Option<Self> {
         let (first, start) = line(data)?;
-        let mut at = start;
-        while let Some((text, used)) = line(&data[at..]) {
-            at += used;
-            if text.is_empty() {
-                return Some(Self {
-                    first,
-                    fields: &data[start..at],
-                    used: at,
-                    whole: true,
-                });
-            }
-        }
-        full.then_some(Self {
+        let mut head = Self {
             first,
-            fields: &data[start..at],
-            used: data.len(),
+            fields: [None; NAMES.len()],
+            used: start,
             whole: false,
-        })
+        };
+        while let Some((text, used)) = line(&data[head.used..]) {
+            head.used += used;
+            if text.is_empty() {
+                head.whole = true;
+                return Some(head);
+            }
+            head.note(text);
+        }
+        head.used = data.len();
+        full.then_some(head)
     }
 
-    fn field(&self, name: &[u8]) -> Option<&'a [u8]> {
-        let mut rest = self.fields;
-        while let Some((text, used)) = line(rest) {
-            rest = &rest[used..];
-            if text.len() > name.len() && text[name.len()] == b':' && text[..name.len()].eq_ignore_ascii_case(name) {
-                return Some(text[name.len() + 1..].trim_ascii());
+    fn note(&mut self, text: &'a [u8]) {
+        // No name that is read begins with another.
+        let known = |b: u8| matches!(b | 0x20, b'h' | b'u' | b'r' | b'c' | b't');
+        if !text.first().is_some_and(|&b| known(b)) {
+            return;
+        }
+        for (name, field) in NAMES.iter().zip(&mut self.fields) {
+            if field.is_none() && text.get(name.len()) == Some(&b':') && text[..name.len()].eq_ignore_ascii_case(name) {
+                *field = Some(text[name.len() + 1..].trim_ascii());
+                return;
             }
         }
-        None
     }
 
     fn body(&self) -> Option<Body> {
-        if let Some(coding) = self.field(b"transfer-encoding") {
+        if let Some(coding) = self.fields[TRANSFER_ENCODING] {
             let chunked = coding
                 .rsplit(|&b| b == b',')
                 .next()
                 .is_some_and(|last| last.trim_ascii().eq_ignore_ascii_case(b"chunked"));
             return chunked.then_some(Body::Chunked);
         }
-        let length = self.field(b"content-length")?;
+        let length = self.fields[CONTENT_LENGTH]?;
         let length = std::str::from_utf8(length).ok()?.parse().ok()?;
         Some(Body::Length(length))
     }

@@ -1,5 +1,7 @@
 //! The protocols this meter names: one table of name, transport, ports and the probe that recognises the content.
 
+use std::sync::LazyLock;
+
 use super::probe::{self, Guess, Look};
 
 /// What carries a protocol.
@@ -266,18 +268,46 @@ pub static OVER_UDP: &[Protocol] = &[
     row(S::Rtp, Udp, &[], media::rtp),
 ];
 
+// Which rows of a table name a port, as bits, sorted by port: a flow's ports are looked up once for all rows.
+struct Ports(Vec<(u16, u64)>);
+
+impl Ports {
+    fn of(table: &[Protocol]) -> Self {
+        let mut ports: Vec<(u16, u64)> = Vec::new();
+        for (row, protocol) in table.iter().enumerate() {
+            for port in protocol.ports {
+                match ports.iter_mut().find(|(other, _)| other == port) {
+                    Some((_, rows)) => *rows |= 1 << row,
+                    None => ports.push((*port, 1 << row)),
+                }
+            }
+        }
+        ports.sort_unstable();
+        Self(ports)
+    }
+
+    fn rows(&self, port: u16) -> u64 {
+        let found = self.0.binary_search_by_key(&port, |(port, _)| *port);
+        found
+            .ok()
+            .and_then(|place| self.0.get(place))
+            .map_or(0, |(_, rows)| *rows)
+    }
+}
+
+static TCP_PORTS: LazyLock<Ports> = LazyLock::new(|| Ports::of(OVER_TCP));
+static UDP_PORTS: LazyLock<Ports> = LazyLock::new(|| Ports::of(OVER_UDP));
+
 /// Asks the probes of a transport. A port says which of several that could be is asked to decide; the content decides.
 pub fn recognise(transport: Transport, look: &mut Look<'_>) -> (Guess, Service) {
-    let table = match transport {
-        Transport::Tcp => OVER_TCP,
-        Transport::Udp => OVER_UDP,
+    let (table, ports) = match transport {
+        Transport::Tcp => (OVER_TCP, &*TCP_PORTS),
+        Transport::Udp => (OVER_UDP, &*UDP_PORTS),
     };
+    let rows = ports.rows(look.ports.0) | ports.rows(look.ports.1);
     let mut maybe = Guess::No;
-    for protocol in table {
-        look.on_port = protocol
-            .ports
-            .iter()
-            .any(|port| *port == look.ports.0 || *port == look.ports.1);
+    for (row, protocol) in table.iter().enumerate() {
+        look.on_port = rows >> row & 1 == 1;
         match (protocol.probe)(look) {
             Guess::Yes => return (Guess::Yes, protocol.service),
             Guess::Maybe => maybe = Guess::Maybe,
@@ -302,6 +332,24 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), ALL.len() - 1);
         assert_eq!(Service::from_number(255), Service::Unknown);
+    }
+
+    #[test]
+    fn ports_are_found_in_their_rows() {
+        assert!(OVER_TCP.len() <= 64 && OVER_UDP.len() <= 64);
+        for (table, ports) in [(OVER_TCP, &*TCP_PORTS), (OVER_UDP, &*UDP_PORTS)] {
+            for port in 0..=u16::MAX {
+                let rows = table
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, protocol)| protocol.ports.contains(&port));
+                assert_eq!(
+                    ports.rows(port),
+                    rows.fold(0, |bits, (row, _)| bits | 1 << row),
+                    "{port}"
+                );
+            }
+        }
     }
 
     #[test]

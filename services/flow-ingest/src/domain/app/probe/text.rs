@@ -208,6 +208,6 @@ pub fn irc(look: &Look<'_>) -> Guess {
 pub fn xmpp(look: &Look<'_>) -> Guess {
     let head = &look.data[..look.data.len().min(512)];
     let xml = head.starts_with(b"<?xml") || head.starts_with(b"<stream:stream");
-    let names = contains(head, b"http://etherx.jabber.org/streams") || contains(head, b"jabber:");
-    Guess::sure(xml && names && contains(head, b"<stream:stream"))
+    let names = || contains(head, b"http://etherx.jabber.org/streams") || contains(head, b"jabber:");
+    Guess::sure(xml && contains(head, b"<stream:stream") && names())
 }
