@@ -1,5 +1,9 @@
 //! The configuration file.
 
+mod intel;
+
+pub use intel::{FeedConfig, FeedFormat, IntelConfig};
+
 use garrison_bus::subject::SHARDS;
 use garrison_service::{ConfigError, Core, ServiceConfig};
 use ipnet::IpNet;
@@ -32,6 +36,9 @@ pub struct Config {
     /// The behaviours.
     #[serde(default)]
     pub detectors: DetectorsConfig,
+    /// Threat intelligence.
+    #[serde(default)]
+    pub intel: IntelConfig,
     /// What alerts hold.
     #[serde(default)]
     pub alerts: AlertsConfig,
@@ -539,6 +546,7 @@ impl ServiceConfig for Config {
         if !self.model.least_score.is_finite() {
             return Err(ConfigError::invalid("model.least_score", "it is not a number"));
         }
+        self.intel.validate()?;
         within("alerts.fold_seconds", self.alerts.fold_seconds.into(), 1, 7 * 86_400)?;
         within("alerts.flows", self.alerts.flows as u64, 1, 256)?;
         within("alerts.targets", self.alerts.targets as u64, 1, 256)?;
@@ -576,6 +584,7 @@ pub fn default_settings() -> Settings {
         detectors: &DetectorsConfig::default(),
         alerts: &AlertsConfig::default(),
         limits: &LimitsConfig::default(),
+        intel: &IntelConfig::default(),
     }
     .settings()
 }
@@ -587,6 +596,7 @@ struct Sections<'a> {
     detectors: &'a DetectorsConfig,
     alerts: &'a AlertsConfig,
     limits: &'a LimitsConfig,
+    intel: &'a IntelConfig,
 }
 
 impl Config {
@@ -598,6 +608,7 @@ impl Config {
             detectors: &self.detectors,
             alerts: &self.alerts,
             limits: &self.limits,
+            intel: &self.intel,
         }
         .settings()
     }
@@ -634,6 +645,7 @@ impl Sections<'_> {
             (Detector::BruteforceConnection, d.bruteforce_connection.enabled),
             (Detector::ContactNewInternal, d.contact_new_internal.enabled),
             (Detector::ModelAutoencoder, self.model.enabled),
+            (Detector::IntelMatch, self.intel.enabled),
             (Detector::BeaconPeriodic, d.beacon_periodic.enabled),
             (Detector::DnsTunnel, d.dns_tunnel.enabled),
             (Detector::DnsGenerated, d.dns_generated.enabled),

@@ -65,5 +65,10 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
         learning.follow_learning(shutdown).await;
         Ok::<_, Infallible>(())
     });
+    let (following, shutdown) = (Arc::clone(&engine), service.shutdown());
+    service.spawn("feeds", async move {
+        following.intel().follow(&following, shutdown).await;
+        Ok::<_, Infallible>(())
+    });
     service.serve(grpc::routes(engine)).await
 }

@@ -39,6 +39,8 @@ pub struct Metrics {
     model_phase: Gauge<u64>,
     threshold: Gauge<f64>,
     realised_rate: Gauge<f64>,
+    looked_back: Counter<u64>,
+    looked_back_found: Counter<u64>,
 }
 
 impl Default for Metrics {
@@ -105,6 +107,14 @@ impl Default for Metrics {
                 "garrison_anomaly_model_threshold",
                 "Score above which a flow is an alert",
             ),
+            looked_back: counter(
+                "garrison_anomaly_looked_back_records",
+                "Flow records that were asked about new indicators",
+            ),
+            looked_back_found: counter(
+                "garrison_anomaly_looked_back_findings",
+                "Findings in flows that were asked about new indicators",
+            ),
             realised_rate: number(
                 "garrison_anomaly_model_realised_rate",
                 "Share of scores above the threshold",
@@ -165,6 +175,12 @@ impl Metrics {
         self.lost.add(lost, &[]);
     }
 
+    /// Counts records that were asked about new indicators, and what was found.
+    pub fn looked_back(&self, records: u64, findings: u64) {
+        self.looked_back.add(records, &[]);
+        self.looked_back_found.add(findings, &[]);
+    }
+
     /// Counts a checkpoint.
     pub fn saved(&self, took: Duration, bytes: usize) {
         self.checkpoint.record(took.as_secs_f64(), &[]);
@@ -184,5 +200,57 @@ impl Metrics {
             self.threshold.record(live.spot.threshold(), &labels);
             self.realised_rate.record(live.spot.realised_rate(), &labels);
         }
+    }
+}
+
+/// What threat intelligence measures. Labels hold the names that the operator gave to feeds.
+#[derive(Debug, Clone)]
+pub struct IntelMetrics {
+    values: Gauge<u64>,
+    bytes: Gauge<u64>,
+    claims: Gauge<u64>,
+    read: Gauge<u64>,
+    failures: Counter<u64>,
+}
+
+impl Default for IntelMetrics {
+    fn default() -> Self {
+        let meter = global::meter("garrison.anomaly");
+        let gauge = |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
+        Self {
+            values: gauge("garrison_anomaly_indicators", "Values that threat intelligence knows"),
+            bytes: gauge("garrison_anomaly_indicator_bytes", "Memory that they take"),
+            claims: gauge("garrison_anomaly_feed_indicators", "Values that a feed claims"),
+            read: gauge(
+                "garrison_anomaly_feed_read_seconds",
+                "When a feed was last read, seconds since the epoch",
+            ),
+            failures: meter
+                .u64_counter("garrison_anomaly_feed_failures")
+                .with_description("Times that a feed could not be read")
+                .build(),
+        }
+    }
+}
+
+impl IntelMetrics {
+    /// Shows the index.
+    pub fn index(&self, values: usize, bytes: usize) {
+        self.values.record(values as u64, &[]);
+        self.bytes.record(bytes as u64, &[]);
+    }
+
+    /// Shows a feed.
+    pub fn feed(&self, name: &str, claims: u64, read: Option<i64>) {
+        let labels = [KeyValue::new("feed", name.to_owned())];
+        self.claims.record(claims, &labels);
+        if let Some(read) = read.and_then(|at| u64::try_from(at).ok()) {
+            self.read.record(read, &labels);
+        }
+    }
+
+    /// Counts a feed that could not be read.
+    pub fn failed(&self, name: &str) {
+        self.failures.add(1, &[KeyValue::new("feed", name.to_owned())]);
     }
 }

@@ -15,6 +15,7 @@ use garrison_proto::{TenantId, alert::v1::Alert};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
+use super::Intel;
 use crate::{
     config::Config,
     domain::{autoencoder::Autoencoder, features, settings::Settings, tenant::Tenant, window::Nanos},
@@ -70,6 +71,7 @@ pub struct Engine {
     pub(super) options: Options,
     pub(super) metrics: Metrics,
     pub(super) clock: Clock,
+    intel: Intel,
     tenants: Flat<BTreeMap<TenantId, Arc<Cell>>>,
 }
 
@@ -131,6 +133,7 @@ impl Engine {
             options: Options::new(config),
             metrics: Metrics::default(),
             clock,
+            intel: Intel::new(&config.intel),
             tenants: Flat::default(),
         }
     }
@@ -138,6 +141,11 @@ impl Engine {
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Threat intelligence.
+    pub fn intel(&self) -> &Intel {
+        &self.intel
     }
 
     pub(super) fn cell(&self, id: &TenantId) -> Result<Arc<Cell>, Error> {

@@ -363,7 +363,8 @@ impl Intel {
         for (number, feed) in self.config.feeds.iter().enumerate() {
             let status = self.status(number);
             let read = status.read.map(|at| at.timestamp());
-            self.metrics.feed(&feed.name, counts.get(feed.name.as_str()).copied().unwrap_or(0), read);
+            self.metrics
+                .feed(&feed.name, counts.get(feed.name.as_str()).copied().unwrap_or(0), read);
         }
         self.metrics.index(index.len(), index.octets());
     }
@@ -449,6 +450,11 @@ fn read_lists(paths: &[&Path]) -> Vec<String> {
 fn report_lines(what: &str, wrong: &[String]) {
     if !wrong.is_empty() {
         let first: Vec<&String> = wrong.iter().take(5).collect();
-        tracing::warn!(code = "GAR-ANOM-0010", lines = wrong.len(), ?first, "{what} have lines that are no values");
+        tracing::warn!(
+            code = "GAR-ANOM-0010",
+            lines = wrong.len(),
+            ?first,
+            "{what} have lines that are no values"
+        );
     }
 }

@@ -98,6 +98,7 @@ impl Engine {
             }
         }
         let published = delivery.time.timestamp_nanos_opt().unwrap_or(now);
+        tenant.intel = self.intel().view(&tenant.id);
         let judged = tenant.judge(&Arrival {
             id: *delivery.id.as_bytes(),
             shard,
@@ -148,7 +149,7 @@ impl Engine {
 }
 
 // The error is the reason for a rejection.
-fn read(delivery: &Delivery) -> Result<(u16, FlowBatch), String> {
+pub(super) fn read(delivery: &Delivery) -> Result<(u16, FlowBatch), String> {
     let wrong = |what: String| format!("GAR-ANOM-0001: {what}");
     let parsed = subject::parse(&delivery.subject).map_err(|e| wrong(e.to_string()))?;
     let shard = match parsed.rest[..] {

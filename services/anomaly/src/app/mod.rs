@@ -1,8 +1,10 @@
 //! The use cases: judging batches, learning and training, saving and recovering state.
 
 mod engine;
+mod intel;
 mod judge;
 mod learning;
 mod recovery;
 
 pub use engine::{Clock, Engine, Options};
+pub use intel::Intel;

@@ -219,7 +219,7 @@ impl IntelConfig {
     }
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |key: &str, reason: String| Err(ConfigError::invalid(&format!("intel.{key}"), reason));
+        let wrong = |key: &str, reason: String| Err(ConfigError::invalid(format!("intel.{key}"), reason));
         for (key, value, least, most) in [
             ("check_seconds", u64::from(self.check_seconds), 1, 86_400),
             ("lookback_hours", self.lookback_hours.into(), 0, 8_760),

@@ -27,6 +27,8 @@ pub enum Detector {
     DnsTunnel,
     /// A host asks for domains that a generator made.
     DnsGenerated,
+    /// A flow has a value that threat intelligence lists.
+    IntelMatch,
 }
 
 const NETWORK_SERVICE_DISCOVERY: (&str, &str, &str) = ("T1046", "Network Service Discovery", "Discovery");
@@ -52,7 +54,7 @@ const DNS_TUNNEL: (&str, &str, &str) = ("T1071.004", "Application Layer Protocol
 
 impl Detector {
     /// Every detector.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ScanVertical,
         Self::ScanHorizontal,
         Self::BruteforceHttp,
@@ -62,6 +64,7 @@ impl Detector {
         Self::BeaconPeriodic,
         Self::DnsTunnel,
         Self::DnsGenerated,
+        Self::IntelMatch,
     ];
 
     /// Its id.
@@ -76,6 +79,7 @@ impl Detector {
             Self::BeaconPeriodic => "beacon.periodic",
             Self::DnsTunnel => "dns.tunnel",
             Self::DnsGenerated => "dns.generated",
+            Self::IntelMatch => "intel.match",
         }
     }
 
@@ -109,15 +113,20 @@ impl Detector {
             Self::DnsGenerated => {
                 "A host asks for one domain after the other that looks made by a generator, mostly in vain."
             }
+            Self::IntelMatch => {
+                "A flow has an address, name, URL, fingerprint or certificate that a feed of threat intelligence lists."
+            }
         }
     }
 
     /// How grave its alerts are, unless an alert says more.
     pub fn severity(self) -> Severity {
         match self {
-            Self::ScanVertical | Self::ScanHorizontal | Self::ContactNewInternal | Self::BeaconPeriodic => {
-                Severity::Medium
-            }
+            Self::ScanVertical
+            | Self::ScanHorizontal
+            | Self::ContactNewInternal
+            | Self::BeaconPeriodic
+            | Self::IntelMatch => Severity::Medium,
             Self::BruteforceHttp | Self::BruteforceConnection | Self::DnsTunnel | Self::DnsGenerated => Severity::High,
             Self::ModelAutoencoder => Severity::Low,
         }
@@ -131,7 +140,7 @@ impl Detector {
             Self::BruteforceHttp | Self::BruteforceConnection => &[PASSWORD_GUESSING],
             Self::ContactNewInternal => &[REMOTE_SERVICES],
             Self::ModelAutoencoder => &[],
-            Self::BeaconPeriodic => &[APPLICATION_LAYER],
+            Self::BeaconPeriodic | Self::IntelMatch => &[APPLICATION_LAYER],
             Self::DnsTunnel => &[DNS_TUNNEL, DATA_IN_PROTOCOL],
             Self::DnsGenerated => &[GENERATED_DOMAINS],
         };

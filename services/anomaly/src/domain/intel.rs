@@ -3,18 +3,21 @@
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use arrow_array::Array as _;
-use garrison_flow::{Columns, FlowBatch};
+use garrison_flow::{Columns, FlowBatch, FlowState};
 use garrison_intel::{Claim, Entry, Index, Kind, Value, Warnings};
 use garrison_proto::alert::v1::{Alert, IndicatorMatch, Severity, Technique};
 
 use super::{
     detector::Detector,
-    facts::{Facts, text},
+    facts::{Facts, number, text},
     finding::{Finding, Target, service_name},
     settings::Settings,
     shard::feature,
     window::{Nanos, Reach, SECOND, timestamp},
 };
+
+/// TLS 1.3, which encrypts certificates.
+const TLS13: u64 = 0x0304;
 
 /// Claims that an alert lists at most.
 const CLAIMS: usize = 4;
@@ -26,17 +29,15 @@ const TOLD: usize = 65_536;
 /// the addresses, which are asked about at the flow's first record.
 pub mod asked {
     /// Both addresses.
-    pub const ADDRESSES: u8 = 0x08;
-    /// Server name, host and DNS question.
-    pub const NAMES: u8 = 0x10;
-    /// The URL of the request.
-    pub const URL: u8 = 0x20;
-    /// JA3, JA3S, JA4, JA4S.
-    pub const FINGERPRINTS: u8 = 0x40;
-    /// The server's certificate.
-    pub const CERTIFICATE: u8 = 0x80;
+    pub const ADDRESSES: u8 = 0x01;
+    /// Server name, host and URL, DNS question.
+    pub const NAMES: u8 = 0x20;
+    /// JA3 and JA4 of the client.
+    pub const CLIENT: u8 = 0x40;
+    /// JA3S, JA4S and the certificate of the server.
+    pub const SERVER: u8 = 0x80;
     /// What a flow can be asked about once.
-    pub const ONCE: u8 = NAMES | URL | FINGERPRINTS | CERTIFICATE;
+    pub const ONCE: u8 = NAMES | CLIENT | SERVER;
 }
 
 /// What a confidence is worth.
@@ -102,13 +103,12 @@ impl Matched {
 pub fn facts_of(columns: &Columns<'_>, i: usize) -> u8 {
     let bit = |there: bool, bit: u8| if there { bit } else { 0 };
     let named = columns.tls_sni.is_valid(i) || columns.http_host.is_valid(i) || columns.dns_query.is_valid(i);
+    // The certificate follows the server's hello, where it is not encrypted or left out.
+    let hello = columns.ja3s.is_valid(i) || columns.ja4s.is_valid(i);
+    let no_more = number(columns.tls_version, i) >= TLS13 || columns.state.value(i) == FlowState::Ended as u8;
     bit(named, asked::NAMES)
-        | bit(
-            columns.http_host.is_valid(i) && columns.http_uri.is_valid(i),
-            asked::URL,
-        )
-        | bit(columns.ja3.is_valid(i) || columns.ja4.is_valid(i), asked::FINGERPRINTS)
-        | bit(columns.tls_cert_sha256.is_valid(i), asked::CERTIFICATE)
+        | bit(columns.ja3.is_valid(i) || columns.ja4.is_valid(i), asked::CLIENT)
+        | bit(columns.tls_cert_sha256.is_valid(i) || (hello && no_more), asked::SERVER)
 }
 
 /// How the flow met the value.
@@ -124,11 +124,28 @@ enum Way {
     Shows,
 }
 
-/// One value of a flow.
-struct Seen<'a> {
+/// A row.
+#[derive(Clone, Copy)]
+struct Shared<'a> {
     columns: &'a Columns<'a>,
     facts: &'a Facts,
     i: usize,
+}
+
+impl<'a> Shared<'a> {
+    fn seen(self, field: &'static str, observed: &'a str, way: Way) -> Seen<'a> {
+        Seen {
+            of: self,
+            field,
+            observed,
+            way,
+        }
+    }
+}
+
+/// One value of it.
+struct Seen<'a> {
+    of: Shared<'a>,
     field: &'static str,
     observed: &'a str,
     way: Way,
@@ -143,14 +160,7 @@ impl View {
         if which & asked::ONCE == 0 {
             return;
         }
-        let seen = |field, observed, way| Seen {
-            columns,
-            facts,
-            i,
-            field,
-            observed,
-            way,
-        };
+        let shared = Shared { columns, facts, i };
         if which & asked::NAMES != 0 {
             for (field, column, way) in [
                 ("tls_sni", columns.tls_sni, Way::Outbound),
@@ -167,46 +177,36 @@ impl View {
                 {
                     self.index.address(address, |entry| entries.push(entry));
                 }
-                self.weigh(&entries, &seen(field, name, way), out);
+                self.weigh(&entries, &shared.seen(field, name, way), out);
             }
         }
-        if which & asked::URL != 0
+        if which & asked::NAMES != 0
             && let (Some(host), Some(target)) = (text(columns.http_host, i), text(columns.http_uri, i))
         {
             let mut url = Vec::new();
             if let Some(entry) = self.index.requested(host, target, &mut url) {
                 let observed = String::from_utf8_lossy(&url).into_owned();
-                self.weigh(&[entry], &seen("http_uri", &observed, Way::Outbound), out);
+                self.weigh(&[entry], &shared.seen("http_uri", &observed, Way::Outbound), out);
             }
         }
-        if which & asked::FINGERPRINTS != 0 {
-            for (field, column, kind) in [
-                ("ja3", columns.ja3, Kind::Ja3),
-                ("ja3s", columns.ja3s, Kind::Ja3s),
-                ("ja4", columns.ja4, Kind::Ja4),
-                ("ja4s", columns.ja4s, Kind::Ja4s),
-            ] {
-                self.fingerprint(kind, text(column, i), |observed| seen(field, observed, Way::Shows), out);
+        for (side, field, column, kind) in [
+            (asked::CLIENT, "ja3", columns.ja3, Kind::Ja3),
+            (asked::CLIENT, "ja4", columns.ja4, Kind::Ja4),
+            (asked::SERVER, "ja3s", columns.ja3s, Kind::Ja3s),
+            (asked::SERVER, "ja4s", columns.ja4s, Kind::Ja4s),
+            (
+                asked::SERVER,
+                "tls_cert_sha256",
+                columns.tls_cert_sha256,
+                Kind::Certificate,
+            ),
+        ] {
+            if which & side != 0
+                && let Some(observed) = text(column, i)
+                && let Some(entry) = self.index.fingerprint(kind, observed)
+            {
+                self.weigh(&[entry], &shared.seen(field, observed, Way::Shows), out);
             }
-        }
-        if which & asked::CERTIFICATE != 0 {
-            let certificate = text(columns.tls_cert_sha256, i);
-            let seen = |observed| seen("tls_cert_sha256", observed, Way::Shows);
-            self.fingerprint(Kind::Certificate, certificate, seen, out);
-        }
-    }
-
-    fn fingerprint<'a>(
-        &self,
-        kind: Kind,
-        observed: Option<&'a str>,
-        seen: impl Fn(&'a str) -> Seen<'a>,
-        out: &mut Vec<Matched>,
-    ) {
-        if let Some(observed) = observed
-            && let Some(entry) = self.index.fingerprint(kind, observed)
-        {
-            self.weigh(&[entry], &seen(observed), out);
         }
     }
 
@@ -221,15 +221,9 @@ impl View {
                 entries.get_or_insert_default().push(entry)
             });
             if let Some(entries) = entries {
-                let seen = Seen {
-                    columns,
-                    facts,
-                    i,
-                    field,
-                    observed: &host.to_string(),
-                    way,
-                };
-                self.weigh(&entries, &seen, out);
+                let observed = host.to_string();
+                let shared = Shared { columns, facts, i };
+                self.weigh(&entries, &shared.seen(field, &observed, way), out);
             }
         }
     }
@@ -254,7 +248,7 @@ impl View {
         if entries.is_empty() {
             return;
         }
-        let seconds = seen.facts.time[seen.i].div_euclid(SECOND);
+        let seconds = seen.of.facts.time[seen.of.i].div_euclid(SECOND);
         let value = |entry: &Entry<'_>| {
             let kind = match entry.kind() {
                 Kind::Network => Kind::Address,
@@ -295,10 +289,10 @@ impl View {
     }
 
     fn finding(&self, seen: &Seen<'_>, value: &Value, claim: &Claim<'_>, claims: &[(Value, Claim<'_>)]) -> Finding {
-        let (facts, i) = (seen.facts, seen.i);
+        let Shared { columns, facts, i } = seen.of;
         let (src, dst) = (facts.src[i], facts.dst[i]);
-        let (port, protocol) = (seen.columns.dst_port.value(i), seen.columns.protocol.value(i));
-        let flow = facts.flow_ref(seen.columns, i);
+        let (port, protocol) = (columns.dst_port.value(i), columns.protocol.value(i));
+        let flow = facts.flow_ref(columns, i);
         let inbound = seen.way == Way::Inbound;
         let confidence = claim.confidence();
         let mut severity = self.grades.severity(confidence, inbound);
@@ -360,13 +354,7 @@ impl View {
                 continue;
             }
             let there = facts_of(&columns, i) | asked::ADDRESSES;
-            for fact in [
-                asked::ADDRESSES,
-                asked::NAMES,
-                asked::URL,
-                asked::FINGERPRINTS,
-                asked::CERTIFICATE,
-            ] {
+            for fact in [asked::ADDRESSES, asked::NAMES, asked::CLIENT, asked::SERVER] {
                 if there & fact == 0 {
                     continue;
                 }
@@ -449,11 +437,9 @@ fn techniques(claims: &[(Value, Claim<'_>)], way: Way) -> Vec<Technique> {
 
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port))
-            if port.bytes().all(|b| b.is_ascii_digit()) && !(name.contains(':') && !name.ends_with(']')) =>
-        {
-            name
-        }
+        // The last group of a bare IPv6 address is no port.
+        Some((name, _)) if name.contains(':') && !name.ends_with(']') => host,
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     }
 }

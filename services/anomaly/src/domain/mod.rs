@@ -10,6 +10,7 @@ pub mod detector;
 pub mod facts;
 pub mod features;
 pub mod finding;
+pub mod intel;
 pub mod settings;
 pub mod shard;
 pub mod tenant;

@@ -15,6 +15,7 @@ use super::{
     bounded::BoundedMap,
     facts::{Facts, number},
     finding::{Finding, Fingerprint, Fold},
+    intel::{self, Matched, View, asked},
     settings::{Bounds, Settings},
     wide::Wide,
     window::{CountWindow, DistinctWindow, Host, Nanos},
@@ -120,6 +121,8 @@ pub struct Context<'a> {
     pub learnt: bool,
     /// Usual values of some features, by name, from the model; 0 without one.
     pub usual: &'a dyn Fn(&str) -> f64,
+    /// What threat intelligence knows, where there is any.
+    pub intel: Option<&'a View>,
 }
 
 /// What one pass saw.
@@ -127,6 +130,8 @@ pub struct Context<'a> {
 pub struct Pass {
     /// What the behaviours found, in the order of the rows.
     pub findings: Vec<Finding>,
+    /// What threat intelligence knew.
+    pub matched: Vec<Matched>,
     /// Rows of flows with something to score: not the first packet only, not a repeat.
     pub scorable: Vec<usize>,
     /// Records that were seen before.
@@ -201,6 +206,9 @@ impl Shard {
             if state != FlowState::New {
                 pass.scorable.push(i);
             }
+            if let Some(view) = context.intel {
+                view.ask(columns, facts, i, news.unasked, &mut pass.matched);
+            }
             let row = Row {
                 columns,
                 facts,
@@ -241,7 +249,10 @@ impl Shard {
             once |= once::NAMED;
             questions = u32::try_from(number(columns.dns_queries, i)).unwrap_or(u32::MAX).max(1);
         }
+        once |= intel::facts_of(columns, i);
+        let first = memory.record_seq.is_none();
         let news = News {
+            unasked: (once & !memory.once & asked::ONCE) | if first { asked::ADDRESSES } else { 0 },
             first_record: memory.record_seq.is_none(),
             bytes: src_bytes.saturating_sub(memory.src_bytes),
             auth_failures: auth_failures.saturating_sub(memory.auth_failures),
@@ -301,6 +312,8 @@ pub struct News {
     pub named: bool,
     /// DNS questions since.
     pub questions: u32,
+    /// What threat intelligence was not asked about yet: bits of [`asked`].
+    pub unasked: u8,
 }
 
 /// A number for an alert.

@@ -19,6 +19,7 @@ use super::{
     facts::Facts,
     features::{self, FEATURES, WIDTH},
     finding::{Finding, Target, fold},
+    intel::{Matched, View},
     reservoir::Reservoir,
     settings::Settings,
     shard::{Context, Shard, feature},
@@ -141,6 +142,8 @@ pub struct Tenant {
     pub recent: RecentMessages,
     /// Stream position of the last message taken.
     pub applied: u64,
+    /// What threat intelligence knows; set before a batch is judged.
+    pub intel: Option<View>,
 }
 
 /// One message, with what is known of its way here.
@@ -242,6 +245,7 @@ impl Tenant {
             dirty: vec![false; usize::from(shards)],
             recent: RecentMessages::default(),
             applied: 0,
+            intel: None,
         }
     }
 
@@ -273,6 +277,7 @@ impl Tenant {
             learning: matches!(self.phase, Phase::Learning(_) | Phase::Training(_)),
             learnt: matches!(self.phase, Phase::Scoring),
             usual: &usual,
+            intel: self.intel.as_ref().filter(|_| settings.runs(Detector::IntelMatch)),
         };
         let mut shard = self.shards[slot]
             .take()
@@ -297,8 +302,40 @@ impl Tenant {
                 judged.alerts.push(alert);
             }
         }
+        for matched in &pass.matched {
+            judged.findings[Detector::IntelMatch.index()] += 1;
+            let alert = fold(&mut shard.folds, &matched.finding, &self.id, &settings, arrival.now);
+            judged.alerts.extend(alert.map(|alert| self.tell(matched, alert)));
+        }
         self.shards[slot] = Some(shard);
         judged
+    }
+
+    /// Takes what was found in flows that were judged before, and says what is to be published.
+    pub fn look_back(&mut self, shard: u16, found: &[Matched], now: Nanos) -> Vec<Alert> {
+        let slot = usize::from(shard);
+        if slot >= self.shards.len() || !self.settings.runs(Detector::IntelMatch) {
+            return Vec::new();
+        }
+        self.dirty[slot] = true;
+        let settings = Arc::clone(&self.settings);
+        let mut shard = self.shards[slot]
+            .take()
+            .unwrap_or_else(|| Box::new(Shard::new(settings.bounds)));
+        let mut alerts = Vec::new();
+        for matched in found {
+            let alert = fold(&mut shard.folds, &matched.finding, &self.id, &settings, now);
+            alerts.extend(alert.map(|alert| self.tell(matched, alert)));
+        }
+        self.shards[slot] = Some(shard);
+        alerts
+    }
+
+    // Later ones tell the same alert anew.
+    fn tell(&mut self, matched: &Matched, mut alert: Alert) -> Alert {
+        self.alerts[Detector::IntelMatch.index()] += u64::from(alert.count == 1);
+        matched.complete(&mut alert);
+        alert
     }
 
     // Learns or scores.

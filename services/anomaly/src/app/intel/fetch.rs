@@ -42,7 +42,9 @@ pub(super) struct Answer {
 impl Server {
     /// From `https://host[:port]/root/` and the authorities that may have signed its certificate.
     pub(super) fn new(url: &str, ca_file: Option<&Path>, authorization: Option<String>) -> Result<Self, String> {
-        let rest = url.strip_prefix("https://").ok_or("the url does not begin with https://")?;
+        let rest = url
+            .strip_prefix("https://")
+            .ok_or("the url does not begin with https://")?;
         let (authority, root) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
@@ -107,7 +109,13 @@ impl Server {
         let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
         let answer = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let status = answer.status();
-        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let header = |name: &str| {
+            answer
+                .headers()
+                .get(name)
+                .and_then(|v| v.to_str().ok())
+                .map(str::to_owned)
+        };
         let added_last = header(garrison_intel::feed::taxii::ADDED_LAST);
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
@@ -135,13 +143,21 @@ mod tests {
     #[test]
     fn urls_are_taken_apart() {
         let server = Server::new("https://taxii.example/api1/", None, None).unwrap();
-        assert_eq!((server.host.as_str(), server.port, server.root.as_str()), ("taxii.example", 443, "/api1/"));
+        assert_eq!(
+            (server.host.as_str(), server.port, server.root.as_str()),
+            ("taxii.example", 443, "/api1/")
+        );
         let server = Server::new("https://[::1]:8443", None, None).unwrap();
-        assert_eq!((server.host.as_str(), server.port, server.root.as_str()), ("::1", 8443, ""));
+        assert_eq!(
+            (server.host.as_str(), server.port, server.root.as_str()),
+            ("::1", 8443, "")
+        );
         for (url, why) in [("http://x/", "https://"), ("https://x:y/", "no port")] {
             assert!(Server::new(url, None, None).err().unwrap().contains(why));
         }
-        let missing = Server::new("https://x/", Some(Path::new("/nonexistent")), None).err().unwrap();
+        let missing = Server::new("https://x/", Some(Path::new("/nonexistent")), None)
+            .err()
+            .unwrap();
         assert!(missing.contains("ca_file /nonexistent"));
     }
 }

@@ -15,8 +15,8 @@ use crate::{app::Engine, error::Error};
 
 impl Engine {
     /// Asks the flows of every tenant since a time about new indicators.
-    pub(super) async fn look_back(&self, new: Arc<Index>, since: DateTime<Utc>) {
-        for id in self.tenants_held() {
+    pub(in crate::app) async fn look_back(&self, new: Arc<Index>, since: DateTime<Utc>) {
+        for (id, _) in self.cells() {
             match self.look_back_one(&id, &new, since).await {
                 Ok(seen) => tracing::info!(
                     tenant = %id,

@@ -36,7 +36,9 @@ pub(super) fn read_bounded(path: &Path, most: usize) -> Result<Vec<u8>, String> 
     let read = file.take(most as u64 + 1).read_to_end(&mut content);
     read.map_err(|e| wrong(&e))?;
     if content.len() > most {
-        return Err(wrong(&format!("it has more than {most} bytes; raise intel.max_feed_bytes or split it")));
+        return Err(wrong(&format!(
+            "it has more than {most} bytes; raise intel.max_feed_bytes or split it"
+        )));
     }
     Ok(content)
 }
@@ -72,7 +74,7 @@ pub(super) async fn fetch(feed: &FeedConfig, progress: &Progress, most: usize) -
     let reading = tokio::task::spawn_blocking(move || {
         let stamp = stamp(&path)?;
         if Some(stamp) == before {
-            return Ok(None);
+            return Ok::<_, String>(None);
         }
         Ok(Some((read_bounded(&path, most)?, stamp)))
     });
