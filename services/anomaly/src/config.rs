@@ -4,18 +4,21 @@ mod intel;
 
 pub use intel::{FeedConfig, FeedFormat, IntelConfig};
 
+pub mod behaviours;
+
 use garrison_bus::subject::SHARDS;
 use garrison_service::{ConfigError, Core, ServiceConfig};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::config::behaviours::{
+    BeaconConfig, DistributedScanConfig, FloodConfig, GeneratedConfig, LateralConfig, LongConfig, SlowScanConfig,
+    SwitchConfig, TunnelConfig, VolumeConfig,
+};
 use crate::domain::{
     detector::Detector,
-    settings::{
-        BeaconSettings, Bounds, GeneratedSettings, Network, Settings, ShortSession, Threshold, TunnelSettings,
-        WideBounds,
-    },
+    settings::{Bounds, Network, Settings, ShortSession, Threshold, WideBounds},
     shard::seconds,
     spot::SpotSettings,
     window::{SECOND, Span},
@@ -104,6 +107,26 @@ pub struct DetectorsConfig {
     pub dns_tunnel: TunnelConfig,
     /// `dns.generated`: one domain after the other that a generator made.
     pub dns_generated: GeneratedConfig,
+    /// `exfiltration.volume`: a host sends more to the outside within an hour than it and its neighbours ever do.
+    pub exfiltration_volume: VolumeConfig,
+    /// `flood.victim`: more connections to one service than it can be meant to have.
+    pub flood_victim: FloodConfig,
+    /// `scan.slow`: many internal services tried in vain over a day.
+    pub scan_slow: SlowScanConfig,
+    /// `scan.distributed`: many ports of one host tried in vain by many sources.
+    pub scan_distributed: DistributedScanConfig,
+    /// `lateral.credential`: logins at several internal hosts that are new to a host.
+    pub lateral_credential: LateralConfig,
+    /// `connection.long`: a connection to the outside that has lasted for hours.
+    pub connection_long: LongConfig,
+    /// `client.rare`: a TLS client or user agent that no host was seen with.
+    pub client_rare: SwitchConfig,
+    /// `credentials.clear_text`: a login without encryption.
+    pub credentials_clear_text: SwitchConfig,
+    /// `certificate.invalid`: an internal service with a certificate that is expired, not valid yet or self-signed.
+    pub certificate_invalid: SwitchConfig,
+    /// `device.new`: an internal device that was never seen.
+    pub device_new: SwitchConfig,
 }
 
 /// A scan.
@@ -166,53 +189,6 @@ pub struct ContactConfig {
     pub internal_networks: Vec<IpNet>,
 }
 
-/// Regular contacts with outside destinations.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct BeaconConfig {
-    /// Whether it is watched for.
-    pub enabled: bool,
-    /// Latest contacts that a judgement rests on, 6 to 24.
-    pub contacts: usize,
-    /// Evidence that makes an alert, 5 to 50: the logarithm of how much better the contacts fit a beacon than independent
-    /// events.
-    pub evidence: f64,
-    /// Shortest period, seconds.
-    pub least_period_seconds: u32,
-    /// Longest period, seconds.
-    pub longest_period_seconds: u32,
-    /// A destination that so many hosts of the tenant turn to is not told, 2 to 50.
-    pub popular_hosts: u32,
-}
-
-/// Data in names.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TunnelConfig {
-    /// Whether it is watched for.
-    pub enabled: bool,
-    /// Logarithm of the odds that makes an alert, 0 to 20. Judged at every tenth question of a window.
-    pub evidence: f64,
-    /// Length of a window, seconds.
-    pub window_seconds: u32,
-    /// A parent domain that so many hosts of the tenant ask below is not told, 2 to 50.
-    pub popular_hosts: u32,
-}
-
-/// Names that a generator made.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct GeneratedConfig {
-    /// Whether it is watched for.
-    pub enabled: bool,
-    /// Sum of the logarithms of the names' odds that makes an alert, 3 to 100.
-    pub evidence: f64,
-    /// Fewest names that make an alert, 2 to 1000.
-    pub names: u32,
-    /// A domain that so many hosts of the tenant ask for does not count, 2 to 50.
-    pub popular_hosts: u32,
-}
-
 /// What alerts hold.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -266,6 +242,10 @@ pub struct LimitsConfig {
     pub destinations: usize,
     /// Names of which is known that they were asked of a proxy.
     pub names: usize,
+    /// Services whose connections are counted, and hosts whose refusals are.
+    pub victims: usize,
+    /// Devices, client programs and daily remarks that are remembered, each.
+    pub devices: usize,
 }
 
 impl Default for LearningConfig {
@@ -305,6 +285,16 @@ impl Default for DetectorsConfig {
             beacon_periodic: BeaconConfig::default(),
             dns_tunnel: TunnelConfig::default(),
             dns_generated: GeneratedConfig::default(),
+            exfiltration_volume: VolumeConfig::default(),
+            flood_victim: FloodConfig::default(),
+            scan_slow: SlowScanConfig::default(),
+            scan_distributed: DistributedScanConfig::default(),
+            lateral_credential: LateralConfig::default(),
+            connection_long: LongConfig::default(),
+            client_rare: SwitchConfig::default(),
+            credentials_clear_text: SwitchConfig::default(),
+            certificate_invalid: SwitchConfig::default(),
+            device_new: SwitchConfig::default(),
         }
     }
 }
@@ -362,41 +352,6 @@ impl Default for ContactConfig {
     }
 }
 
-impl Default for BeaconConfig {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            contacts: 12,
-            evidence: 12.0,
-            least_period_seconds: 5,
-            longest_period_seconds: 21_600,
-            popular_hosts: 5,
-        }
-    }
-}
-
-impl Default for TunnelConfig {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            evidence: 2.0,
-            window_seconds: 600,
-            popular_hosts: 5,
-        }
-    }
-}
-
-impl Default for GeneratedConfig {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            evidence: 12.0,
-            names: 5,
-            popular_hosts: 5,
-        }
-    }
-}
-
 impl Default for AlertsConfig {
     fn default() -> Self {
         Self {
@@ -429,6 +384,8 @@ impl Default for LimitsConfig {
             zones: 32_768,
             destinations: 131_072,
             names: 16_384,
+            victims: 65_536,
+            devices: 65_536,
         }
     }
 }
@@ -478,51 +435,7 @@ impl ServiceConfig for Config {
             1,
             86_400,
         )?;
-        let beacon = &d.beacon_periodic;
-        let key = |field: &str| format!("detectors.beacon_periodic.{field}");
-        within(&key("contacts"), beacon.contacts as u64, 6, 24)?;
-        within(
-            &key("least_period_seconds"),
-            beacon.least_period_seconds.into(),
-            2,
-            3_600,
-        )?;
-        within(
-            &key("longest_period_seconds"),
-            beacon.longest_period_seconds.into(),
-            beacon.least_period_seconds.into(),
-            7 * 86_400,
-        )?;
-        within(&key("popular_hosts"), beacon.popular_hosts.into(), 2, 50)?;
-        let numbers = [
-            ("detectors.dns_tunnel.evidence", d.dns_tunnel.evidence, 0.0, 20.0),
-            ("detectors.dns_generated.evidence", d.dns_generated.evidence, 3.0, 100.0),
-        ];
-        for (key, value, least, most) in numbers {
-            if !(least..=most).contains(&value) {
-                return Err(ConfigError::invalid(key, format!("{value} is not {least} to {most}")));
-            }
-        }
-        let tunnel = &d.dns_tunnel;
-        within(
-            "detectors.dns_tunnel.window_seconds",
-            tunnel.window_seconds.into(),
-            10,
-            86_400,
-        )?;
-        within("detectors.dns_tunnel.popular_hosts", tunnel.popular_hosts.into(), 2, 50)?;
-        let generated = &d.dns_generated;
-        within("detectors.dns_generated.names", generated.names.into(), 2, 1_000)?;
-        within(
-            "detectors.dns_generated.popular_hosts",
-            generated.popular_hosts.into(),
-            2,
-            50,
-        )?;
-        if !(5.0..=50.0).contains(&beacon.evidence) {
-            let reason = format!("{} is not 5 to 50", beacon.evidence);
-            return Err(ConfigError::invalid(key("evidence"), reason));
-        }
+        d.validate_behaviours()?;
         within(
             "learning.sample_flows",
             self.learning.sample_flows as u64,
@@ -564,6 +477,8 @@ impl ServiceConfig for Config {
             ("limits.zones", limits.zones),
             ("limits.destinations", limits.destinations),
             ("limits.names", limits.names),
+            ("limits.victims", limits.victims),
+            ("limits.devices", limits.devices),
         ] {
             within(key, value as u64, SHARDS.into(), 1 << 30)?;
         }
@@ -649,6 +564,16 @@ impl Sections<'_> {
             (Detector::BeaconPeriodic, d.beacon_periodic.enabled),
             (Detector::DnsTunnel, d.dns_tunnel.enabled),
             (Detector::DnsGenerated, d.dns_generated.enabled),
+            (Detector::ExfiltrationVolume, d.exfiltration_volume.enabled),
+            (Detector::FloodVictim, d.flood_victim.enabled),
+            (Detector::ScanSlow, d.scan_slow.enabled),
+            (Detector::ScanDistributed, d.scan_distributed.enabled),
+            (Detector::LateralCredential, d.lateral_credential.enabled),
+            (Detector::ConnectionLong, d.connection_long.enabled),
+            (Detector::ClientRare, d.client_rare.enabled),
+            (Detector::CredentialsClearText, d.credentials_clear_text.enabled),
+            (Detector::CertificateInvalid, d.certificate_invalid.enabled),
+            (Detector::DeviceNew, d.device_new.enabled),
         ] {
             enabled[detector.index()] = on;
         }
@@ -683,26 +608,20 @@ impl Sections<'_> {
             sample_rows: self.learning.sample_flows,
             seed: self.learning.seed,
             clock_tolerance: seconds(self.alerts.clock_tolerance_seconds.into()),
-            beacon: BeaconSettings {
-                contacts: d.beacon_periodic.contacts,
-                evidence: d.beacon_periodic.evidence,
-                least_period: seconds(d.beacon_periodic.least_period_seconds.into()),
-                longest_period: seconds(d.beacon_periodic.longest_period_seconds.into()),
-                popular: f64::from(d.beacon_periodic.popular_hosts),
-            },
-            tunnel: TunnelSettings {
-                evidence: d.dns_tunnel.evidence,
-                window: seconds(d.dns_tunnel.window_seconds.into()),
-                popular: f64::from(d.dns_tunnel.popular_hosts),
-            },
-            generated: GeneratedSettings {
-                evidence: d.dns_generated.evidence,
-                names: d.dns_generated.names,
-                popular: f64::from(d.dns_generated.popular_hosts),
-            },
+            beacon: d.beacon(),
+            tunnel: d.tunnel(),
+            generated: d.generated(),
+            volume: d.volume(),
+            flood: d.flood(),
+            slow: d.slow(),
+            distributed: d.distributed(),
+            lateral: d.lateral(),
+            long: d.long(),
             wide: WideBounds {
                 destinations: self.limits.destinations,
                 names: self.limits.names,
+                victims: self.limits.victims,
+                devices: self.limits.devices,
             },
             bounds: Bounds {
                 flows: a_shard(self.limits.flows),

@@ -29,6 +29,26 @@ pub enum Detector {
     DnsGenerated,
     /// A flow has a value that threat intelligence lists.
     IntelMatch,
+    /// A host sends far more to the outside than usual.
+    ExfiltrationVolume,
+    /// A service has far more connections than usual.
+    FloodVictim,
+    /// One source tries many services over a day.
+    ScanSlow,
+    /// Many sources share a scan.
+    ScanDistributed,
+    /// One source logs in at several hosts that are new to it.
+    LateralCredential,
+    /// A connection to the outside does not end.
+    ConnectionLong,
+    /// A client program was never seen.
+    ClientRare,
+    /// A login is readable.
+    CredentialsClearText,
+    /// An internal service's certificate is not valid.
+    CertificateInvalid,
+    /// A device was never seen.
+    DeviceNew,
 }
 
 const NETWORK_SERVICE_DISCOVERY: (&str, &str, &str) = ("T1046", "Network Service Discovery", "Discovery");
@@ -36,6 +56,12 @@ const REMOTE_SYSTEM_DISCOVERY: (&str, &str, &str) = ("T1018", "Remote System Dis
 const PASSWORD_GUESSING: (&str, &str, &str) = ("T1110.001", "Brute Force: Password Guessing", "Credential Access");
 const REMOTE_SERVICES: (&str, &str, &str) = ("T1021", "Remote Services", "Lateral Movement");
 const EXFILTRATION: (&str, &str, &str) = ("T1048", "Exfiltration Over Alternative Protocol", "Exfiltration");
+const EXFILTRATION_OVER_C2: (&str, &str, &str) = ("T1041", "Exfiltration Over C2 Channel", "Exfiltration");
+const NETWORK_DENIAL: (&str, &str, &str) = ("T1498", "Network Denial of Service", "Impact");
+const ENDPOINT_DENIAL: (&str, &str, &str) = ("T1499", "Endpoint Denial of Service", "Impact");
+const SNIFFING: (&str, &str, &str) = ("T1040", "Network Sniffing", "Credential Access");
+const IN_THE_MIDDLE: (&str, &str, &str) = ("T1557", "Adversary-in-the-Middle", "Credential Access");
+const HARDWARE: (&str, &str, &str) = ("T1200", "Hardware Additions", "Initial Access");
 const DATA_IN_PROTOCOL: (&str, &str, &str) = ("T1572", "Protocol Tunneling", "Command and Control");
 const GENERATED_DOMAINS: (&str, &str, &str) = (
     "T1568.002",
@@ -54,7 +80,7 @@ const DNS_TUNNEL: (&str, &str, &str) = ("T1071.004", "Application Layer Protocol
 
 impl Detector {
     /// Every detector.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 20] = [
         Self::ScanVertical,
         Self::ScanHorizontal,
         Self::BruteforceHttp,
@@ -65,6 +91,16 @@ impl Detector {
         Self::DnsTunnel,
         Self::DnsGenerated,
         Self::IntelMatch,
+        Self::ExfiltrationVolume,
+        Self::FloodVictim,
+        Self::ScanSlow,
+        Self::ScanDistributed,
+        Self::LateralCredential,
+        Self::ConnectionLong,
+        Self::ClientRare,
+        Self::CredentialsClearText,
+        Self::CertificateInvalid,
+        Self::DeviceNew,
     ];
 
     /// Its id.
@@ -79,6 +115,16 @@ impl Detector {
             Self::BeaconPeriodic => "beacon.periodic",
             Self::DnsTunnel => "dns.tunnel",
             Self::DnsGenerated => "dns.generated",
+            Self::ExfiltrationVolume => "exfiltration.volume",
+            Self::FloodVictim => "flood.victim",
+            Self::ScanSlow => "scan.slow",
+            Self::ScanDistributed => "scan.distributed",
+            Self::LateralCredential => "lateral.credential",
+            Self::ConnectionLong => "connection.long",
+            Self::ClientRare => "client.rare",
+            Self::CredentialsClearText => "credentials.clear_text",
+            Self::CertificateInvalid => "certificate.invalid",
+            Self::DeviceNew => "device.new",
             Self::IntelMatch => "intel.match",
         }
     }
@@ -113,6 +159,28 @@ impl Detector {
             Self::DnsGenerated => {
                 "A host asks for one domain after the other that looks made by a generator, mostly in vain."
             }
+            Self::ExfiltrationVolume => {
+                "A host sends many times more to the outside within an hour than it and its neighbours usually do."
+            }
+            Self::FloodVictim => "A service has many times more new connections than usual, from whomever they come.",
+            Self::ScanSlow => "One source tries many internal services over a day, and they refuse or do not answer.",
+            Self::ScanDistributed => {
+                "Many sources try different ports of one internal host, each too few to be a scanner alone."
+            }
+            Self::LateralCredential => {
+                "A host turns, within an hour, to several internal hosts that are new to it, by protocols that log in."
+            }
+            Self::ConnectionLong => {
+                "A connection to an outside destination that hardly anybody else uses lasts for hours."
+            }
+            Self::ClientRare => {
+                "A host uses a TLS client (JA4) or user agent that no host of the tenant was seen with."
+            }
+            Self::CredentialsClearText => "Somebody logs in by FTP, Telnet, POP3, IMAP or HTTP without TLS.",
+            Self::CertificateInvalid => {
+                "An internal service shows a certificate that is expired, not valid yet or signed by itself."
+            }
+            Self::DeviceNew => "An internal device, by its link address or address, that was never seen.",
             Self::IntelMatch => {
                 "A flow has an address, name, URL, fingerprint or certificate that a feed of threat intelligence lists."
             }
@@ -127,8 +195,20 @@ impl Detector {
             | Self::ContactNewInternal
             | Self::BeaconPeriodic
             | Self::IntelMatch => Severity::Medium,
-            Self::BruteforceHttp | Self::BruteforceConnection | Self::DnsTunnel | Self::DnsGenerated => Severity::High,
-            Self::ModelAutoencoder => Severity::Low,
+            Self::BruteforceHttp
+            | Self::BruteforceConnection
+            | Self::DnsTunnel
+            | Self::DnsGenerated
+            | Self::ExfiltrationVolume
+            | Self::FloodVictim
+            | Self::LateralCredential => Severity::High,
+            Self::ScanSlow | Self::ScanDistributed => Severity::Medium,
+            Self::ModelAutoencoder
+            | Self::ConnectionLong
+            | Self::ClientRare
+            | Self::CredentialsClearText
+            | Self::CertificateInvalid
+            | Self::DeviceNew => Severity::Low,
         }
     }
 
@@ -143,9 +223,53 @@ impl Detector {
             Self::BeaconPeriodic | Self::IntelMatch => &[APPLICATION_LAYER],
             Self::DnsTunnel => &[DNS_TUNNEL, DATA_IN_PROTOCOL],
             Self::DnsGenerated => &[GENERATED_DOMAINS],
+            Self::ExfiltrationVolume => &[EXFILTRATION, EXFILTRATION_OVER_C2],
+            Self::FloodVictim => &[NETWORK_DENIAL, ENDPOINT_DENIAL],
+            Self::ScanSlow | Self::ScanDistributed => &[NETWORK_SERVICE_DISCOVERY],
+            Self::LateralCredential => &[REMOTE_SERVICES],
+            Self::ConnectionLong | Self::ClientRare => &[APPLICATION_LAYER],
+            Self::CredentialsClearText => &[SNIFFING],
+            Self::CertificateInvalid => &[IN_THE_MIDDLE],
+            Self::DeviceNew => &[HARDWARE],
         };
         list.iter().copied().map(technique).collect()
     }
+}
+
+/// What logins by these ports show.
+pub fn remote_service(ports: impl Iterator<Item = u16>) -> Vec<Technique> {
+    let mut list: Vec<(&str, &str, &str)> = Vec::new();
+    for port in ports {
+        let one = match port {
+            3389 => (
+                "T1021.001",
+                "Remote Services: Remote Desktop Protocol",
+                "Lateral Movement",
+            ),
+            139 | 445 => (
+                "T1021.002",
+                "Remote Services: SMB/Windows Admin Shares",
+                "Lateral Movement",
+            ),
+            135 => (
+                "T1021.003",
+                "Remote Services: Distributed Component Object Model",
+                "Lateral Movement",
+            ),
+            22 => ("T1021.004", "Remote Services: SSH", "Lateral Movement"),
+            5900 => ("T1021.005", "Remote Services: VNC", "Lateral Movement"),
+            5985 | 5986 => (
+                "T1021.006",
+                "Remote Services: Windows Remote Management",
+                "Lateral Movement",
+            ),
+            _ => REMOTE_SERVICES,
+        };
+        if !list.contains(&one) {
+            list.push(one);
+        }
+    }
+    list.into_iter().map(technique).collect()
 }
 
 /// What a beacon shows, by the protocol it speaks.

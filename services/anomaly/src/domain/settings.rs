@@ -44,6 +44,18 @@ pub struct Settings {
     pub tunnel: TunnelSettings,
     /// Names that a generator made.
     pub generated: GeneratedSettings,
+    /// Volume to the outside.
+    pub volume: VolumeSettings,
+    /// Floods.
+    pub flood: FloodSettings,
+    /// Slow scans.
+    pub slow: SlowSettings,
+    /// Scans that many sources share.
+    pub distributed: DistributedSettings,
+    /// Logins at hosts that are new to a host.
+    pub lateral: LateralSettings,
+    /// Connections that do not end.
+    pub long: LongSettings,
     /// Bounds on memory, a tenant and shard.
     pub bounds: Bounds,
     /// Bounds on memory, a tenant.
@@ -84,6 +96,66 @@ pub struct GeneratedSettings {
     /// Fewest names.
     pub names: u32,
     /// Hosts at which a domain is too popular to count.
+    pub popular: f64,
+}
+
+/// When a volume is exfiltration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VolumeSettings {
+    /// Octets an hour below which nothing is told.
+    pub least: u64,
+    /// So many times what is usual.
+    pub factor: f64,
+    /// Hours before a host's own history counts.
+    pub hours: u32,
+}
+
+/// When connections are a flood.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FloodSettings {
+    /// Fewest connections a second.
+    pub flows_a_second: u32,
+    /// So many times what is usual.
+    pub factor: f64,
+}
+
+/// When attempts in vain are a slow scan.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowSettings {
+    /// Different services.
+    pub services: f64,
+    /// Share of the attempts that fail.
+    pub failed_share: f64,
+    /// Within so long.
+    pub window: Nanos,
+}
+
+/// When attempts in vain of many sources are one scan.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DistributedSettings {
+    /// Different ports.
+    pub ports: f64,
+    /// Different sources.
+    pub sources: f64,
+    /// Within so long.
+    pub window: Nanos,
+}
+
+/// When logins are lateral movement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LateralSettings {
+    /// How many new hosts within which time.
+    pub hosts: Threshold,
+    /// Ports of protocols that log somebody in.
+    pub ports: Vec<u16>,
+}
+
+/// When a connection is long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LongSettings {
+    /// After so long.
+    pub after: Nanos,
+    /// Hosts at which a destination is too popular to be told.
     pub popular: f64,
 }
 
@@ -179,6 +251,10 @@ pub struct WideBounds {
     pub destinations: usize,
     /// Names that were asked of a proxy.
     pub names: usize,
+    /// Services and hosts whose connections and refusals are counted.
+    pub victims: usize,
+    /// Devices, programs and daily remarks, each.
+    pub devices: usize,
 }
 
 impl Settings {

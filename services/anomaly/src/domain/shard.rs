@@ -11,6 +11,8 @@ use super::{
         self, Row,
         beacon::Channel,
         dns::{generated::Asked, tunnel::Zone},
+        slow::Tried,
+        volume::Volume,
     },
     bounded::BoundedMap,
     facts::{Facts, number},
@@ -46,6 +48,12 @@ pub mod once {
     pub const SETTLED: u8 = 1;
     /// Its DNS question was answered, or was not and never will be.
     pub const NAMED: u8 = 2;
+    /// It has lasted for as long as makes an alert.
+    pub const LONG: u8 = 4;
+    /// Its client program is known.
+    pub const CLIENT: u8 = 8;
+    /// Its certificate is known.
+    pub const CERTIFIED: u8 = 16;
 }
 
 /// A flow that lives counts as settled after this.
@@ -107,6 +115,12 @@ pub struct Shard {
     pub zones: BoundedMap<(Host, u64), Zone>,
     /// Domains that sources asked for.
     pub asked: BoundedMap<Host, Asked>,
+    /// What sources send to the outside.
+    pub volumes: BoundedMap<Host, Volume>,
+    /// Internal services that sources tried in vain over hours.
+    pub tried: BoundedMap<Host, Tried>,
+    /// Logins at hosts that are new, by source.
+    pub lateral: BoundedMap<ServicePair, CountWindow>,
     /// Alerts that repeats are folded into.
     pub folds: BoundedMap<Fingerprint, Fold>,
 }
@@ -156,6 +170,9 @@ impl Shard {
             channels: BoundedMap::new(bounds.channels),
             zones: BoundedMap::new(bounds.zones),
             asked: BoundedMap::new(bounds.windows),
+            volumes: BoundedMap::new(bounds.windows),
+            tried: BoundedMap::new(bounds.windows),
+            lateral: BoundedMap::new(bounds.windows),
             folds: BoundedMap::new(bounds.folds),
         }
     }
@@ -171,6 +188,9 @@ impl Shard {
             + self.channels.len()
             + self.zones.len()
             + self.asked.len()
+            + self.volumes.len()
+            + self.tried.len()
+            + self.lateral.len()
     }
 
     /// Entries that had to make room, over all maps.
@@ -185,6 +205,9 @@ impl Shard {
             + self.channels.evicted()
             + self.zones.evicted()
             + self.asked.evicted()
+            + self.volumes.evicted()
+            + self.tried.evicted()
+            + self.lateral.evicted()
             + self.folds.evicted()
     }
 
@@ -197,8 +220,7 @@ impl Shard {
                 pass.unusable += 1;
                 continue;
             };
-            let observed = context.learning || context.learnt;
-            let Some(news) = self.news(columns, facts, i, observed) else {
+            let Some(news) = self.news(columns, facts, i, context) else {
                 pass.repeated += 1;
                 continue;
             };
@@ -223,13 +245,23 @@ impl Shard {
             behaviour::contact::new_internal(self, &row, context, &mut pass.findings);
             behaviour::beacon::observe(self, wide, &row, context, &mut pass.findings);
             behaviour::dns::observe(self, wide, &row, context, &mut pass.findings);
+            behaviour::volume::observe(self, wide, &row, context, &mut pass.findings);
+            behaviour::slow::observe(self, &row, context, &mut pass.findings);
+            behaviour::flood::flood(wide, &row, context, &mut pass.findings);
+            behaviour::flood::distributed(wide, &row, context, &mut pass.findings);
+            behaviour::novelty::long(wide, &row, context, &mut pass.findings);
+            behaviour::novelty::client(wide, &row, context, &mut pass.findings);
+            behaviour::novelty::device(wide, &row, context, &mut pass.findings);
+            behaviour::hygiene::clear_text(wide, &row, context, &mut pass.findings);
+            behaviour::hygiene::certificate(wide, &row, context, &mut pass.findings);
         }
         pass
     }
 
     // What the record adds to what is known of its flow. `None` for a repeat: counters are cumulative, so a
     // record that was overtaken adds nothing either.
-    fn news(&mut self, columns: &Columns<'_>, facts: &Facts, i: usize, contacts_observed: bool) -> Option<News> {
+    fn news(&mut self, columns: &Columns<'_>, facts: &Facts, i: usize, context: &Context<'_>) -> Option<News> {
+        let contacts_observed = context.learning || context.learnt;
         let mut id = [0; 16];
         id.copy_from_slice(columns.flow_id.value(i));
         let memory = self.flows.get_or_insert_with(id, FlowMemory::default);
@@ -244,6 +276,15 @@ impl Shard {
         let settled = facts.state[i] == Some(FlowState::Ended)
             || (facts.state[i] == Some(FlowState::Active) && lasted >= SETTLED_AFTER);
         let mut once = if settled { once::SETTLED } else { 0 };
+        if lasted >= context.settings.long.after {
+            once |= once::LONG;
+        }
+        if columns.ja4.is_valid(i) || columns.http_user_agent.is_valid(i) {
+            once |= once::CLIENT;
+        }
+        if columns.tls_not_after.is_valid(i) || columns.tls_self_signed.is_valid(i) {
+            once |= once::CERTIFIED;
+        }
         let mut questions = 0;
         if columns.dns_query.is_valid(i) && (settled || columns.dns_rcode.is_valid(i)) {
             once |= once::NAMED;
@@ -260,6 +301,9 @@ impl Shard {
             contact_seen: memory.contact,
             settled: once & !memory.once & once::SETTLED != 0,
             named: once & !memory.once & once::NAMED != 0,
+            long: once & !memory.once & once::LONG != 0,
+            client: once & !memory.once & once::CLIENT != 0,
+            certified: once & !memory.once & once::CERTIFIED != 0,
             questions: questions.saturating_sub(memory.questions),
         };
         *memory = FlowMemory {
@@ -310,6 +354,12 @@ pub struct News {
     pub settled: bool,
     /// Its DNS question is known with what became of it, and was not before.
     pub named: bool,
+    /// It has lasted for as long as makes an alert, and had not before.
+    pub long: bool,
+    /// Its client program is known, and was not before.
+    pub client: bool,
+    /// Its certificate is known, and was not before.
+    pub certified: bool,
     /// DNS questions since.
     pub questions: u32,
     /// What threat intelligence was not asked about yet: bits of [`asked`].
@@ -346,7 +396,10 @@ pub(crate) mod tests {
     use super::*;
     use crate::domain::{
         detector::Detector,
-        settings::{BeaconSettings, GeneratedSettings, Network, ShortSession, Threshold, TunnelSettings, WideBounds},
+        settings::{
+            BeaconSettings, DistributedSettings, FloodSettings, GeneratedSettings, LateralSettings, LongSettings,
+            Network, ShortSession, SlowSettings, Threshold, TunnelSettings, VolumeSettings, WideBounds,
+        },
         spot::SpotSettings,
         window::Span,
     };
@@ -404,9 +457,45 @@ pub(crate) mod tests {
                 names: 5,
                 popular: 5.0,
             },
+            volume: VolumeSettings {
+                least: 100 << 20,
+                factor: 3.0,
+                hours: 12,
+            },
+            flood: FloodSettings {
+                flows_a_second: 500,
+                factor: 10.0,
+            },
+            slow: SlowSettings {
+                services: 40.0,
+                failed_share: 0.5,
+                window: seconds(86_400),
+            },
+            distributed: DistributedSettings {
+                ports: 100.0,
+                sources: 8.0,
+                window: seconds(600),
+            },
+            lateral: LateralSettings {
+                hosts: Threshold {
+                    span: Span {
+                        length: seconds(3_600),
+                        grace: 0,
+                        bound: 6,
+                    },
+                    ..threshold(3)
+                },
+                ports: vec![22, 445, 3389],
+            },
+            long: LongSettings {
+                after: seconds(4 * 3_600),
+                popular: 5.0,
+            },
             wide: WideBounds {
                 destinations: 10_000,
                 names: 1_000,
+                victims: 1_000,
+                devices: 1_000,
             },
             bounds: Bounds {
                 flows: 10_000,

@@ -4,6 +4,10 @@
 use garrison_models::rng::mix;
 
 use super::{
+    behaviour::{
+        flood::{Probed, Victim},
+        volume::Group,
+    },
     bounded::BoundedMap,
     settings::WideBounds,
     window::{Host, Nanos},
@@ -55,6 +59,18 @@ pub struct Wide {
     pub crowds: BoundedMap<u64, Crowd>,
     /// When a name was last asked of a proxy, by its hash.
     pub proxied: BoundedMap<u64, Seen>,
+    /// Connections by service.
+    pub victims: BoundedMap<(Host, u16), Victim>,
+    /// Failed attempts by the host they were made at.
+    pub probed: BoundedMap<Host, Probed>,
+    /// Hourly volumes of groups of neighbours, by the hash of the group.
+    pub groups: BoundedMap<u64, Group>,
+    /// Hosts that use a client program, by its hash.
+    pub clients: BoundedMap<u64, Crowd>,
+    /// Addresses of a device, by the hash of its link address or address.
+    pub devices: BoundedMap<u64, Crowd>,
+    /// What is told once a day, by its hash.
+    pub told: BoundedMap<u64, Seen>,
     /// It changed since the last checkpoint.
     pub dirty: bool,
 }
@@ -65,18 +81,38 @@ impl Wide {
         Self {
             crowds: BoundedMap::new(bounds.destinations),
             proxied: BoundedMap::new(bounds.names),
+            victims: BoundedMap::new(bounds.victims),
+            probed: BoundedMap::new(bounds.victims),
+            groups: BoundedMap::new(bounds.devices),
+            clients: BoundedMap::new(bounds.devices),
+            devices: BoundedMap::new(bounds.devices),
+            told: BoundedMap::new(bounds.devices),
             dirty: false,
         }
     }
 
     /// Entries held, over all maps.
     pub fn entities(&self) -> usize {
-        self.crowds.len() + self.proxied.len()
+        self.crowds.len()
+            + self.proxied.len()
+            + self.victims.len()
+            + self.probed.len()
+            + self.groups.len()
+            + self.clients.len()
+            + self.devices.len()
+            + self.told.len()
     }
 
     /// Entries that had to make room, over all maps.
     pub fn evicted(&self) -> u64 {
-        self.crowds.evicted() + self.proxied.evicted()
+        self.crowds.evicted()
+            + self.proxied.evicted()
+            + self.victims.evicted()
+            + self.probed.evicted()
+            + self.groups.evicted()
+            + self.clients.evicted()
+            + self.devices.evicted()
+            + self.told.evicted()
     }
 }
 

@@ -595,7 +595,7 @@ mod tests {
     #[test]
     fn a_small_network_keeps_what_the_large_one_promises() {
         let network = Network {
-            hosts: 30,
+            hosts: 60,
             beacons: 60,
             days: 0.3,
             missed: 0.0,

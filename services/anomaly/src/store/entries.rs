@@ -97,6 +97,12 @@ pub fn write_wide(wide: &Wide) -> Vec<u8> {
         version: super::snapshot::VERSION,
         crowds: entries(&wide.crowds),
         proxied: entries(&wide.proxied),
+        victims: entries(&wide.victims),
+        probed: entries(&wide.probed),
+        groups: entries(&wide.groups),
+        clients: entries(&wide.clients),
+        devices: entries(&wide.devices),
+        told: entries(&wide.told),
     }
     .encode_to_vec()
 }
@@ -115,5 +121,11 @@ pub fn read_wide(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Wid
     let mut wide = Wide::new(settings.wide);
     fill(&mut wide.crowds, &state.crowds);
     fill(&mut wide.proxied, &state.proxied);
+    fill(&mut wide.victims, &state.victims);
+    fill(&mut wide.probed, &state.probed);
+    fill(&mut wide.groups, &state.groups);
+    fill(&mut wide.clients, &state.clients);
+    fill(&mut wide.devices, &state.devices);
+    fill(&mut wide.told, &state.told);
     Ok(wide)
 }

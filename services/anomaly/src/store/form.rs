@@ -100,6 +100,12 @@ pub(super) struct ShardState {
     pub(super) zones: Vec<EntryState>,
     #[prost(message, repeated, tag = "12")]
     pub(super) asked: Vec<EntryState>,
+    #[prost(message, repeated, tag = "13")]
+    pub(super) volumes: Vec<EntryState>,
+    #[prost(message, repeated, tag = "14")]
+    pub(super) tried: Vec<EntryState>,
+    #[prost(message, repeated, tag = "15")]
+    pub(super) lateral: Vec<WindowState>,
 }
 
 /// What the shards of a tenant share.
@@ -111,6 +117,18 @@ pub(super) struct WideState {
     pub(super) crowds: Vec<EntryState>,
     #[prost(message, repeated, tag = "3")]
     pub(super) proxied: Vec<EntryState>,
+    #[prost(message, repeated, tag = "4")]
+    pub(super) victims: Vec<EntryState>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) probed: Vec<EntryState>,
+    #[prost(message, repeated, tag = "6")]
+    pub(super) groups: Vec<EntryState>,
+    #[prost(message, repeated, tag = "7")]
+    pub(super) clients: Vec<EntryState>,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) devices: Vec<EntryState>,
+    #[prost(message, repeated, tag = "9")]
+    pub(super) told: Vec<EntryState>,
 }
 
 /// An entry of a map whose values are messages themselves.

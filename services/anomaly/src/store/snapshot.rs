@@ -267,6 +267,9 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         channels: entries(&shard.channels),
         zones: entries(&shard.zones),
         asked: entries(&shard.asked),
+        volumes: entries(&shard.volumes),
+        tried: entries(&shard.tried),
+        lateral: counts(&shard.lateral),
     }
     .encode_to_vec()
 }
@@ -319,7 +322,11 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
         let window = window(&w, |e| read_host(&e.host));
         shard.horizontal.get_or_insert_with(key, || window);
     }
-    for (windows, map) in [(state.logins, &mut shard.logins), (state.sessions, &mut shard.sessions)] {
+    for (windows, map) in [
+        (state.logins, &mut shard.logins),
+        (state.sessions, &mut shard.sessions),
+        (state.lateral, &mut shard.lateral),
+    ] {
         for w in windows {
             let key = (read_host(&w.source), read_host(&w.destination), w.port as u16);
             let events = w
@@ -358,6 +365,8 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
     fill(&mut shard.channels, &state.channels);
     fill(&mut shard.zones, &state.zones);
     fill(&mut shard.asked, &state.asked);
+    fill(&mut shard.volumes, &state.volumes);
+    fill(&mut shard.tried, &state.tried);
     Ok(shard)
 }
 

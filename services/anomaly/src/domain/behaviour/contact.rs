@@ -51,6 +51,7 @@ pub fn new_internal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out
     if !new || contacts.overflowed || context.learning || !judged {
         return;
     }
+    super::lateral::new_contact(shard, row, context, out);
     let service = service_name(dst, row.dst_port(), protocol);
     out.push(Finding {
         detector: Detector::ContactNewInternal,

@@ -5,7 +5,13 @@ pub mod beacon;
 pub mod bruteforce;
 pub mod contact;
 pub mod dns;
+pub mod flood;
+pub mod hygiene;
+pub mod lateral;
+pub mod novelty;
 pub mod scan;
+pub mod slow;
+pub mod volume;
 
 use arrow_array::Array as _;
 use garrison_flow::{Columns, FlowState};
@@ -64,3 +70,6 @@ pub fn is_one_host(host: Host) -> bool {
         std::net::IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unspecified(),
     }
 }
+
+#[cfg(test)]
+mod tests;
