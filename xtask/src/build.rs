@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::paths::{self, Profile};
 
 /// Every program of the fleet.
-pub const PROGRAMS: [&str; 9] = [
+pub const PROGRAMS: [&str; 10] = [
     "flow-ingest",
     "anomaly",
     "policy",
+    "policy-controller",
     "responder",
     "enforcer",
     "forensics",
@@ -55,6 +56,12 @@ pub fn reference(check: bool) -> Result<()> {
         );
         pages.push((page, String::from_utf8(output.stdout)?));
     }
+    let output = Command::new(binaries.join("policy-controller")).arg("crds").output()?;
+    ensure!(output.status.success(), "policy-controller crds failed");
+    pages.push((
+        "deploy/k8s/policy-controller/crds.yaml".to_owned(),
+        String::from_utf8(output.stdout)?,
+    ));
     let mut stale = Vec::new();
     for (page, text) in pages {
         stale.extend(keep(check, page, &text)?);

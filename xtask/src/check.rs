@@ -70,7 +70,7 @@ impl Counts {
 
 /// Runs every step, whatever becomes of the ones before it, and fails when one has failed.
 pub fn run(only: &[String]) -> Result<()> {
-    setup::run()?;
+    setup::for_tests()?;
     setup::rust_components()?;
     let steps: [Check; 6] = [
         ("format", || plain(&["fmt", "--all", "--check"])),

