@@ -66,6 +66,9 @@ enum Command {
     /// Steer what is learnt as normal
     #[command(subcommand)]
     Model(commands::alerts::Model),
+    /// Show what threat intelligence knows
+    #[command(subcommand)]
+    Intel(commands::intel::Intel),
     /// Show and close incidents
     #[command(subcommand)]
     Incidents(commands::incidents::Incidents),
@@ -228,6 +231,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Sensors(sensors) => sensors.run(context).await,
         Command::Alerts(alerts) => alerts.run(context).await,
         Command::Model(model) => model.run(context).await,
+        Command::Intel(intel) => intel.run(context).await,
         Command::Incidents(incidents) => incidents.run(context).await,
         Command::Responses(responses) => responses.run(context).await,
         Command::Playbooks(playbooks) => playbooks.run(context).await,

@@ -10,7 +10,7 @@ use garrison_proto::{
 
 use crate::{
     Context,
-    commands::{pages, parse_time},
+    commands::{intel, pages, parse_time},
     error::CliError,
     output::{time, word},
 };
@@ -211,6 +211,10 @@ fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
         ),
         ("to whom", entities(&alert.targets, 20)),
         ("technique", techniques.join("\n")),
+        (
+            "indicators",
+            alert.indicators.iter().map(intel::said).collect::<Vec<_>>().join("\n"),
+        ),
         ("policy", alert.policy.clone()),
         ("first seen", time(alert.first_seen.as_ref())),
         ("last seen", time(alert.last_seen.as_ref())),

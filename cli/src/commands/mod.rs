@@ -10,6 +10,7 @@ pub mod evidence;
 pub mod flows;
 mod incident_page;
 pub mod incidents;
+pub mod intel;
 pub mod policy;
 pub mod read;
 pub mod responses;

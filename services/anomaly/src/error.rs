@@ -32,6 +32,14 @@ pub enum Error {
         /// How many.
         held: usize,
     },
+    /// A request has a field that cannot be used.
+    #[error("GAR-ANOM-0011: {field}: {problem}")]
+    Argument {
+        /// Which.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The database failed.
     #[error(transparent)]
     Database(#[from] DbError),
@@ -50,6 +58,11 @@ impl Error {
         }
     }
 
+    /// A field of a request that cannot be used.
+    pub fn argument(field: &'static str, problem: String) -> Self {
+        Self::Argument { field, problem }
+    }
+
     fn code(&self) -> (Code, &'static str) {
         match self {
             Self::Phase(PhaseError::NotLearning | PhaseError::Training) => (Code::FailedPrecondition, "GAR-ANOM-0002"),
@@ -61,6 +74,7 @@ impl Error {
             Self::Model(ModelError::Tensor { .. }) => (Code::Internal, "GAR-ANOM-0006"),
             Self::State { .. } => (Code::Internal, "GAR-ANOM-0007"),
             Self::TooManyTenants { .. } => (Code::ResourceExhausted, "GAR-ANOM-0009"),
+            Self::Argument { .. } => (Code::InvalidArgument, "GAR-ANOM-0011"),
             Self::Database(error) if error.is_unavailable() => (Code::Unavailable, "GAR-DB-0002"),
             Self::Database(_) => (Code::Internal, "GAR-DB-0003"),
             Self::Bus(_) => (Code::Unavailable, "GAR-BUS-0002"),
@@ -83,7 +97,10 @@ impl From<Error> for Status {
             }
             _ => error.to_string(),
         };
-        let details = ErrorDetails::with_error_info(reason, "garrison.dev", HashMap::<String, String>::new());
+        let mut details = ErrorDetails::with_error_info(reason, "garrison.dev", HashMap::<String, String>::new());
+        if let Error::Argument { field, problem } = &error {
+            details.add_bad_request_violation(*field, problem);
+        }
         Self::with_error_details(code, message, details)
     }
 }

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use garrison_auth::caller;
+use garrison_intel::{Kind, Value};
 use garrison_proto::alert::v1::{
     Detector as DetectorMessage, FinishLearningRequest, FinishLearningResponse, GetModelRequest, GetModelResponse,
-    ListDetectorsRequest, ListDetectorsResponse, StartLearningRequest, StartLearningResponse,
+    ListDetectorsRequest, ListDetectorsResponse, ListIndicatorFeedsRequest, ListIndicatorFeedsResponse,
+    LookupIndicatorRequest, LookupIndicatorResponse, StartLearningRequest, StartLearningResponse,
     detection_service_server::{DetectionService, DetectionServiceServer},
 };
 use garrison_service::audit::caller_actor;
 use tonic::{Request, Response, Status, service::Routes};
 
-use crate::{app::Engine, domain::detector::Detector};
+use crate::{app::Engine, domain::detector::Detector, error::Error};
 
 /// Serves `garrison.alert.v1.DetectionService`.
 pub struct Api(pub Arc<Engine>);
@@ -65,5 +67,32 @@ impl DetectionService for Api {
         let caller = caller(&request)?;
         let model = self.0.finish_learning(&caller.tenant, caller_actor(&caller)).await?;
         Ok(Response::new(FinishLearningResponse { model: Some(model) }))
+    }
+
+    async fn list_indicator_feeds(
+        &self,
+        request: Request<ListIndicatorFeedsRequest>,
+    ) -> Result<Response<ListIndicatorFeedsResponse>, Status> {
+        caller(&request)?;
+        Ok(Response::new(self.0.intel().feeds()))
+    }
+
+    async fn lookup_indicator(
+        &self,
+        request: Request<LookupIndicatorRequest>,
+    ) -> Result<Response<LookupIndicatorResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.get_ref();
+        let value = match request.kind.as_str() {
+            "" => Value::guess(&request.value, false).map_err(|e| Error::argument("value", e.to_string()))?,
+            name => {
+                let kind = Kind::of_name(name).ok_or_else(|| {
+                    let kinds = Kind::ALL.map(Kind::name).join(", ");
+                    Error::argument("kind", format!("{name:?} is none of {kinds}"))
+                })?;
+                Value::parse(kind, &request.value).map_err(|e| Error::argument("value", e.to_string()))?
+            }
+        };
+        Ok(Response::new(self.0.intel().lookup(&caller.tenant, &value)))
     }
 }

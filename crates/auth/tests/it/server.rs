@@ -14,7 +14,8 @@ use garrison_auth::{
 use garrison_proto::{
     alert::v1::{
         FinishLearningRequest, FinishLearningResponse, GetModelRequest, GetModelResponse, ListDetectorsRequest,
-        ListDetectorsResponse, StartLearningRequest, StartLearningResponse,
+        ListDetectorsResponse, ListIndicatorFeedsRequest, ListIndicatorFeedsResponse, LookupIndicatorRequest,
+        LookupIndicatorResponse, StartLearningRequest, StartLearningResponse,
         detection_service_client::DetectionServiceClient,
         detection_service_server::{DetectionService, DetectionServiceServer},
     },
@@ -100,6 +101,22 @@ impl DetectionService for Detection {
     ) -> Result<Response<FinishLearningResponse>, Status> {
         self.note(&request)?;
         Ok(Response::new(FinishLearningResponse::default()))
+    }
+
+    async fn list_indicator_feeds(
+        &self,
+        request: Request<ListIndicatorFeedsRequest>,
+    ) -> Result<Response<ListIndicatorFeedsResponse>, Status> {
+        self.note(&request)?;
+        Ok(Response::new(ListIndicatorFeedsResponse::default()))
+    }
+
+    async fn lookup_indicator(
+        &self,
+        request: Request<LookupIndicatorRequest>,
+    ) -> Result<Response<LookupIndicatorResponse>, Status> {
+        self.note(&request)?;
+        Ok(Response::new(LookupIndicatorResponse::default()))
     }
 }
 

@@ -287,8 +287,8 @@ impl FeedConfig {
         if self.confidence > 100 {
             return Err(("confidence", format!("{} is not 0 to 100", self.confidence)));
         }
-        if !(30..=604_800).contains(&self.poll_seconds) {
-            return Err(("poll_seconds", format!("{} is not 30 to 604800", self.poll_seconds)));
+        if !(1..=604_800).contains(&self.poll_seconds) {
+            return Err(("poll_seconds", format!("{} is not 1 to 604800", self.poll_seconds)));
         }
         if !self.delimiter.is_ascii() {
             return Err(("delimiter", format!("{:?} is no ASCII character", self.delimiter)));

@@ -1,7 +1,8 @@
 //! `alert.v1`: models and detectors.
 
 use garrison_proto::alert::v1::{
-    FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ModelPhase, StartLearningRequest,
+    FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ListIndicatorFeedsRequest, LookupIndicatorRequest,
+    ModelPhase, StartLearningRequest,
 };
 
 use super::cases;
@@ -17,6 +18,19 @@ cases! {
     "alert.v1.DetectionService/GetModel" => |world| {
         assert_eq!(phase(&world.acme).await, ModelPhase::Learning);
         assert_eq!(phase(&world.globex).await, ModelPhase::Idle);
+    };
+    "alert.v1.DetectionService/ListIndicatorFeeds" => |world| {
+        // Feeds are the installation's: every tenant sees how they fare, and nothing of another tenant is in the answer.
+        for side in [&world.acme, &world.globex] {
+            let answer = side.admin.detection.clone().list_indicator_feeds(ListIndicatorFeedsRequest {}).await.unwrap();
+            assert!(answer.into_inner().feeds.is_empty());
+        }
+    };
+    "alert.v1.DetectionService/LookupIndicator" => |world| {
+        let request = LookupIndicatorRequest { value: "192.0.2.1".to_owned(), kind: String::new() };
+        let answer = world.globex.admin.detection.clone().lookup_indicator(request).await.unwrap().into_inner();
+        // What a tenant allows is its own; nobody's list has it.
+        assert!(!answer.allowed && answer.matches.is_empty());
     };
     "alert.v1.DetectionService/FinishLearning" => |world| {
         // globex is not learning; that acme is must neither help nor hurt.
