@@ -2,8 +2,9 @@ use clap::{Subcommand, ValueEnum};
 use garrison_proto::{
     Timestamp,
     alert::v1::{
-        Alert, Entity, FinishLearningRequest, GetModelRequest, ListDetectorsRequest, Model as ModelMessage, Severity,
-        StartLearningRequest, detection_service_client::DetectionServiceClient,
+        Alert, Entity, FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ListRankedAlertsRequest,
+        Model as ModelMessage, RecordVerdictRequest, Severity, StartLearningRequest, Verdict,
+        detection_service_client::DetectionServiceClient, verdict_service_client::VerdictServiceClient,
     },
     response::v1::{GetAlertRequest, ListAlertsRequest, alert_service_client::AlertServiceClient},
 };
@@ -70,6 +71,51 @@ pub enum Alerts {
     },
     /// List detectors
     Detectors,
+    /// List the alerts of anomaly, those to look at first in front
+    ///
+    /// The order is by severity, confidence and what people said of alerts like them.
+    Rank {
+        /// Detected within so many hours
+        #[arg(long, default_value_t = 24)]
+        hours: u32,
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// Say whether an alert was right, which moves it and its like up or down
+    ///
+    /// For example: garrison alerts verdict 0197... benign --comment "the nightly backup"
+    Verdict {
+        /// Its id
+        alert: String,
+        /// What it was
+        #[arg(value_enum)]
+        verdict: Word,
+        /// Why
+        #[arg(long, default_value = "")]
+        comment: String,
+    },
+}
+
+/// A verdict as an argument.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Word {
+    /// It happened, and is what the detector takes it for
+    True,
+    /// It is not what the detector takes it for
+    False,
+    /// It happened, and is meant to
+    Benign,
+}
+
+impl From<Word> for Verdict {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::True => Self::True,
+            Word::False => Self::False,
+            Word::Benign => Self::Benign,
+        }
+    }
 }
 
 impl Alerts {
@@ -127,6 +173,12 @@ impl Alerts {
                 context.printer.record(&answer, &show(&alert, &answer.incident));
                 Ok(())
             }
+            Self::Rank { hours, limit } => rank(context, hours, limit).await,
+            Self::Verdict {
+                alert,
+                verdict: said,
+                comment,
+            } => verdict(context, alert, said.into(), comment).await,
             Self::Detectors => {
                 let mut client = DetectionServiceClient::new(context.remote.service("anomaly").await?);
                 let detectors = client
@@ -155,6 +207,50 @@ impl Alerts {
     }
 }
 
+async fn rank(context: &Context, hours: u32, limit: u32) -> Result<(), CliError> {
+    let mut client = VerdictServiceClient::new(context.remote.service("anomaly").await?);
+    let request = ListRankedAlertsRequest {
+        within_seconds: hours.saturating_mul(3_600),
+        page_size: limit,
+    };
+    let alerts = client.list_ranked_alerts(request).await?.into_inner().alerts;
+    let headers = ["rank", "id", "time", "severity", "detector", "who", "count", "title"];
+    context.printer.list("alerts", &headers, &alerts, |ranked| {
+        let alert = ranked.alert.clone().unwrap_or_default();
+        vec![
+            format!("{:.0}", ranked.rank),
+            alert.alert_id.clone(),
+            time(alert.detected_time.as_ref()),
+            word(alert.severity().as_str_name(), "SEVERITY_"),
+            alert.detector.clone(),
+            alert.entity.map(|entity| entity.value).unwrap_or_default(),
+            alert.count.to_string(),
+            alert.title,
+        ]
+    });
+    Ok(())
+}
+
+async fn verdict(context: &Context, alert: String, verdict: Verdict, comment: String) -> Result<(), CliError> {
+    let mut client = VerdictServiceClient::new(context.remote.service("anomaly").await?);
+    let request = RecordVerdictRequest {
+        alert_id: alert,
+        verdict: verdict.into(),
+        comment,
+    };
+    let answer = client.record_verdict(request).await?.into_inner();
+    let ranked = answer.alert.clone().ok_or(CliError::Answer("anomaly", "the alert"))?;
+    let alert = ranked.alert.unwrap_or_default();
+    let fields = [
+        ("alert", alert.alert_id),
+        ("title", alert.title),
+        ("rank", format!("{:.0}", ranked.rank)),
+        ("moved by verdicts", format!("times {:.2}", ranked.verdict_factor)),
+    ];
+    context.printer.record(&answer, &fields);
+    Ok(())
+}
+
 /// Some entities as text, with the number of those left out.
 pub fn entities(entities: &[Entity], most: usize) -> String {
     let mut text: Vec<String> = entities.iter().take(most).map(|entity| entity.value.clone()).collect();
@@ -175,8 +271,11 @@ fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
         .iter()
         .map(|f| {
             let share = f.contribution * 100.0;
+            let normal = f
+                .normal
+                .map_or(String::new(), |n| format!("; {n:.4} would have been normal"));
             format!(
-                "{} {:.4} {} (usual {:.4}, {share:.0} % of the score)",
+                "{} {:.4} {} (usual {:.4}, {share:.0} % of the score{normal})",
                 f.name, f.value, f.unit, f.usual
             )
         })

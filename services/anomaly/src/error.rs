@@ -40,6 +40,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// There is no such alert.
+    #[error("GAR-ANOM-0012: alerts/{alert} is not there")]
+    NoAlert {
+        /// Its id.
+        alert: uuid::Uuid,
+    },
     /// The database failed.
     #[error(transparent)]
     Database(#[from] DbError),
@@ -75,6 +81,7 @@ impl Error {
             Self::State { .. } => (Code::Internal, "GAR-ANOM-0007"),
             Self::TooManyTenants { .. } => (Code::ResourceExhausted, "GAR-ANOM-0009"),
             Self::Argument { .. } => (Code::InvalidArgument, "GAR-ANOM-0011"),
+            Self::NoAlert { .. } => (Code::NotFound, "GAR-ANOM-0012"),
             Self::Database(error) if error.is_unavailable() => (Code::Unavailable, "GAR-DB-0002"),
             Self::Database(_) => (Code::Internal, "GAR-DB-0003"),
             Self::Bus(_) => (Code::Unavailable, "GAR-BUS-0002"),

@@ -1,5 +1,7 @@
 //! gRPC: convert, ask the use case, convert. The layer in front has authenticated and authorised the caller.
 
+pub mod verdicts;
+
 use std::sync::Arc;
 
 use garrison_auth::caller;
@@ -9,6 +11,7 @@ use garrison_proto::alert::v1::{
     ListDetectorsRequest, ListDetectorsResponse, ListIndicatorFeedsRequest, ListIndicatorFeedsResponse,
     LookupIndicatorRequest, LookupIndicatorResponse, StartLearningRequest, StartLearningResponse,
     detection_service_server::{DetectionService, DetectionServiceServer},
+    verdict_service_server::VerdictServiceServer,
 };
 use garrison_service::audit::caller_actor;
 use tonic::{Request, Response, Status, service::Routes};
@@ -20,7 +23,8 @@ pub struct Api(pub Arc<Engine>);
 
 /// The gRPC services of anomaly.
 pub fn routes(engine: Arc<Engine>) -> Routes {
-    Routes::new(DetectionServiceServer::new(Api(engine)))
+    Routes::new(DetectionServiceServer::new(Api(Arc::clone(&engine))))
+        .add_service(VerdictServiceServer::new(verdicts::Verdicts(engine)))
 }
 
 #[tonic::async_trait]

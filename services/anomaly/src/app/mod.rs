@@ -5,6 +5,7 @@ mod intel;
 mod judge;
 mod learning;
 mod recovery;
+mod verdicts;
 
 pub use engine::{Clock, Engine, Options};
 pub use intel::Intel;

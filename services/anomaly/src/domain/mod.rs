@@ -11,6 +11,7 @@ pub mod facts;
 pub mod features;
 pub mod finding;
 pub mod intel;
+pub mod ranking;
 pub mod settings;
 pub mod shard;
 pub mod tenant;

@@ -4,6 +4,7 @@ mod alerts;
 pub mod entries;
 mod form;
 pub mod snapshot;
+pub mod verdicts;
 
 use chrono::{DateTime, Utc};
 use garrison_db::{Db, DbError, Tx};

@@ -5,7 +5,11 @@ use std::sync::{
     atomic::{AtomicI64, Ordering},
 };
 
-use anomaly::{app::Engine, config::Config, grpc::Api};
+use anomaly::{
+    app::Engine,
+    config::Config,
+    grpc::{Api, verdicts::Verdicts},
+};
 use chrono::Utc;
 use garrison_auth::{Caller, Principal};
 use garrison_bus::{Bus, Delivery, Disposition, subject};
@@ -13,8 +17,9 @@ use garrison_db::Db;
 use garrison_proto::{
     TenantId,
     alert::v1::{
-        FinishLearningRequest, GetModelRequest, ListDetectorsRequest, Model, ModelPhase, StartLearningRequest,
-        detection_service_server::DetectionService as _,
+        FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ListRankedAlertsRequest, Model, ModelPhase,
+        RankedAlert, RecordVerdictRequest, StartLearningRequest, Verdict,
+        detection_service_server::DetectionService as _, verdict_service_server::VerdictService as _,
     },
 };
 use garrison_testkit::Stack;
@@ -80,7 +85,7 @@ impl Bench {
     }
 }
 
-fn by<T>(tenant: &TenantId, message: T) -> Request<T> {
+pub(crate) fn by<T>(tenant: &TenantId, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(Caller {
         tenant: tenant.clone(),
@@ -165,7 +170,7 @@ async fn learning_is_commanded_per_tenant_and_never_touches_another() {
             .await
             .unwrap();
         let detectors = answer.into_inner().detectors;
-        assert_eq!(detectors.len(), 6);
+        assert_eq!(detectors.len(), anomaly::domain::detector::Detector::ALL.len());
         assert!(detectors.iter().all(|d| d.enabled && !d.description.is_empty()));
         detectors.iter().find(|d| d.id == "scan.vertical").unwrap().alerts
     };
@@ -184,4 +189,54 @@ async fn a_request_without_a_verified_caller_is_refused() {
     ] {
         assert!(matches!(status.unwrap().code(), Code::Unauthenticated | Code::Internal));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_changes_the_order_at_once_and_is_nobody_elses() {
+    let bench = Bench::new().await;
+    let (acme, other) = (tenant("acme"), tenant("other"));
+    let verdicts = Verdicts(Arc::clone(&bench.engine));
+    for source in ["10.0.9.8", "10.0.9.9"] {
+        let scan: Vec<Flow> = (1..=15).map(|port| Flow::refused(source, "10.0.0.1", port)).collect();
+        bench.take(&acme, &scan).await;
+    }
+    let ranked = async |tenant: &TenantId| -> Vec<RankedAlert> {
+        let request = by(tenant, ListRankedAlertsRequest::default());
+        verdicts.list_ranked_alerts(request).await.unwrap().into_inner().alerts
+    };
+    let id = |ranked: &RankedAlert| ranked.alert.as_ref().unwrap().alert_id.clone();
+    let before = ranked(&acme).await;
+    assert_eq!(before.len(), 2);
+    assert!(before.iter().all(|a| a.verdict_factor == 1.0));
+    assert!(ranked(&other).await.is_empty());
+
+    let say = |alert_id: String, verdict: Verdict| RecordVerdictRequest {
+        alert_id,
+        verdict: verdict.into(),
+        comment: "a monitoring system".to_owned(),
+    };
+    let first = id(&before[0]);
+    let foreign = verdicts
+        .record_verdict(by(&other, say(first.clone(), Verdict::False)))
+        .await;
+    assert_eq!(foreign.unwrap_err().code(), Code::NotFound);
+    let nothing = verdicts
+        .record_verdict(by(&acme, say(first.clone(), Verdict::Unspecified)))
+        .await;
+    assert_eq!(nothing.unwrap_err().code(), Code::InvalidArgument);
+    let moved = verdicts
+        .record_verdict(by(&acme, say(first.clone(), Verdict::False)))
+        .await
+        .unwrap();
+    assert!(moved.into_inner().alert.unwrap().verdict_factor < 0.5);
+    let after = ranked(&acme).await;
+    assert_eq!((after.len(), id(&after[1])), (2, first.clone()));
+    // A second thought replaces the first.
+    verdicts
+        .record_verdict(by(&acme, say(first.clone(), Verdict::True)))
+        .await
+        .unwrap();
+    let again = ranked(&acme).await;
+    assert_eq!(id(&again[0]), first);
+    assert!(again[0].verdict_factor > 1.0);
 }

@@ -9,7 +9,7 @@ use std::{
 
 use garrison_auth::{SpiffeId, TlsFiles, TlsIdentity, client};
 use garrison_proto::{
-    alert::v1::detection_service_client::DetectionServiceClient,
+    alert::v1::{detection_service_client::DetectionServiceClient, verdict_service_client::VerdictServiceClient},
     compliance::v1::{
         report_service_client::ReportServiceClient, transparency_log_service_client::TransparencyLogServiceClient,
     },
@@ -114,6 +114,7 @@ pub struct Desk {
     pub refresh: String,
     pub flows: FlowServiceClient<Authorized>,
     pub detection: DetectionServiceClient<Authorized>,
+    pub verdicts: VerdictServiceClient<Authorized>,
     pub policies: PolicyServiceClient<Authorized>,
     pub alerts: AlertServiceClient<Authorized>,
     pub incidents: IncidentServiceClient<Authorized>,
@@ -145,6 +146,7 @@ impl Desk {
             refresh: refresh.to_owned(),
             flows: FlowServiceClient::new(on("flow-ingest")),
             detection: DetectionServiceClient::new(on("anomaly")),
+            verdicts: VerdictServiceClient::new(on("anomaly")),
             policies: PolicyServiceClient::new(on("policy")),
             alerts: AlertServiceClient::new(responder.clone()).max_decoding_message_size(MESSAGE),
             incidents: IncidentServiceClient::new(responder.clone()).max_decoding_message_size(MESSAGE),

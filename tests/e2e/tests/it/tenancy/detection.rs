@@ -1,8 +1,8 @@
 //! `alert.v1`: models and detectors.
 
 use garrison_proto::alert::v1::{
-    FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ListIndicatorFeedsRequest, LookupIndicatorRequest,
-    ModelPhase, StartLearningRequest,
+    FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ListIndicatorFeedsRequest, ListRankedAlertsRequest,
+    LookupIndicatorRequest, ModelPhase, RecordVerdictRequest, StartLearningRequest, Verdict,
 };
 
 use super::cases;
@@ -31,6 +31,21 @@ cases! {
         let answer = world.globex.admin.detection.clone().lookup_indicator(request).await.unwrap().into_inner();
         // What a tenant allows is its own; nobody's list has it.
         assert!(!answer.allowed && answer.matches.is_empty());
+    };
+    "alert.v1.VerdictService/ListRankedAlerts" => |world| {
+        // The alerts of these tests do not come from anomaly: nobody has any.
+        let answer = world.globex.admin.verdicts.clone().list_ranked_alerts(ListRankedAlertsRequest::default()).await;
+        assert!(answer.unwrap().into_inner().alerts.is_empty());
+    };
+    "alert.v1.VerdictService/RecordVerdict" => |world| {
+        // An id that another tenant has and one that nobody has are answered the same way.
+        let request = RecordVerdictRequest {
+            alert_id: "01970000-0000-7000-8000-000000000001".to_owned(),
+            verdict: Verdict::False.into(),
+            comment: String::new(),
+        };
+        let outcome = world.globex.admin.verdicts.clone().record_verdict(request).await;
+        assert_eq!(outcome.unwrap_err().code(), tonic::Code::NotFound);
     };
     "alert.v1.DetectionService/FinishLearning" => |world| {
         // globex is not learning; that acme is must neither help nor hurt.
