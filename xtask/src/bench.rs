@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: measurements, each with its limit beside it.
 
+mod flows;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -34,6 +36,8 @@ pub enum Bench {
     Memory,
     /// Cold and warm build times
     Build,
+    /// The flow meter beside softflowd, nfpcapd, argus and Suricata, and its table, floods, exports and live capture
+    Flows(flows::FlowsOptions),
 }
 
 /// What `bench contain` takes.
@@ -51,14 +55,16 @@ const RESIDENT_MIB: f64 = 600.0;
 
 /// Runs a measurement.
 pub fn run(bench: Bench) -> Result<()> {
-    if let Bench::Build = bench {
-        return build_times();
-    }
+    let bench = match bench {
+        Bench::Build => return build_times(),
+        Bench::Flows(options) => return flows::run(options),
+        bench @ (Bench::Contain(_) | Bench::Memory) => bench,
+    };
     setup::run()?;
     build::fleet(Profile::Release)?;
     network::run(&match bench {
         Bench::Contain(options) => Task::Contain(options),
-        Bench::Memory | Bench::Build => Task::Memory,
+        _ => Task::Memory,
     })
 }
 

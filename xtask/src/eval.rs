@@ -88,7 +88,7 @@ fn policy(corpora: &Path) -> Result<()> {
 }
 
 /// The folder of the corpora: `GARRISON_CORPORA`, or beside the checkout.
-fn corpora() -> PathBuf {
+pub fn corpora() -> PathBuf {
     match std::env::var_os("GARRISON_CORPORA") {
         Some(folder) => std::path::absolute(&folder).unwrap_or_else(|_| folder.into()),
         None => paths::root().join("../shared/corpora"),

@@ -3,12 +3,13 @@
 use std::{
     fs,
     path::Path,
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
 use flow_ingest::{
-    capture::CaptureFile,
-    domain::{Limits, Meter, Sink, record::EndReason},
+    capture::{CaptureFile, spread::spread},
+    domain::{Counts, Limits, Meter, Sink, record::EndReason},
 };
 use garrison_bus::subject::{SHARDS, shard_of};
 use garrison_flow::{FlowBatchBuilder, FlowRow};
@@ -51,8 +52,17 @@ pub fn on_core() -> Duration {
 
 /// Most memory that was resident, KiB.
 pub fn peak() -> u64 {
+    memory("VmHWM:")
+}
+
+/// Memory that is resident, KiB.
+pub fn resident() -> u64 {
+    memory("VmRSS:")
+}
+
+fn memory(key: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok())
         .unwrap_or_default()
 }
@@ -88,5 +98,29 @@ pub fn metered(path: &Path, sink: &mut impl Sink) -> Result<Value, String> {
         "packets": counts.received, "flows": counts.opened, "records": counts.records,
         "malformed": counts.malformed, "shed": counts.shed, "evicted": counts.evicted,
         "core_ns": (on_core() - core).as_nanos() as u64, "wall_ns": wall.elapsed().as_nanos() as u64, "peak_kib": peak(),
+    }))
+}
+
+/// Meters a file with several workers that share nothing, into Arrow batches.
+pub fn shared(path: &Path, workers: usize) -> Result<Value, String> {
+    let wall = Instant::now();
+    let file = CaptureFile::open(path).map_err(|error| error.to_string())?;
+    let mut share: Vec<_> = (0..workers)
+        .map(|_| (Meter::new("bench", Limits::default(), 1), Batches::default()))
+        .collect();
+    let stop = AtomicBool::new(false);
+    spread(file, &mut share, &stop, |(meter, sink), packets| meter.process(packets, sink))
+        .map_err(|error| error.to_string())?;
+    let mut counts = Counts::default();
+    for (meter, sink) in &mut share {
+        meter.finish(EndReason::EndOfFile, sink);
+        counts += meter.counts();
+    }
+    if !counts.ledger().balances() {
+        return Err("the ledger does not add up".to_owned());
+    }
+    Ok(json!({
+        "packets": counts.received, "flows": counts.opened, "records": counts.records,
+        "wall_ns": wall.elapsed().as_nanos() as u64, "peak_kib": peak(),
     }))
 }
