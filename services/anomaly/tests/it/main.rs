@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod api;
+mod intel;
 mod process;
 mod traffic;
 mod world;
