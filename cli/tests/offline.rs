@@ -384,3 +384,81 @@ spec:
         "denied: no rule of the allowing policies matches\n"
     );
 }
+
+#[test]
+fn a_folder_is_checked_for_a_pipeline_with_sarif_and_junit() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let example = std::fs::read_to_string(example()).unwrap();
+    std::fs::write(at("policy.yaml"), &example).unwrap();
+    std::fs::write(
+        at("open.tf.json"),
+        r#"{"resource": {"aws_security_group": {"all": {"ingress": [{"protocol": "-1", "from_port": 0, "to_port": 0, "cidr_blocks": ["0.0.0.0/0"]}]}}}}"#,
+    )
+    .unwrap();
+    std::fs::write(at("template.yaml"), "metadata:\n  name: {{ .Release.Name }}\n").unwrap();
+    let (folder, sarif, junit) = (dir.path().to_str().unwrap(), at("out.sarif"), at("out.xml"));
+    let arguments = [
+        "policy",
+        "ci",
+        folder,
+        "--sarif",
+        sarif.to_str().unwrap(),
+        "--junit",
+        junit.to_str().unwrap(),
+    ];
+    let output = garrison(&arguments);
+    assert_eq!(output.status.code(), Some(0), "warnings alone: {}", stderr(&output));
+    assert!(stderr(&output).contains("a Helm template"), "{}", stderr(&output));
+    let found: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&sarif).unwrap()).unwrap();
+    assert_eq!(found["version"], "2.1.0");
+    let results = found["runs"][0]["results"].as_array().unwrap();
+    assert!(results.iter().any(|r| r["ruleId"] == "GAR-POLICY-0103"), "{found:#}");
+    let junit = std::fs::read_to_string(&junit).unwrap();
+    assert!(
+        junit.contains("name=\"security groups are narrow\">") && junit.contains("name=\"policies are right\"/>"),
+        "{junit}"
+    );
+
+    let strict: Vec<&str> = arguments.into_iter().chain(["--deny-warnings"]).collect();
+    assert_eq!(garrison(&strict).status.code(), Some(1));
+    std::fs::write(at("policy.yaml"), example.replace("port: 5432", "port: 543210")).unwrap();
+    assert_eq!(garrison(&arguments).status.code(), Some(6));
+}
+
+#[test]
+fn files_are_linted_and_written_in_one_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, std::fs::read_to_string(example()).unwrap()).unwrap();
+    assert_eq!(garrison(&["policy", "fmt", "--check", path]).status.code(), Some(1));
+    assert_eq!(garrison(&["policy", "fmt", path]).status.code(), Some(0));
+    assert_eq!(garrison(&["policy", "fmt", "--check", path]).status.code(), Some(0));
+    let output = garrison(&["policy", "check", path]);
+    assert!(stderr(&output).contains("2 policies, no errors"), "{}", stderr(&output));
+    let output = garrison(&["policy", "lint", path, "--deny-warnings"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+}
+
+#[test]
+fn security_groups_become_policies() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("groups.json");
+    std::fs::write(
+        &file,
+        r#"[{"GroupName": "web", "IpPermissions": [{"IpProtocol": "tcp", "FromPort": 443, "ToPort": 443, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}], "IpPermissionsEgress": []}]"#,
+    )
+    .unwrap();
+    let path = file.to_str().unwrap();
+    let output = garrison(&["policy", "import", path]);
+    assert!(stderr(&output).contains("--addresses web="), "{}", stderr(&output));
+    let output = garrison(&["policy", "import", path, "--addresses", "web=10.1.0.0/24"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let made = dir.path().join("made.yaml");
+    std::fs::write(&made, stdout(&output)).unwrap();
+    assert_eq!(
+        garrison(&["policy", "check", made.to_str().unwrap()]).status.code(),
+        Some(0)
+    );
+}

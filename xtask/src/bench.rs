@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, each with its limit beside it.
 
 mod flows;
+mod policy;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -38,6 +39,12 @@ pub enum Bench {
     Build,
     /// The flow meter beside softflowd, nfpcapd, argus and Suricata, and its table, floods, exports and live capture
     Flows(flows::FlowsOptions),
+    /// The policy engine at scale: connectivity, one changed policy, compiling, replaying, verdicts, memory
+    Policy {
+        /// A tenth of everything
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 /// What `bench contain` takes.
@@ -58,6 +65,7 @@ pub fn run(bench: Bench) -> Result<()> {
     let bench = match bench {
         Bench::Build => return build_times(),
         Bench::Flows(options) => return flows::run(options),
+        Bench::Policy { quick } => return policy::run(quick),
         bench @ (Bench::Contain(_) | Bench::Memory) => bench,
     };
     setup::run()?;

@@ -18,8 +18,24 @@ pub enum Eval {
         #[arg(long)]
         release: bool,
     },
-    /// The policy analysis and compilers against the answers of others
-    Policy,
+    /// The policy analysis and compilers against the answers of others, and random policies on every target
+    Policy {
+        /// How many sets of random policies each property test tries, besides; 0 for none
+        #[arg(long, default_value_t = 0)]
+        cases: u32,
+    },
+    /// The models of anomaly on labelled data, beside what is naive
+    Anomaly {
+        /// A dataset described in TOML, in place of those of the corpora; may be given several times
+        #[arg(long)]
+        spec: Vec<PathBuf>,
+        /// Only the dataset of this name
+        #[arg(long)]
+        only: Option<String>,
+        /// How many seeds
+        #[arg(long, default_value_t = 5)]
+        seeds: u64,
+    },
 }
 
 /// Runs an evaluation.
@@ -27,7 +43,8 @@ pub fn run(eval: Eval) -> Result<()> {
     let corpora = corpora();
     let (differences, release) = match eval {
         Eval::Flows { differences, release } => (differences, release),
-        Eval::Policy => return policy(&corpora),
+        Eval::Policy { cases } => return random_policies(cases).and_then(|()| policy(&corpora)),
+        Eval::Anomaly { spec, only, seeds } => return anomaly(&corpora, spec, only, seeds),
     };
     if !corpora.join("packets/zeek/index.tsv").is_file() {
         println!(
@@ -60,6 +77,39 @@ pub fn run(eval: Eval) -> Result<()> {
     Ok(())
 }
 
+/// The property tests of the targets at a size that the test command has no time for, with what the generators reach.
+fn random_policies(cases: u32) -> Result<()> {
+    if cases == 0 {
+        return Ok(());
+    }
+    println!("{cases} sets of random policies for each property, up to 4 policies a set");
+    let status = paths::cargo()
+        .args([
+            "test",
+            "--locked",
+            "--quiet",
+            "-p",
+            "garrison-ztp",
+            "--test",
+            "it",
+            "--",
+            "never_",
+            "equal_",
+            "imported_",
+            "the_generator",
+            "what_sees",
+            "--nocapture",
+            "--test-threads",
+            "2",
+        ])
+        .env("GARRISON_POLICY_CASES", cases.to_string())
+        .current_dir(paths::root())
+        .status()
+        .context("starting cargo failed")?;
+    ensure!(status.success(), "a property does not hold");
+    Ok(())
+}
+
 fn policy(corpora: &Path) -> Result<()> {
     if !corpora.join("policy").is_dir() {
         println!(
@@ -84,6 +134,43 @@ fn policy(corpora: &Path) -> Result<()> {
         .status()
         .context("starting cargo failed")?;
     ensure!(status.success(), "the evaluation found differences");
+    Ok(())
+}
+
+// Always optimised: what takes minutes then would take an hour.
+fn anomaly(corpora: &Path, specs: Vec<PathBuf>, only: Option<String>, seeds: u64) -> Result<()> {
+    if specs.is_empty() && !corpora.join("tabular").is_dir() {
+        println!(
+            "skipped: {} has no folder tabular. Set GARRISON_CORPORA to the folder of the corpora, or give --spec.",
+            corpora.display()
+        );
+        return Ok(());
+    }
+    let mut command = paths::cargo();
+    command
+        .args([
+            "run",
+            "--locked",
+            "--quiet",
+            "--release",
+            "-p",
+            "garrison-models",
+            "--example",
+            "evaluate",
+            "--",
+        ])
+        .arg("--corpora")
+        .arg(corpora)
+        .args(["--seeds", &seeds.to_string()])
+        .current_dir(paths::root());
+    for spec in specs {
+        command.arg("--spec").arg(crate::absolute(spec)?);
+    }
+    if let Some(only) = only {
+        command.args(["--only", &only]);
+    }
+    let status = command.status().context("starting cargo failed")?;
+    ensure!(status.success(), "the evaluation failed");
     Ok(())
 }
 

@@ -30,6 +30,14 @@ pub struct ZeroTrustPolicy {
     pub spec: Spec,
 }
 
+impl ZeroTrustPolicy {
+    /// The document as text, in the one form.
+    pub fn text(&self) -> String {
+        // Texts, numbers and lists alone: this cannot fail.
+        serde_saphyr::to_string(self).unwrap_or_default()
+    }
+}
+
 /// What the policy is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -22,6 +22,8 @@ mod limits;
 mod lint;
 mod node;
 pub mod reach;
+pub mod recommend;
+pub mod security_group;
 pub mod sets;
 pub mod what_if;
 

@@ -3,6 +3,7 @@
 use std::{
     borrow::Borrow,
     collections::{HashMap, HashSet},
+    hash::{BuildHasher, Hasher},
     net::IpAddr,
 };
 
@@ -43,6 +44,80 @@ pub struct Record {
     pub last_seen: i64,
 }
 
+/// A fast hash with a key of its own for each replay, for addresses and ids that are mixed well enough by two
+/// multiplications. Nobody learns the order of these maps.
+#[derive(Clone, Copy, Debug)]
+struct Mixing(u64);
+
+impl Default for Mixing {
+    fn default() -> Self {
+        Self(std::hash::RandomState::new().hash_one(0u8) | 1)
+    }
+}
+
+impl BuildHasher for Mixing {
+    type Hasher = Mixed;
+
+    fn build_hasher(&self) -> Mixed {
+        Mixed {
+            key: self.0,
+            state: self.0,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Mixed {
+    key: u64,
+    state: u64,
+}
+
+impl Mixed {
+    fn mix(&mut self, value: u64) {
+        let product = u128::from(self.state ^ value) * u128::from(self.key ^ 0x9e37_79b9_7f4a_7c15);
+        self.state = (product as u64) ^ ((product >> 64) as u64);
+    }
+}
+
+impl Hasher for Mixed {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.mix(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.mix(value.into());
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.mix(value.into());
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.mix(value.into());
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.mix(value);
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        self.mix(value as u64);
+    }
+
+    fn write_isize(&mut self, value: isize) {
+        self.mix(value as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        let product = u128::from(self.state) * u128::from(self.key | 1);
+        (product as u64) ^ ((product >> 64) as u64)
+    }
+}
+
 /// Replays records against a draft.
 #[derive(Debug)]
 pub struct Replay {
@@ -50,13 +125,60 @@ pub struct Replay {
     /// What is enforced today, to tell what the draft changes.
     current: Option<Engine>,
     /// Flows and the last of them, by entry of the draft.
-    decided: HashMap<usize, (u64, i64)>,
-    seen: HashSet<u64>,
-    blocked: HashMap<(IpAddr, IpAddr, u8, u16), Blocked>,
+    decided: Vec<Option<(u64, i64)>>,
+    seen: HashSet<u64, Mixing>,
+    blocked: HashMap<(IpAddr, IpAddr, u8, u16), Blocked, Mixing>,
+    told: Seen,
+    report: Totals,
+}
+
+/// Which times records tell of.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
     hours: [bool; WEEK],
     first: i64,
     last: i64,
-    report: Totals,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            hours: [false; WEEK],
+            first: i64::MAX,
+            last: i64::MIN,
+        }
+    }
+}
+
+impl Seen {
+    pub(crate) fn note(&mut self, time: i64) {
+        self.first = self.first.min(time);
+        self.last = self.last.max(time);
+        // The epoch began on a Thursday; which day a week begins on does not matter here.
+        let hour = usize::try_from(time.div_euclid(HOUR).rem_euclid(WEEK as i64)).unwrap_or_default();
+        self.hours[hour] = true;
+    }
+
+    pub(crate) fn confidence(&self) -> Confidence {
+        let days = if self.last >= self.first {
+            (self.last - self.first) as f64 / DAY as f64
+        } else {
+            0.0
+        };
+        let hours = self.hours.iter().filter(|seen| **seen).count();
+        let level = if hours * 100 >= WEEK * 95 && days >= 6.5 {
+            Level::High
+        } else if hours * 2 >= WEEK {
+            Level::Medium
+        } else {
+            Level::Low
+        };
+        Confidence {
+            hours_of_week: hours,
+            days,
+            level,
+        }
+    }
 }
 
 /// How many flows met what.
@@ -84,7 +206,8 @@ struct Blocked {
     flows: u64,
     first: i64,
     last: i64,
-    days: HashSet<i64>,
+    /// In ascending order.
+    days: Vec<i64>,
     entry: usize,
     newly: bool,
 }
@@ -204,12 +327,10 @@ impl Replay {
         Ok(Self {
             draft: enforced(draft)?,
             current: current.map(|policies| Engine::build(policies)).transpose()?,
-            decided: HashMap::new(),
-            seen: HashSet::new(),
-            blocked: HashMap::new(),
-            hours: [false; WEEK],
-            first: i64::MAX,
-            last: i64::MIN,
+            decided: Vec::new(),
+            seen: HashSet::default(),
+            blocked: HashMap::default(),
+            told: Seen::default(),
             report: Totals::default(),
         })
     }
@@ -217,8 +338,8 @@ impl Replay {
     /// Takes one record. Further records of a flow move only its last time. `false` when there are more flows than can
     /// be told apart, and the record was not taken.
     pub fn record(&mut self, record: &Record) -> bool {
-        self.saw(record.first_seen);
-        self.saw(record.last_seen);
+        self.told.note(record.first_seen);
+        self.told.note(record.last_seen);
         // Eight octets are enough to tell flows apart.
         let mut half = [0; 8];
         for (i, byte) in record.flow.iter().enumerate() {
@@ -235,7 +356,10 @@ impl Replay {
             .enforced;
         for side in [decision.egress, decision.ingress] {
             if let Some(entry) = side.index() {
-                let (flows, last) = self.decided.entry(entry).or_insert((0, i64::MIN));
+                if self.decided.len() <= entry {
+                    self.decided.resize(entry + 1, None);
+                }
+                let (flows, last) = self.decided[entry].get_or_insert((0, i64::MIN));
                 *flows += u64::from(new);
                 *last = (*last).max(record.last_seen);
             }
@@ -268,14 +392,6 @@ impl Replay {
         true
     }
 
-    fn saw(&mut self, time: i64) {
-        self.first = self.first.min(time);
-        self.last = self.last.max(time);
-        // The epoch began on a Thursday; which day a week begins on does not matter here.
-        let hour = usize::try_from(time.div_euclid(HOUR).rem_euclid(WEEK as i64)).unwrap_or_default();
-        self.hours[hour] = true;
-    }
-
     fn block(&mut self, record: &Record, decision: Decision, new: bool, newly: bool) {
         let key = (record.src, record.dst, record.protocol, record.port);
         let room = self.blocked.len() < CONNECTIONS;
@@ -290,7 +406,7 @@ impl Replay {
             flows: 0,
             first: record.first_seen,
             last: record.last_seen,
-            days: HashSet::new(),
+            days: Vec::new(),
             entry,
             newly,
         });
@@ -298,25 +414,20 @@ impl Replay {
         blocked.first = blocked.first.min(record.first_seen);
         blocked.last = blocked.last.max(record.last_seen);
         for time in [record.first_seen, record.last_seen] {
-            blocked.days.insert(time.div_euclid(DAY));
+            let day = time.div_euclid(DAY);
+            // Records come nearly in order.
+            if blocked.days.last() != Some(&day)
+                && let Err(at) = blocked.days.binary_search(&day)
+            {
+                blocked.days.insert(at, day);
+            }
         }
     }
 
     /// What the draft would have done to everything so far.
     pub fn report(&self) -> Report {
-        let days = if self.last >= self.first {
-            (self.last - self.first) as f64 / DAY as f64
-        } else {
-            0.0
-        };
-        let hours = self.hours.iter().filter(|seen| **seen).count();
-        let level = if hours * 100 >= WEEK * 95 && days >= 6.5 {
-            Level::High
-        } else if hours * 2 >= WEEK {
-            Level::Medium
-        } else {
-            Level::Low
-        };
+        let confidence = self.told.confidence();
+        let days = confidence.days;
         let entries = self.draft.entries();
         let mut blocked: Vec<BlockedConnection> = self
             .blocked
@@ -344,7 +455,7 @@ impl Replay {
             .iter()
             .enumerate()
             .map(|(i, entry)| {
-                let decided = self.decided.get(&i);
+                let decided = self.decided.get(i).and_then(Option::as_ref);
                 RuleCoverage {
                     policy: entry.policy.clone(),
                     rule: entry.rule.clone(),
@@ -360,11 +471,7 @@ impl Replay {
             .collect();
         Report {
             totals: self.report,
-            confidence: Confidence {
-                hours_of_week: hours,
-                days,
-                level,
-            },
+            confidence,
             blocked,
             rules,
         }

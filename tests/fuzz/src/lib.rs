@@ -29,7 +29,7 @@ use responder::domain::playbook::{self, Playbook};
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every parser by its name, which is that of its corpus and of its libFuzzer program.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("packet", packet),
     ("stream", stream),
     ("capture", capture),
@@ -38,6 +38,9 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("flow_batch", flow_batch),
     ("feed", feed),
     ("policy", policy),
+    ("cluster", cluster),
+    ("security_group", security_group),
+    ("assertions", assertions),
     ("playbook", playbook),
     ("bundle", bundle),
     ("log", log),
@@ -347,7 +350,60 @@ fn policy(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else {
         return false;
     };
-    garrison_ztp::check(text).is_valid()
+    let checked = garrison_ztp::check(text);
+    if !checked.is_valid() {
+        return false;
+    }
+    let formatted = garrison_ztp::format(text).unwrap_or_default();
+    let again = garrison_ztp::check(&formatted);
+    assert!(again.is_valid(), "formatting broke it: {formatted}");
+    for (before, after) in checked.documents.iter().zip(&again.documents) {
+        assert_eq!(before.policy, after.policy, "formatting changed what it means");
+    }
+    let policies: Vec<_> = checked.documents.iter().map(|document| document.lower(1)).collect();
+    let _ = garrison_ztp::overlaps(&policies);
+    for target in garrison_ztp::compile::Target::ALL {
+        let _ = target.compile(&policies, |_| None);
+    }
+    true
+}
+
+/// Manifests of every kind that the analysis knows.
+fn cluster(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return false;
+    };
+    let _ = garrison_ztp::istio::read(text);
+    let source = garrison_ztp::cluster::Source {
+        file: "fuzz".to_owned(),
+        text: text.to_owned(),
+    };
+    let cluster = garrison_ztp::cluster::import(&[source]);
+    // What was made up may have too many endpoints to compare them all here.
+    if cluster.is_valid() && cluster.program.endpoints.len() <= 32 && cluster.program.policies().count() <= 32 {
+        let reach = garrison_ztp::reach::Reach::of(&cluster.program);
+        let matrix = garrison_ztp::reach::Matrix::of(&cluster.program);
+        for i in 0..reach.endpoints().len().min(16) {
+            for j in 0..reach.endpoints().len().min(16) {
+                assert_eq!(matrix.allowed(i, j), reach.allowed(0, i, j));
+            }
+        }
+    }
+    cluster.is_valid()
+}
+
+fn security_group(data: &[u8]) -> bool {
+    let Ok(groups) = std::str::from_utf8(data).map(garrison_ztp::security_group::read) else {
+        return false;
+    };
+    for group in groups.iter().flatten() {
+        let _ = group.document(&group.addresses);
+    }
+    groups.is_ok()
+}
+
+fn assertions(data: &[u8]) -> bool {
+    std::str::from_utf8(data).is_ok_and(|text| garrison_ztp::reach::read_assertions(text).is_ok())
 }
 
 /// Playbooks.

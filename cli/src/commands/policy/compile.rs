@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use garrison_ztp::{
     Policy,
-    compile::{Certificate, CompiledFile, Target, certificates},
+    compile::{Certificate, CompiledFile, Issuer, IstioOptions, Target, certificates, istio_with},
 };
 use serde_json::json;
 
@@ -30,6 +30,14 @@ pub enum Point {
     Azure,
     /// Google Cloud VPC firewall rules, as Terraform JSON and API bodies
     Gcp,
+    /// Istio AuthorizationPolicy, PeerAuthentication and RequestAuthentication for sidecars
+    Istio,
+    /// Istio AuthorizationPolicy for the node's proxy of ambient mode
+    IstioAmbient,
+    /// Linkerd servers and authorisations
+    Linkerd,
+    /// Amazon Web Services security groups, and network ACLs beside them
+    AwsNetworkAcl,
 }
 
 impl From<Point> for Target {
@@ -43,6 +51,10 @@ impl From<Point> for Target {
             Point::Aws => Self::Aws,
             Point::Azure => Self::Azure,
             Point::Gcp => Self::Gcp,
+            Point::Istio => Self::Istio,
+            Point::IstioAmbient => Self::IstioAmbient,
+            Point::Linkerd => Self::Linkerd,
+            Point::AwsNetworkAcl => Self::AwsNetworkAcl,
         }
     }
 }
@@ -55,6 +67,18 @@ pub struct Compile {
     target: Point,
     /// Compile these files, without a fleet, instead of what is stored
     pub(super) files: Vec<PathBuf>,
+    /// Compile for this moment (RFC 3339), so that rules that count for a time are in or out; now when left out
+    #[arg(long, value_name = "TIME")]
+    at: Option<chrono::DateTime<chrono::Utc>>,
+    /// The trust domain of service accounts, for Istio
+    #[arg(long, default_value = "cluster.local")]
+    trust_domain: String,
+    /// Who signs people's tokens, for Istio; with --jwks-uri
+    #[arg(long, requires = "jwks_uri")]
+    issuer: Option<String>,
+    /// Where the keys of people's tokens are, for Istio
+    #[arg(long, requires = "issuer")]
+    jwks_uri: Option<String>,
     /// Write the output into this folder, over what an earlier run wrote
     #[arg(long, value_name = "FOLDER")]
     into: Option<PathBuf>,
@@ -83,8 +107,27 @@ impl Compile {
         printer: &Printer,
     ) -> Result<(), CliError> {
         let target = Target::from(self.target);
-        let compiled = target.compile(policies, sha256);
-        let certificates = certificates(policies, target, &compiled);
+        let moment = self.at.unwrap_or_else(chrono::Utc::now);
+        let (policies, changes) = garrison_ztp::ir::at(policies, moment.timestamp_nanos_opt().unwrap_or_default());
+        if let Some(next) = changes {
+            let next = chrono::DateTime::from_timestamp_nanos(next);
+            eprintln!("compile again at {}: a rule begins or ends then", next.to_rfc3339());
+        }
+        let compiled = if target == Target::Istio {
+            let options = IstioOptions {
+                trust_domain: self.trust_domain.clone(),
+                issuer: self
+                    .issuer
+                    .clone()
+                    .zip(self.jwks_uri.clone())
+                    .map(|(issuer, jwks_uri)| Issuer { issuer, jwks_uri }),
+                ..IstioOptions::default()
+            };
+            istio_with(&policies, sha256, &options)
+        } else {
+            target.compile(&policies, sha256)
+        };
+        let certificates = certificates(&policies, target, &compiled);
         for Certificate { gap, closed_by } in &certificates {
             let remedy = closed_by.map_or(String::new(), |t| format!(" (target {} can say it)", t.name()));
             eprintln!("gap: {}: {}{remedy}", gap.rule, gap.reason);

@@ -69,7 +69,13 @@ pub fn sources(paths: &[PathBuf]) -> Result<Vec<Source>, CliError> {
 pub fn is_policy(text: &str) -> bool {
     text.lines()
         .filter_map(|line| line.trim_start_matches("- ").strip_prefix("kind:"))
-        .map(|kind| kind.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']))
+        .map(|kind| {
+            kind.split('#')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .trim_matches(['"', '\''])
+        })
         .any(|kind| kind == garrison_ztp::document::KIND || kind == garrison_ztp::document::CLUSTER_KIND)
 }
 

@@ -88,7 +88,9 @@ pub fn examine(sources: &[Source]) -> (Vec<Found>, Vec<Policy>) {
             all.unsearched
         );
     }
-    found.sort_by(|a, b| (&a.file, a.diagnostic.position, a.diagnostic.code).cmp(&(&b.file, b.diagnostic.position, b.diagnostic.code)));
+    found.sort_by(|a, b| {
+        (&a.file, a.diagnostic.position, a.diagnostic.code).cmp(&(&b.file, b.diagnostic.position, b.diagnostic.code))
+    });
     (found, policies)
 }
 
@@ -97,7 +99,9 @@ pub fn policy_files(paths: &[PathBuf]) -> Result<Vec<Source>, CliError> {
     let mut files = sources(paths)?;
     files.retain(|source| is_policy(&source.text));
     if files.is_empty() {
-        return Err(CliError::Argument("there is no policy document in these files".to_owned()));
+        return Err(CliError::Argument(
+            "there is no policy document in these files".to_owned(),
+        ));
     }
     Ok(files)
 }

@@ -1,8 +1,11 @@
 mod analysis;
 mod authorize;
+mod ci;
 mod compile;
 mod files;
+mod import;
 mod lint;
+mod recommend;
 mod what_if;
 
 use std::path::{Path, PathBuf};
@@ -130,6 +133,22 @@ pub enum Policy {
     ///
     /// For example: garrison policy what-if draft.yaml --flows lake/
     WhatIf(what_if::WhatIf),
+    /// Policies to start from, learnt from recorded flows: the least that they need, each with its risk
+    ///
+    /// All of them observe. Who was seen as no destination gets none.
+    ///
+    /// For example: garrison policy recommend --flows lake/ > learnt.yaml
+    Recommend(recommend::Recommend),
+    /// Write security groups of Amazon Web Services as ZeroTrustPolicy documents
+    ///
+    /// For example: garrison policy import groups.json --addresses web=10.0.1.0/24
+    Import(import::Import),
+    /// Check everything about policy in folders, for a pipeline
+    ///
+    /// Ends with 6 for an error, and with 1 for a warning when --deny-warnings is given.
+    ///
+    /// For example: garrison policy ci . --sarif policy.sarif --junit policy.xml
+    Ci(ci::Ci),
     /// How many flows each rule decided
     Counts,
 }
@@ -164,6 +183,9 @@ impl Policy {
             Self::Diff { before, after, within } => analysis::difference(before, after, *within, printer),
             Self::Assert(assert) => assert.run(printer),
             Self::WhatIf(what_if) => what_if.run(printer),
+            Self::Recommend(recommend) => recommend.run(printer),
+            Self::Ci(ci) => ci.run(printer),
+            Self::Import(import) => import.run(printer),
             Self::Authorize(authorize) => authorize.run(printer),
             Self::Compile(compile) if !compile.files.is_empty() => compile.offline(printer),
             Self::Explain {
@@ -184,6 +206,7 @@ impl Policy {
             // Done in `offline`.
             Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) => {}
             Self::WhatIf(_) | Self::Authorize(_) | Self::Lint(_) | Self::Fmt(_) => {}
+            Self::Recommend(_) | Self::Ci(_) | Self::Import(_) => {}
             Self::Apply { file, expected_version } => {
                 for document in documents(&file, expected_version)? {
                     let request = ApplyPolicyRequest {

@@ -51,16 +51,14 @@ impl WhatIf {
         let current = (!current.is_empty()).then_some(current.as_slice());
         let mut replay =
             Replay::new(&draft, current).map_err(|error| CliError::Invalid(format!("the draft: {error}")))?;
-        let mut files = Vec::new();
-        for path in &self.flows {
-            gather(path, 0, &mut files)?;
-        }
-        if files.is_empty() {
-            return Err(CliError::Argument("there is no .parquet file to read".to_owned()));
-        }
-        for file in &files {
-            read(file, &mut replay)?;
-        }
+        each_record(&self.flows, |record| {
+            if replay.record(record) {
+                return Ok(());
+            }
+            Err(CliError::Argument(format!(
+                "there are more than {FLOWS} flows; replay fewer days at a time"
+            )))
+        })?;
         let report = replay.report();
         if printer.is_json() {
             // Numbers and texts only: this cannot fail.
@@ -185,7 +183,19 @@ fn gather(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), Cli
     Ok(())
 }
 
-fn read(path: &Path, replay: &mut Replay) -> Result<(), CliError> {
+/// Reads every record of Parquet files, or of folders of them.
+pub fn each_record(paths: &[PathBuf], mut take: impl FnMut(&Record) -> Result<(), CliError>) -> Result<(), CliError> {
+    let mut files = Vec::new();
+    for path in paths {
+        gather(path, 0, &mut files)?;
+    }
+    if files.is_empty() {
+        return Err(CliError::Argument("there is no .parquet file to read".to_owned()));
+    }
+    files.iter().try_for_each(|file| read(file, &mut take))
+}
+
+fn read(path: &Path, take: &mut impl FnMut(&Record) -> Result<(), CliError>) -> Result<(), CliError> {
     let wrong = |problem: String| CliError::Argument(format!("{}: {problem}", path.display()));
     let file = File::open(path).map_err(|source| CliError::file("opening", path, source))?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file)
@@ -197,7 +207,7 @@ fn read(path: &Path, replay: &mut Replay) -> Result<(), CliError> {
         let columns = batch.columns();
         for i in 0..batch.len() {
             let row = columns.row(i);
-            let taken = replay.record(&Record {
+            take(&Record {
                 flow: row.flow_id,
                 src: row.src_ip,
                 dst: row.dst_ip,
@@ -210,12 +220,7 @@ fn read(path: &Path, replay: &mut Replay) -> Result<(), CliError> {
                 },
                 first_seen: row.first_seen,
                 last_seen: row.last_seen,
-            });
-            if !taken {
-                return Err(CliError::Argument(format!(
-                    "there are more than {FLOWS} flows; replay fewer days at a time"
-                )));
-            }
+            })?;
         }
     }
     Ok(())

@@ -4,6 +4,8 @@
 //! [`crate::reach`] works out. Policies are read strictly: a field that their API does not have is an error, because
 //! a policy that is half understood would be misjudged. Of everything else only what matters is read.
 
+mod calico;
+mod cilium;
 mod cluster_network_policy;
 mod exposure;
 mod network_policy;
@@ -107,6 +109,7 @@ struct Collected {
     network_policies: BTreeMap<String, Vec<Policy>>,
     cluster_policies: Vec<cluster_network_policy::Ranked>,
     zero_trust: Vec<crate::Policy>,
+    calico: calico::Calico,
     networks: BTreeSet<String>,
     seen: BTreeMap<(String, String, String), (String, u32)>,
 }
@@ -295,6 +298,26 @@ fn read(
             once(&resource, all, f);
             cluster_network_policy::read(&resource, all, f);
         }
+        ("cilium.io", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => {
+            if kind == "CiliumClusterwideNetworkPolicy" {
+                resource.namespace = String::new();
+            }
+            once(&resource, all, f);
+            cilium::read(&resource, all, f);
+        }
+        ("projectcalico.org" | "crd.projectcalico.org", "Tier") => calico::tier(&resource, all, f),
+        ("projectcalico.org" | "crd.projectcalico.org", "NetworkPolicy" | "GlobalNetworkPolicy") => {
+            if kind == "GlobalNetworkPolicy" {
+                resource.namespace = String::new();
+            }
+            once(&resource, all, f);
+            calico::read(&resource, all, f);
+        }
+        // Staged policies are tried only: they let pass and hold back nothing.
+        (
+            "projectcalico.org" | "crd.projectcalico.org",
+            "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" | "StagedKubernetesNetworkPolicy",
+        ) => {}
         ("garrison.dev", crate::document::KIND | crate::document::CLUSTER_KIND) => zero_trust::read(document, all, f),
         (group, kind) if POLICY_GROUPS.contains(&group) => f.warn_at(
             Code::UnknownKind,
@@ -435,14 +458,50 @@ fn kubernetes_plane(all: &mut Collected, cluster: &mut Cluster) -> Plane {
         rest: Rest::Next,
         policies,
     };
+    let own = all.network_policies.remove("").unwrap_or_default();
+    let mut stages = vec![tier("admin tier", admin)];
+    stages.extend(calico_tiers(std::mem::take(&mut all.calico), own));
+    stages.push(tier("baseline tier", baseline));
     Plane {
         name: "Kubernetes".to_owned(),
-        stages: vec![
-            tier("admin tier", admin),
-            namespaced(all.network_policies.remove("").unwrap_or_default()),
-            tier("baseline tier", baseline),
-        ],
+        stages,
     }
+}
+
+/// Calico's tiers in their order, NetworkPolicies in the default one.
+fn calico_tiers(mut calico: calico::Calico, own: Vec<Policy>) -> Vec<Stage> {
+    if calico.policies.is_empty() {
+        return vec![namespaced(own)];
+    }
+    calico.policies.extend(own.into_iter().map(|policy| calico::Placed {
+        tier: calico::DEFAULT_TIER.to_owned(),
+        order: calico::KUBERNETES_ORDER,
+        policy,
+    }));
+    let mut by_tier: BTreeMap<String, Vec<calico::Placed>> = BTreeMap::new();
+    for placed in std::mem::take(&mut calico.policies) {
+        by_tier.entry(placed.tier.clone()).or_default().push(placed);
+    }
+    let mut tiers: Vec<(f64, Stage)> = by_tier
+        .into_iter()
+        .map(|(name, mut policies)| {
+            // Of equal orders, the name decides.
+            policies.sort_by(|a, b| {
+                let name = |p: &calico::Placed| (p.policy.name.clone(), p.policy.namespace.clone());
+                a.order.total_cmp(&b.order).then_with(|| name(a).cmp(&name(b)))
+            });
+            let (order, rest) = calico.tier(&name);
+            let stage = Stage {
+                name: format!("tier {name}"),
+                order: Order::InOrder,
+                rest,
+                policies: policies.into_iter().map(|placed| placed.policy).collect(),
+            };
+            (order, stage)
+        })
+        .collect();
+    tiers.sort_by(|a, b| a.0.total_cmp(&b.0));
+    tiers.into_iter().map(|(_, stage)| stage).collect()
 }
 
 /// Everything that a policy without rules does not say.

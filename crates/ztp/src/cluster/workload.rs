@@ -104,6 +104,12 @@ pub(super) fn workload(resource: &Resource<'_>, all: &mut Collected, f: &mut Fin
     }
     let annotation = pod.path(&["metadata", "annotations"]).and_then(|a| a.text_at(NETWORKS));
     let networks = annotation.map_or_else(Vec::new, |text| networks(text, resource, f));
+    let mut labels = pod.path(&["metadata", "labels"]).map(Node::labels).unwrap_or_default();
+    let account = pod.path(&["spec"]).and_then(|s| s.text_at("serviceAccountName"));
+    labels.insert(
+        crate::ir::SERVICE_ACCOUNT_LABEL.to_owned(),
+        account.unwrap_or("default").to_owned(),
+    );
     all.endpoints.push(Endpoint {
         identity: Identity::Workload {
             namespace: resource.namespace.clone(),
@@ -113,7 +119,7 @@ pub(super) fn workload(resource: &Resource<'_>, all: &mut Collected, f: &mut Fin
             host_network,
         },
         namespace_labels: Labels::new(),
-        labels: pod.path(&["metadata", "labels"]).map(Node::labels).unwrap_or_default(),
+        labels,
         addresses,
         ports,
         networks,

@@ -127,12 +127,12 @@ pub fn calico<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
     for policy in &mut selected {
         policy.mode = Mode::Enforce;
     }
+    let tried = policies.iter().filter(|p| p.mode != Mode::Enforce);
+    let trial: std::collections::BTreeSet<&str> = tried.map(|p| p.name.as_str()).collect();
     let governing = super::by_workload(&selected, "Calico", &mut out);
     let mut tiers: BTreeMap<String, u32> = BTreeMap::new();
     for (policy, namespace, pods) in governing {
-        let staged = policies
-            .iter()
-            .any(|p| p.name == policy.name && p.mode != Mode::Enforce);
+        let staged = trial.contains(policy.name.as_str());
         tiers.insert(tier_name(policy), policy.tier.into());
         tiers.insert(LAST.to_owned(), LAST_TIER);
         let parts = parts(policy, &selector(pods));

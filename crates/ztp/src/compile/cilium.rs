@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     document::{Action, Mode},
-    ir::{Direction, NAMESPACE_NAME_LABEL, PeerSet, Policy, Rule},
+    ir::{Direction, NAMESPACE_NAME_LABEL, PeerSet, Policy, Rule, SERVICE_ACCOUNT_LABEL},
     sets::{LabelValues, PORT_PROTOCOLS, Selector, ServiceSet},
 };
 
@@ -24,6 +24,8 @@ use crate::{
 const NAMESPACE: &str = "k8s:io.kubernetes.pod.namespace";
 /// Before the keys of a namespace's labels, on its pods.
 const NAMESPACE_LABELS: &str = "k8s:io.cilium.k8s.namespace.labels.";
+/// The label that Cilium gives a pod with its service account's name.
+const ACCOUNT: &str = "k8s:io.cilium.k8s.policy.serviceaccount";
 /// The most ports of one `toPorts` entry.
 const PORTS: usize = 40;
 
@@ -62,6 +64,8 @@ struct IngressRule {
     from_cidr: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     to_ports: Vec<PortRule>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    icmps: Vec<Icmp>,
 }
 
 #[derive(Serialize, Default)]
@@ -73,13 +77,45 @@ struct EgressRule {
     to_entities: Vec<&'static str>,
     #[serde(rename = "toCIDR", skip_serializing_if = "Vec::is_empty")]
     to_cidr: Vec<String>,
+    #[serde(rename = "toFQDNs", skip_serializing_if = "Vec::is_empty")]
+    to_fqdns: Vec<Fqdn>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     to_ports: Vec<PortRule>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    icmps: Vec<Icmp>,
 }
 
 #[derive(Clone, Serialize)]
 struct PortRule {
     ports: Vec<Port>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rules: Option<Layer7>,
+}
+
+#[derive(Clone, Serialize)]
+struct Layer7 {
+    http: Vec<super::cilium_http::Http>,
+}
+
+#[derive(Clone, Serialize)]
+struct Icmp {
+    fields: Vec<IcmpField>,
+}
+
+#[derive(Clone, Serialize)]
+struct IcmpField {
+    family: &'static str,
+    #[serde(rename = "type")]
+    kind: u16,
+}
+
+#[derive(Clone, Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct Fqdn {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_pattern: Option<String>,
 }
 
 #[derive(Clone, Serialize)]
@@ -97,7 +133,9 @@ struct Written {
     endpoints: Vec<LabelSelector>,
     entities: Vec<&'static str>,
     cidr: Vec<String>,
+    fqdns: Vec<Fqdn>,
     ports: Vec<PortRule>,
+    icmps: Vec<Icmp>,
 }
 
 impl From<Written> for IngressRule {
@@ -107,6 +145,7 @@ impl From<Written> for IngressRule {
             from_entities: rule.entities,
             from_cidr: rule.cidr,
             to_ports: rule.ports,
+            icmps: rule.icmps,
         }
     }
 }
@@ -117,7 +156,9 @@ impl From<Written> for EgressRule {
             to_endpoints: rule.endpoints,
             to_entities: rule.entities,
             to_cidr: rule.cidr,
+            to_fqdns: rule.fqdns,
             to_ports: rule.ports,
+            icmps: rule.icmps,
         }
     }
 }
@@ -129,13 +170,19 @@ pub fn cilium<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
     let mut out = Compiled::default();
     let says = Says {
         target: "Cilium",
+        icmp_types: true,
+        accounts: true,
+        domains: true,
+        requests: true,
         ..Says::default()
     };
     let policies = project(policies, &says, &mut out);
     let policies: Vec<&Policy> = policies.iter().collect();
+    let near = super::by_namespace(&policies);
     for (policy, namespace, pods) in super::by_workload(&policies, "Cilium", &mut out) {
-        let folded = |denier: &Policy, direction| !stands_first(denier, direction, &policies);
-        let pieces = cut(policy, namespace, pods, &policies, folded, &mut out);
+        let near = near.get(namespace).map(Vec::as_slice).unwrap_or_default();
+        let folded = |denier: &Policy, direction| !stands_first(denier, direction, near);
+        let pieces = cut(policy, namespace, pods, near, folded, &mut out);
         let selectors: Vec<(Selector, [Vec<Term<'_>>; 2])> = pieces
             .into_iter()
             .flat_map(|piece| {
@@ -263,7 +310,29 @@ fn write(policy: &Policy, rule: &Rule, peer: &PeerSet, services: &ServiceSet, ou
                 );
             }
         }
-        PeerSet::Principals(_) | PeerSet::Domains(_) | PeerSet::Hosts(_) | PeerSet::Tags(_) | PeerSet::People(_) => {}
+        PeerSet::Principals(_) | PeerSet::Hosts(_) | PeerSet::Tags(_) | PeerSet::People(_) => {}
+        PeerSet::Domains(names) => {
+            let fqdns = names.iter().map(|name| match name.starts_with('*') {
+                true => Fqdn {
+                    match_pattern: Some(name.clone()),
+                    ..Fqdn::default()
+                },
+                false => Fqdn {
+                    match_name: Some(name.clone()),
+                    ..Fqdn::default()
+                },
+            });
+            written.push(Written {
+                fqdns: fqdns.collect(),
+                ..Written::default()
+            });
+            if names.iter().any(|name| name.starts_with('*')) {
+                out.gap(
+                    &name,
+                    "Cilium's star stands for one label of a name: names further below are not allowed",
+                );
+            }
+        }
         PeerSet::Pods { namespaces, pods } if namespaces.is_empty() || pods.is_empty() => {}
         PeerSet::Pods { namespaces, pods } => written.push(Written {
             endpoints: peers(namespaces, pods).writable().iter().map(labels).collect(),
@@ -286,9 +355,46 @@ fn write(policy: &Policy, rule: &Rule, peer: &PeerSet, services: &ServiceSet, ou
             "Cilium allows ICMP by single types only, and no other protocols without ports: they are not allowed",
         );
     }
+    let mut icmps = Vec::new();
+    for (number, family) in [(1, "IPv4"), (58, "IPv6")] {
+        let Some(types) = services.icmp_types(number) else {
+            continue;
+        };
+        let fields: Vec<IcmpField> = types
+            .ranges()
+            .iter()
+            .flat_map(|(from, to)| *from..=(*to).min(255))
+            .map(|kind| IcmpField { family, kind })
+            .collect();
+        if fields.len() <= PORTS {
+            icmps.push(Icmp { fields });
+        } else if denies {
+            out.gap(&name, "Cilium takes 40 types of ICMP: every protocol is denied");
+            return written;
+        } else {
+            out.gap(&name, "Cilium takes 40 types of ICMP: they are not allowed");
+        }
+    }
+    let layer7 = rule.condition.requests.as_ref().map(|requests| Layer7 {
+        http: super::cilium_http::http(requests),
+    });
     let mut ports = Vec::new();
     for (number, protocol) in PORT_PROTOCOLS.into_iter().zip(["TCP", "UDP", "SCTP"]) {
         let Some(set) = services.ports(number) else { continue };
+        if layer7.is_some() {
+            match super::mesh::single_ports(set, PORTS) {
+                Some(single) => ports.extend(single.into_iter().filter(|p| *p > 0).map(|port| Port {
+                    port: port.to_string(),
+                    end_port: None,
+                    protocol,
+                })),
+                None => out.gap(
+                    &name,
+                    "Cilium sees requests on single ports only, and these are too many: they are not allowed",
+                ),
+            }
+            continue;
+        }
         if set.is_full() {
             // Port 0 stands for all.
             ports.push(Port {
@@ -312,22 +418,38 @@ fn write(policy: &Policy, rule: &Rule, peer: &PeerSet, services: &ServiceSet, ou
             }
         }
     }
-    if ports.is_empty() {
-        return Vec::new();
-    }
     let rules: Vec<PortRule> = ports
         .chunks(PORTS)
-        .map(|ports| PortRule { ports: ports.to_vec() })
+        .map(|ports| PortRule {
+            ports: ports.to_vec(),
+            rules: layer7.clone(),
+        })
         .collect();
-    for rule in &mut written {
-        rule.ports = rules.clone();
+    // Types of ICMP stand in rules of their own.
+    let mut all = Vec::new();
+    for peers in written {
+        if !rules.is_empty() {
+            all.push(Written {
+                ports: rules.clone(),
+                ..peers.clone()
+            });
+        }
+        if !icmps.is_empty() {
+            all.push(Written {
+                icmps: icmps.clone(),
+                ..peers
+            });
+        }
     }
-    written
+    all
 }
 
 /// The labels of pods as Cilium knows them.
 fn own(pods: &Selector) -> Selector {
     pods.labels().iter().fold(Selector::full(), |all, (key, values)| {
+        if key == SERVICE_ACCOUNT_LABEL {
+            return all.and(ACCOUNT, values.clone());
+        }
         all.and(format!("k8s:{key}"), values.clone())
     })
 }

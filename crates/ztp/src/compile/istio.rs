@@ -18,7 +18,7 @@ use super::{
 use crate::{
     document::{Action, Mode, Need},
     ir::{Direction, PeerSet, Policy, Rule},
-    sets::{RequestBox, Selector, ServiceSet, TextPattern, TextSet},
+    sets::{IntervalSet, RequestBox, Selector, ServiceSet, TextPattern, TextSet},
 };
 
 /// What the mesh is called and whose tokens it takes.
@@ -180,6 +180,7 @@ pub fn istio_with<P: Borrow<Policy>>(
         principals: true,
         people: options.issuer.is_some(),
         requests: true,
+        requests_denied: true,
         needs: &[Need::Identity, Need::Mtls],
         ..Says::default()
     };
@@ -222,14 +223,20 @@ fn compile<P: Borrow<Policy>>(
         }
         policies.push(policy.clone());
     }
-    let folded = |denier: &Policy| !super::cilium::stands_first(denier, Direction::Ingress, &policies);
+    let listed: Vec<&Policy> = policies.iter().collect();
+    let by_namespace = super::by_namespace(&listed);
     for policy in &policies {
         let Some((namespace, pods)) = &policy.subject.workloads else {
             continue;
         };
+        let near = by_namespace
+            .get(namespace.as_str())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let folded = |denier: &Policy| !super::cilium::stands_first(denier, Direction::Ingress, near);
         let writer = Writer { policy, options, says };
         let mut allow = Vec::new();
-        for term in mesh::allowed(policy, &policies, folded, &mut out) {
+        for term in mesh::allowed(policy, near, folded, &mut out) {
             allow.extend(writer.rule(term.rule, &term.peer, &term.services, &mut out));
         }
         let mut deny = Vec::new();
@@ -244,7 +251,7 @@ fn compile<P: Borrow<Policy>>(
             .iter()
             .flatten()
             .any(|rule| rule.peers.workloads.iter().any(|p| matches!(p, PeerSet::People(_))));
-        let strict = asks_for_mtls(policy, &policies);
+        let strict = asks_for_mtls(policy, near);
         let choices = selectors(pods).unwrap_or_default();
         let several = choices.len() > 1;
         let mut documents = Vec::new();
@@ -256,7 +263,10 @@ fn compile<P: Borrow<Policy>>(
             let metadata = |what: &str| {
                 let mut annotations = super::annotations(policy, sha256(&policy.name));
                 for (n, rule) in policy.ingress.iter().flatten().enumerate() {
-                    annotations.insert(format!("garrison.dev/ingress.{n}"), format!("{} ({})", rule.name, rule.field));
+                    annotations.insert(
+                        format!("garrison.dev/ingress.{n}"),
+                        format!("{} ({})", rule.name, rule.field),
+                    );
                 }
                 Metadata {
                     name: name(what),
@@ -343,7 +353,7 @@ fn selectors(pods: &Selector) -> Option<Vec<BTreeMap<String, String>>> {
 }
 
 /// Whether everything that is allowed to the policy's pods, by whichever policy, asks for mutual TLS.
-fn asks_for_mtls(policy: &Policy, policies: &[Policy]) -> bool {
+fn asks_for_mtls(policy: &Policy, policies: &[&Policy]) -> bool {
     let Some((namespace, pods)) = &policy.subject.workloads else {
         return false;
     };
@@ -378,23 +388,31 @@ impl Writer<'_> {
     fn rule(&self, rule: &Rule, peer: &PeerSet, services: &ServiceSet, out: &mut Compiled) -> Option<Written> {
         let name = format!("{}/{}", self.policy.name, rule.name);
         let denies = rule.action == Action::Deny;
-        let ports = services.ports(6)?;
+        // Nothing listens on port 0, which Istio does not take.
+        let listening = IntervalSet::from_ranges([(1, u16::MAX)]);
+        let ports = services.ports(6)?.intersect(&listening);
         if ports.is_empty() {
             return None;
         }
         let mut written = Written::default();
         self.source(rule, peer, &name, &mut written, out)?;
         let mut operation = Operation::default();
-        if !ports.is_full() {
+        if ports != listening {
             let texts = |list: Vec<u16>| list.iter().map(u16::to_string).collect::<Vec<_>>();
-            if let Some(list) = mesh::single_ports(ports, PORTS) {
+            if let Some(list) = mesh::single_ports(&ports, PORTS) {
                 operation.ports = texts(list);
-            } else if let Some(list) = mesh::single_ports(&ports.complement(), PORTS) {
+            } else if let Some(list) = mesh::single_ports(&listening.subtract(&ports), PORTS) {
                 operation.not_ports = texts(list);
             } else if denies {
-                out.gap(&name, "Istio names ports one by one, and these are too many: every port is denied");
+                out.gap(
+                    &name,
+                    "Istio names ports one by one, and these are too many: every port is denied",
+                );
             } else {
-                out.gap(&name, "Istio names ports one by one, and these are too many: none is allowed");
+                out.gap(
+                    &name,
+                    "Istio names ports one by one, and these are too many: none is allowed",
+                );
                 return None;
             }
         }
@@ -415,14 +433,7 @@ impl Writer<'_> {
         Some(written)
     }
 
-    fn source(
-        &self,
-        rule: &Rule,
-        peer: &PeerSet,
-        name: &str,
-        written: &mut Written,
-        out: &mut Compiled,
-    ) -> Option<()> {
+    fn source(&self, rule: &Rule, peer: &PeerSet, name: &str, written: &mut Written, out: &mut Compiled) -> Option<()> {
         let denies = rule.action == Action::Deny;
         let mut source = Source::default();
         let mut identified = false;
@@ -434,12 +445,18 @@ impl Writer<'_> {
             PeerSet::Pods { namespaces, pods } => {
                 // A pod without mutual TLS is nobody here.
                 if denies {
-                    out.gap(name, "Istio does not know pods that do not speak mutual TLS: everyone is denied");
+                    out.gap(
+                        name,
+                        "Istio does not know pods that do not speak mutual TLS: everyone is denied",
+                    );
                 } else {
                     identified = true;
                     match mesh::identity(namespaces, pods) {
                         None => {
-                            out.gap(name, "Istio knows pods by namespace and service account, not by label: they are not allowed");
+                            out.gap(
+                                name,
+                                "Istio knows pods by namespace and service account, not by label: they are not allowed",
+                            );
                             return None;
                         }
                         Some(Identity::Any) => source.principals.push("*".to_owned()),
@@ -451,7 +468,10 @@ impl Writer<'_> {
                                 .collect();
                         }
                     }
-                    out.gap(name, "Istio does not know pods that do not speak mutual TLS: they are not allowed");
+                    out.gap(
+                        name,
+                        "Istio does not know pods that do not speak mutual TLS: they are not allowed",
+                    );
                 }
             }
             PeerSet::Principals(set) => {
@@ -473,7 +493,10 @@ impl Writer<'_> {
                     values: groups.iter().cloned().collect(),
                 });
                 if denies {
-                    out.gap(name, "Istio denies connections that are not HTTP with the people's requests");
+                    out.gap(
+                        name,
+                        "Istio denies connections that are not HTTP with the people's requests",
+                    );
                 }
             }
             PeerSet::Domains(_) | PeerSet::Hosts(_) | PeerSet::Tags(_) => return None,
@@ -485,7 +508,10 @@ impl Writer<'_> {
                 if !needs.contains(&Need::Mtls) {
                     out.gap(
                         name,
-                        format!("{} asks for mutual TLS where an identity is needed: one by token is not taken", self.says.target),
+                        format!(
+                            "{} asks for mutual TLS where an identity is needed: one by token is not taken",
+                            self.says.target
+                        ),
                     );
                 }
                 source.principals.push("*".to_owned());
@@ -510,7 +536,10 @@ fn request(one: &RequestBox, mut operation: Operation, denies: bool, name: &str,
     if !one.hosts.is_full() {
         let open = one.hosts.patterns().any(|p| !matches!(p, TextPattern::Exact(_)));
         if open && denies {
-            out.gap(name, "Istio cannot name hosts by their end with a port behind: requests to every host are denied");
+            out.gap(
+                name,
+                "Istio cannot name hosts by their end with a port behind: requests to every host are denied",
+            );
         } else {
             for pattern in one.hosts.patterns() {
                 operation.hosts.push(pattern.to_string());
@@ -520,7 +549,10 @@ fn request(one: &RequestBox, mut operation: Operation, denies: bool, name: &str,
                 }
             }
             if open {
-                out.gap(name, "Istio cannot name hosts by their end with a port behind: such requests are not allowed");
+                out.gap(
+                    name,
+                    "Istio cannot name hosts by their end with a port behind: such requests are not allowed",
+                );
             }
         }
     }

@@ -52,8 +52,10 @@ pub fn kubernetes<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Op
     let policies = project(policies, &says, &mut out);
     let policies: Vec<&Policy> = policies.iter().collect();
     let policies = policies.as_slice();
+    let near = super::by_namespace(policies);
     for (policy, namespace, pods) in super::by_workload(policies, "Kubernetes", &mut out) {
-        let pieces = cut(policy, namespace, pods, policies, |_, _| true, &mut out);
+        let near = near.get(namespace).map(Vec::as_slice).unwrap_or_default();
+        let pieces = cut(policy, namespace, pods, near, |_, _| true, &mut out);
         let manifests: Vec<String> = write(policy, namespace, pieces, sha256(&policy.name), &mut out)
             .iter()
             .filter_map(|manifest| serde_saphyr::to_string(manifest).ok())

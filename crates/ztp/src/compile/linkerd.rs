@@ -126,7 +126,10 @@ pub fn linkerd<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Optio
             );
             continue;
         }
-        by_namespace.entry(namespace.to_owned()).or_default().push(policy.clone());
+        by_namespace
+            .entry(namespace.to_owned())
+            .or_default()
+            .push(policy.clone());
     }
     for (namespace, policies) in by_namespace {
         let Some(parts) = parts(&policies) else {
@@ -139,6 +142,7 @@ pub fn linkerd<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Optio
             continue;
         };
         let mut documents = Vec::new();
+        let all: Vec<&Policy> = policies.iter().collect();
         for (number, (pods, members)) in (1..).zip(parts) {
             let names: Vec<String> = members.iter().map(|i| policies[*i].reference()).collect();
             let part = Part {
@@ -147,7 +151,7 @@ pub fn linkerd<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Optio
                 pods: &pods,
                 members: members.iter().map(|i| &policies[*i]).collect(),
             };
-            let (ports, reached) = part.reached(&policies, &mut out);
+            let (ports, reached) = part.reached(&all, &mut out);
             if ports.len() > PORTS {
                 for name in &names {
                     out.gap(
@@ -217,7 +221,7 @@ struct Part<'p> {
 type Reached = Vec<(Who, IntervalSet<u16>, String)>;
 
 impl Part<'_> {
-    fn reached(&self, policies: &[Policy], out: &mut Compiled) -> (BTreeSet<u16>, Reached) {
+    fn reached(&self, policies: &[&Policy], out: &mut Compiled) -> (BTreeSet<u16>, Reached) {
         let mut reached = Reached::new();
         let mut ports = BTreeSet::new();
         for member in &self.members {
@@ -381,7 +385,10 @@ fn who(rule: &crate::ir::Rule, peer: &PeerSet, name: &str, out: &mut Compiled) -
                 );
                 return None;
             };
-            out.gap(name, "Linkerd does not know pods outside the mesh: they are not allowed");
+            out.gap(
+                name,
+                "Linkerd does not know pods outside the mesh: they are not allowed",
+            );
             Some(Who::Mesh(match known {
                 Identity::Any => Mesh {
                     identities: vec!["*".to_owned()],

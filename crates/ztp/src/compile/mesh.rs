@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     document::{Action, Mode, Need},
-    ir::{Direction, NAMESPACE_NAME_LABEL, PeerSet, Policy, SERVICE_ACCOUNT_LABEL},
+    ir::{Direction, NAMESPACE_NAME_LABEL, Policy, SERVICE_ACCOUNT_LABEL},
     sets::{IntervalSet, Selector},
 };
 
@@ -76,7 +76,7 @@ pub(super) fn single_ports(set: &IntervalSet<u16>, most: usize) -> Option<Vec<u1
 /// A deny rule of a policy for a part of these pods takes its part for all of them: the mesh cannot cut its subject.
 pub(super) fn allowed<'p>(
     policy: &'p Policy,
-    others: &'p [Policy],
+    others: &[&'p Policy],
     folded: impl Fn(&Policy) -> bool,
     out: &mut Compiled,
 ) -> Vec<Term<'p>> {
@@ -104,7 +104,11 @@ pub(super) fn allowed<'p>(
             })
         })
         .collect();
-    for other in others.iter().filter(|other| other.tier <= policy.tier && meets(other)) {
+    for other in others
+        .iter()
+        .copied()
+        .filter(|other| other.tier <= policy.tier && meets(other))
+    {
         let part = other
             .subject
             .workloads

@@ -124,38 +124,7 @@ impl Ruleset {
             .copied()
             .filter(|p| p.rules(direction).is_some())
             .collect();
-        // Disjoint parts of the governed addresses, each with the policies that govern it together.
-        let mut parts: Vec<(AddressSet, Vec<usize>)> = Vec::new();
-        for (i, policy) in members.iter().enumerate() {
-            let mut rest = policy.subject.addresses.clone();
-            let mut next = Vec::with_capacity(parts.len() + 1);
-            for (addresses, together) in parts {
-                let both = addresses.intersect(&rest);
-                if both.is_empty() {
-                    next.push((addresses, together));
-                    continue;
-                }
-                let outside = addresses.subtract(&both);
-                rest = rest.subtract(&both);
-                let mut more = together.clone();
-                more.push(i);
-                if !outside.is_empty() {
-                    next.push((outside, together));
-                }
-                next.push((both, more));
-            }
-            if !rest.is_empty() {
-                next.push((rest, vec![i]));
-            }
-            parts = next;
-        }
-        // The same policies may have come together in several places.
-        let mut by_policies: BTreeMap<Vec<usize>, AddressSet> = BTreeMap::new();
-        for (addresses, together) in parts {
-            let set = by_policies.entry(together).or_default();
-            *set = set.union(&addresses);
-        }
-
+        let by_policies = ordered::together(&members);
         let mut elements: [Vec<String>; 2] = Default::default();
         for (together, addresses) in by_policies {
             self.chain_count += 1;

@@ -1,12 +1,15 @@
 //! What targets that decide by address and in order are told: one list of rules a direction.
 
-use std::borrow::Borrow;
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{Compiled, unenforced};
 use crate::{
     document::{Action, Mode},
     ir::{DEFAULT_DENY, Direction, Policy},
-    sets::{AddressSet, ServiceSet},
+    sets::{AddressSet, Bound, IntervalSet, ServiceSet},
 };
 
 /// One rule in its place in the order: the first that matches decides.
@@ -144,4 +147,54 @@ pub(super) fn ports(set: &crate::sets::IntervalSet<u16>) -> Vec<String> {
             }
         })
         .collect()
+}
+
+/// Addresses by the policies that govern them together, as places in the list. Ascending borders are walked once, so the
+/// cost grows with the borders and with how many policies meet at each.
+pub(super) fn together(policies: &[&Policy]) -> BTreeMap<Vec<usize>, AddressSet> {
+    let sets = || policies.iter().map(|p| &p.subject.addresses);
+    let v4 = sweep(&sets().map(|set| &set.v4).collect::<Vec<_>>());
+    let v6 = sweep(&sets().map(|set| &set.v6).collect::<Vec<_>>());
+    let mut all: BTreeMap<Vec<usize>, AddressSet> = BTreeMap::new();
+    for (members, ranges) in v4 {
+        all.entry(members).or_default().v4 = IntervalSet::from_ranges(ranges);
+    }
+    for (members, ranges) in v6 {
+        all.entry(members).or_default().v6 = IntervalSet::from_ranges(ranges);
+    }
+    all
+}
+
+fn sweep<T: Bound>(sets: &[&IntervalSet<T>]) -> BTreeMap<Vec<usize>, Vec<(T, T)>> {
+    let mut events = Vec::new();
+    for (i, set) in sets.iter().enumerate() {
+        for (start, end) in set.ranges() {
+            events.push((*start, i, true));
+            events.extend(end.next().map(|after| (after, i, false)));
+        }
+    }
+    events.sort_unstable();
+    let mut active = BTreeSet::new();
+    let mut found: BTreeMap<Vec<usize>, Vec<(T, T)>> = BTreeMap::new();
+    let mut at = 0;
+    while at < events.len() {
+        let place = events[at].0;
+        while at < events.len() && events[at].0 == place {
+            let (_, i, begins) = events[at];
+            if begins {
+                active.insert(i);
+            } else {
+                active.remove(&i);
+            }
+            at += 1;
+        }
+        let last = events.get(at).map_or(Some(T::MAX), |(next, ..)| next.previous());
+        if let (false, Some(last)) = (active.is_empty(), last) {
+            found
+                .entry(active.iter().copied().collect())
+                .or_default()
+                .push((place, last));
+        }
+    }
+    found
 }

@@ -27,8 +27,10 @@ pub(super) struct Says {
     pub(super) domains: bool,
     /// Groups of iam.
     pub(super) people: bool,
-    /// HTTP requests.
+    /// HTTP requests in allow rules.
     pub(super) requests: bool,
+    /// HTTP requests in deny rules.
+    pub(super) requests_denied: bool,
     /// What it can ask of whoever opens a connection.
     pub(super) needs: &'static [Need],
     /// Whether policies in mode `stage` are compiled too.
@@ -98,12 +100,13 @@ fn narrow(mut rule: Rule, policy: &str, direction: Direction, says: &Says, out: 
         );
         return None;
     }
-    if rule.condition.requests.is_some() && !says.requests {
+    let sees = if allows { says.requests } else { says.requests_denied };
+    if rule.condition.requests.is_some() && !sees {
         if allows {
             out.gap(name, format!("{target} does not see requests: none is allowed"));
             return None;
         }
-        out.gap(&name, format!("{target} does not see requests: all are denied"));
+        out.gap(&name, format!("{target} cannot deny single requests: all are denied"));
         rule.condition.requests = None;
     }
     if rule.services.has_icmp_types() && !says.icmp_types {
@@ -136,7 +139,7 @@ fn narrow(mut rule: Rule, policy: &str, direction: Direction, says: &Says, out: 
             PeerSet::Principals(_) => (says.principals, PeerSet::Any),
             // Nobody opens a connection by a name in DNS.
             PeerSet::Domains(_) if direction == Direction::Ingress => continue,
-            PeerSet::Domains(_) => (says.domains, PeerSet::Any),
+            PeerSet::Domains(_) => (says.domains && allows, PeerSet::Any),
             PeerSet::People(_) => (says.people, PeerSet::Any),
             PeerSet::Hosts(_) | PeerSet::Tags(_) => (false, PeerSet::Any),
             _ => (true, PeerSet::Any),

@@ -27,19 +27,31 @@ pub enum Target {
     Azure,
     /// VPC firewall rules of Google Cloud.
     Gcp,
+    /// Istio with sidecars.
+    Istio,
+    /// Istio in ambient mode, without waypoints.
+    IstioAmbient,
+    /// Linkerd.
+    Linkerd,
+    /// Security groups of Amazon Web Services, and network ACLs beside them.
+    AwsNetworkAcl,
 }
 
 impl Target {
     /// Every target: those that select by labels first, those closest to the platform before others.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Kubernetes,
         Self::ClusterNetworkPolicy,
         Self::Cilium,
         Self::Calico,
+        Self::Istio,
+        Self::IstioAmbient,
+        Self::Linkerd,
         Self::Nftables,
         Self::Gcp,
         Self::Azure,
         Self::Aws,
+        Self::AwsNetworkAcl,
     ];
 
     /// Its name as an argument.
@@ -53,6 +65,10 @@ impl Target {
             Self::Aws => "aws",
             Self::Azure => "azure",
             Self::Gcp => "gcp",
+            Self::Istio => "istio",
+            Self::IstioAmbient => "istio-ambient",
+            Self::Linkerd => "linkerd",
+            Self::AwsNetworkAcl => "aws-network-acl",
         }
     }
 
@@ -67,6 +83,10 @@ impl Target {
             Self::Aws => super::aws(policies),
             Self::Azure => super::azure(policies),
             Self::Gcp => super::gcp(policies),
+            Self::Istio => super::istio(policies, sha256),
+            Self::IstioAmbient => super::istio_ambient(policies, sha256),
+            Self::Linkerd => super::linkerd(policies, sha256),
+            Self::AwsNetworkAcl => super::aws_network_acl(policies),
         }
     }
 }

@@ -83,7 +83,7 @@ impl<'p> Reach<'p> {
 }
 
 /// Ranges of addresses that no network begins or ends in.
-fn outside(nets: &[IpNet]) -> Vec<Endpoint> {
+pub(super) fn outside(nets: &[IpNet]) -> Vec<Endpoint> {
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for net in nets {
         match net {

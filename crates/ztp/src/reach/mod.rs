@@ -16,6 +16,7 @@ mod classes;
 mod connections;
 mod diff;
 mod explain;
+mod matrix;
 mod program;
 
 pub use assertion::{Assertion, Expectation, Expression, ExpressionError, Outcome, Violation, read_assertions};
@@ -23,6 +24,7 @@ pub use classes::Reach;
 pub use connections::{Connection, Side, dot};
 pub use diff::{Change, diff};
 pub use explain::{Explained, Step};
+pub use matrix::{ChangeError, Matrix};
 pub(crate) use program::domain_within;
 pub use program::{
     Action, Endpoint, Exposed, Identity, NamedPort, Network, Order, Peer, Plane, Policy, Ports, Program, Rest, Rule,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::{
     generate::documents,
     kubernetes::{LabelSelector, endpoint, selects},
-    reference::{By, Endpoint, decide, denied},
+    reference::{By, Endpoint, Event, decide, denied},
 };
 
 type Labels = BTreeMap<String, String>;
@@ -57,6 +57,42 @@ struct Ingress {
     #[serde(rename = "fromCIDR")]
     from_cidr: Option<Vec<ipnet::IpNet>>,
     to_ports: Option<Vec<PortRule>>,
+    icmps: Option<Vec<Icmp>>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+struct Icmp {
+    fields: Vec<IcmpField>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+struct IcmpField {
+    family: String,
+    #[serde(rename = "type")]
+    kind: u16,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Fqdn {
+    match_name: Option<String>,
+    match_pattern: Option<String>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+struct Layer7 {
+    http: Vec<Http>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+struct Http {
+    method: Option<String>,
+    host: Option<String>,
+    path: Option<String>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -66,13 +102,17 @@ struct Egress {
     to_entities: Option<Vec<String>>,
     #[serde(rename = "toCIDR")]
     to_cidr: Option<Vec<ipnet::IpNet>>,
+    #[serde(rename = "toFQDNs")]
+    to_fqdns: Option<Vec<Fqdn>>,
     to_ports: Option<Vec<PortRule>>,
+    icmps: Option<Vec<Icmp>>,
 }
 
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 struct PortRule {
     ports: Vec<Port>,
+    rules: Option<Layer7>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -87,7 +127,9 @@ struct Rule<'r> {
     endpoints: Option<&'r Vec<LabelSelector>>,
     entities: Option<&'r Vec<String>>,
     cidr: Option<&'r Vec<ipnet::IpNet>>,
+    fqdns: Option<&'r Vec<Fqdn>>,
     ports: Option<&'r Vec<PortRule>>,
+    icmps: Option<&'r Vec<Icmp>>,
 }
 
 impl<'r> From<&'r Ingress> for Rule<'r> {
@@ -96,7 +138,9 @@ impl<'r> From<&'r Ingress> for Rule<'r> {
             endpoints: r.from_endpoints.as_ref(),
             entities: r.from_entities.as_ref(),
             cidr: r.from_cidr.as_ref(),
+            fqdns: None,
             ports: r.to_ports.as_ref(),
+            icmps: r.icmps.as_ref(),
         }
     }
 }
@@ -107,7 +151,9 @@ impl<'r> From<&'r Egress> for Rule<'r> {
             endpoints: r.to_endpoints.as_ref(),
             entities: r.to_entities.as_ref(),
             cidr: r.to_cidr.as_ref(),
+            fqdns: r.to_fqdns.as_ref(),
             ports: r.to_ports.as_ref(),
+            icmps: r.icmps.as_ref(),
         }
     }
 }
@@ -121,15 +167,42 @@ fn identity(who: &Endpoint) -> Option<Labels> {
         .map(|(k, v)| (format!("k8s:{k}"), v.clone()))
         .collect();
     labels.insert("k8s:io.kubernetes.pod.namespace".to_owned(), pod.namespace.clone());
+    labels.insert(
+        "k8s:io.cilium.k8s.policy.serviceaccount".to_owned(),
+        pod.account.clone(),
+    );
     for (key, value) in &pod.namespace_labels {
         labels.insert(format!("k8s:io.cilium.k8s.namespace.labels.{key}"), value.clone());
     }
     Some(labels)
 }
 
-fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, protocol: u8, port: u16) -> bool {
-    let kinds =
-        usize::from(rule.endpoints.is_some()) + usize::from(rule.entities.is_some()) + usize::from(rule.cidr.is_some());
+fn whole(expression: &str, text: &str) -> bool {
+    regex::Regex::new(&format!("^(?:{expression})$"))
+        .unwrap()
+        .is_match(text)
+}
+
+/// Whether an HTTP rule takes the event's request. Nothing else than HTTP passes the proxy.
+fn http_matches(rule: &Http, event: &Event) -> bool {
+    let Some((method, host, path)) = &event.request else {
+        return false;
+    };
+    let one = |expression: &Option<String>, text: &str| expression.as_ref().is_none_or(|e| whole(e, text));
+    // A port behind the host and a query behind the path change nothing.
+    let (with_port, with_query) = (format!("{host}:8443"), format!("{path}?q=/items"));
+    let plain = one(&rule.method, method) && one(&rule.host, host) && one(&rule.path, path);
+    let dressed = one(&rule.method, method) && one(&rule.host, &with_port) && one(&rule.path, &with_query);
+    assert_eq!(plain, dressed, "{rule:?} {event:?}");
+    plain
+}
+
+fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, event: &Event) -> bool {
+    let (protocol, port) = (event.protocol, event.port);
+    let kinds = usize::from(rule.endpoints.is_some())
+        + usize::from(rule.entities.is_some())
+        + usize::from(rule.cidr.is_some())
+        + usize::from(rule.fqdns.is_some());
     assert!(kinds <= 1, "Cilium does not combine these in one rule");
     let by_peer = if let Some(endpoints) = rule.endpoints {
         identity(peer).is_some_and(|labels| {
@@ -151,18 +224,50 @@ fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, protocol: u8,
     } else if let Some(nets) = rule.cidr {
         // Addresses of pods have the pods' identity instead.
         peer.pod.is_none() && nets.iter().any(|net| net.contains(&peer.address))
+    } else if let Some(names) = rule.fqdns {
+        let known = event.name.as_ref().filter(|_| peer.pod.is_none());
+        known.is_some_and(|known| {
+            names.iter().any(|name| match (&name.match_name, &name.match_pattern) {
+                (Some(name), None) => name == known,
+                (None, Some(pattern)) => {
+                    let expression = pattern.replace('.', "[.]").replace('*', "[-a-zA-Z0-9_]*");
+                    whole(&expression, known)
+                }
+                other => panic!("not written: {other:?}"),
+            })
+        })
     } else {
         // Without a peer, ports alone would select; an empty rule selects nothing.
-        rule.ports.is_some()
+        rule.ports.is_some() || rule.icmps.is_some()
     };
+    if let Some(icmps) = rule.icmps {
+        assert!(rule.ports.is_none(), "Cilium takes ports or ICMP in a rule");
+        return by_peer
+            && icmps.iter().any(|icmp| {
+                assert!(icmp.fields.len() <= 40, "Cilium takes 40 types");
+                icmp.fields.iter().any(|field| {
+                    let number = match field.family.as_str() {
+                        "IPv4" => 1,
+                        "IPv6" => 58,
+                        other => panic!("not written: {other}"),
+                    };
+                    number == protocol && field.kind == port
+                })
+            });
+    }
     by_peer
         && rule.ports.is_none_or(|rules| {
             rules
                 .iter()
-                .flat_map(|r| {
+                .filter(|r| {
                     assert!(r.ports.len() <= 40, "Cilium takes 40 ports");
-                    &r.ports
+                    let single = r.ports.iter().all(|p| p.port != "0" && p.end_port.is_none());
+                    assert!(r.rules.is_none() || single, "requests are seen on single ports");
+                    r.rules
+                        .as_ref()
+                        .is_none_or(|seven| seven.http.iter().any(|http| http_matches(http, event)))
                 })
+                .flat_map(|r| &r.ports)
                 .any(|p| {
                     let number = match p.protocol.as_str() {
                         "TCP" => 6,
@@ -177,13 +282,16 @@ fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, protocol: u8,
         })
 }
 
-pub(crate) fn passes(
-    policies: &[CiliumNetworkPolicy],
-    src: &Endpoint,
-    dst: &Endpoint,
-    protocol: u8,
-    port: u16,
-) -> bool {
+fn passes(policies: &[CiliumNetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+    let event = Event {
+        protocol,
+        port,
+        ..Event::default()
+    };
+    passes_event(policies, src, dst, &event)
+}
+
+pub(crate) fn passes_event(policies: &[CiliumNetworkPolicy], src: &Endpoint, dst: &Endpoint, event: &Event) -> bool {
     if src.address == dst.address {
         return true;
     }
@@ -197,9 +305,7 @@ pub(crate) fn passes(
                 .iter()
                 .filter(|p| p.metadata.namespace == pod.namespace && selects(&p.spec.endpoint_selector, &labels))
                 .collect();
-            let hit = |rule: Rule<'_>, p: &CiliumNetworkPolicy| {
-                rule_matches(&rule, &p.metadata.namespace, peer, protocol, port)
-            };
+            let hit = |rule: Rule<'_>, p: &CiliumNetworkPolicy| rule_matches(&rule, &p.metadata.namespace, peer, event);
             let (mut isolated, mut allowed) = (false, false);
             for p in here {
                 let spec = &p.spec;

@@ -210,15 +210,76 @@ fn aws_passes(compiled: &Compiled, packet: &Packet) -> bool {
         && group_of(packet.dst).is_none_or(|group| permits(&group["IpPermissions"], packet.src))
 }
 
+// AWS network ACLs: the first entry that matches a packet decides, and none is a denial. Answers are packets too.
+
+fn acl_side(acl: &Value, egress: bool, peer: IpAddr, protocol: u8, port: u16) -> bool {
+    let mut entries: Vec<&Value> = list(&acl["Entries"]).iter().filter(|e| e["Egress"] == egress).collect();
+    assert!(entries.len() <= 20, "the provider takes 20 entries");
+    entries.sort_by_key(|e| e["RuleNumber"].as_u64().unwrap());
+    let hit = entries.into_iter().find(|entry| {
+        let net = entry["CidrBlock"].as_str().or(entry["Ipv6CidrBlock"].as_str()).unwrap();
+        let ranged = &entry["PortRange"];
+        let in_range = |number: u8| {
+            let end = |name: &str| ranged[name].as_u64().unwrap();
+            number == protocol && (end("From")..=end("To")).contains(&u64::from(port))
+        };
+        let spoken = match entry["Protocol"].as_str().unwrap() {
+            "-1" => true,
+            "6" => in_range(6),
+            "17" => in_range(17),
+            number => {
+                assert!(ranged.is_null());
+                number.parse::<u8>().unwrap() == protocol
+            }
+        };
+        spoken && net.parse::<ipnet::IpNet>().unwrap().contains(&peer)
+    });
+    hit.is_some_and(|entry| entry["RuleAction"] == "allow")
+}
+
+fn aws_acl_passes(compiled: &Compiled, packet: &Packet) -> bool {
+    let groups = aws_passes(compiled, packet);
+    let Some(acls) = file(compiled, "aws/network-acls.json") else {
+        return groups;
+    };
+    let acl_of = |address: IpAddr| {
+        list(&acls).iter().find(|acl| {
+            let nets = list(&acl["Addresses"]).iter();
+            nets.map(|n| n.as_str().unwrap().parse::<ipnet::IpNet>().unwrap())
+                .any(|net| net.contains(&address))
+        })
+    };
+    // A client's port; answers come back to it.
+    let client = 40_000;
+    let source = acl_of(packet.src).is_none_or(|acl| {
+        acl_side(acl, true, packet.dst, packet.protocol, packet.port)
+            && acl_side(acl, false, packet.dst, packet.protocol, client)
+    });
+    let destination = acl_of(packet.dst).is_none_or(|acl| {
+        acl_side(acl, false, packet.src, packet.protocol, packet.port)
+            && acl_side(acl, true, packet.src, packet.protocol, client)
+    });
+    assert!(
+        !groups || (source && destination),
+        "the ACL holds back what the groups allow: {} → {} {}/{}",
+        packet.src,
+        packet.dst,
+        packet.protocol,
+        packet.port
+    );
+    groups && source && destination
+}
+
 type Interpreter = fn(&Compiled, &Packet) -> bool;
-const CLOUDS: [(Target, Interpreter); 3] = [
+const CLOUDS: [(Target, Interpreter); 4] = [
+    (Target::AwsNetworkAcl, aws_acl_passes),
     (Target::Gcp, gcp_passes),
     (Target::Azure, azure_passes),
     (Target::Aws, aws_passes),
 ];
 
 proptest! {
-    // 1,200 sets of policies × 3 providers × 24 connections.
+    // 1,200 sets of policies × 4 outputs × 24 connections.
     #![proptest_config(ProptestConfig { cases: crate::generate::cases(1_200), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
@@ -291,7 +352,11 @@ fn what_does_not_fit_is_refused_as_a_whole() {
     let checked = garrison_ztp::check(&text);
     assert!(checked.is_valid(), "{:?}", checked.diagnostics);
     let lowered = [checked.documents[0].lower(1)];
-    for (target, _) in CLOUDS {
+    // The network ACLs come with the groups, or not at all.
+    for (target, _) in CLOUDS
+        .into_iter()
+        .filter(|(target, _)| *target != Target::AwsNetworkAcl)
+    {
         let compiled = target.compile(&lowered, |_| None);
         assert!(compiled.files.is_empty(), "{target:?}");
         assert!(
@@ -345,4 +410,40 @@ spec:
         group["egress"][0]["protocol"], "-1",
         "the policy says nothing about egress"
     );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: crate::generate::cases(200), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn imported_groups_allow_what_the_provider_would(
+        documents in documents(false, 3),
+        connections in prop::collection::vec(connection(), 24),
+    ) {
+        let lowered: Vec<Policy> = documents.iter().map(|d| lower(d, 7)).collect();
+        let compiled = compile::aws(&lowered);
+        let Some(groups) = compiled.files.iter().find(|f| f.path == "aws/security-groups.json") else {
+            return Ok(());
+        };
+        let mut exact = true;
+        let mut imported = Vec::new();
+        for group in garrison_ztp::security_group::read(&groups.content).unwrap() {
+            let (mut document, left_out) = group.document(&group.addresses);
+            exact &= left_out.is_empty();
+            document.spec.mode = Mode::Enforce;
+            imported.push(lower(&document, 1));
+        }
+        let engine = garrison_ztp::Engine::build(&imported).unwrap();
+        for (src, dst, protocol, port) in connections {
+            // The language has no port 0.
+            if src.to_canonical() == dst.to_canonical() || port == 0 || src.to_canonical().is_ipv4() != dst.to_canonical().is_ipv4() {
+                continue;
+            }
+            let packet = Packet { src: src.to_canonical(), dst: dst.to_canonical(), protocol, port };
+            let passed = aws_passes(&compiled, &packet);
+            let allowed = engine.decide(src, dst, protocol, port).enforced.verdict() != garrison_ztp::Verdict::Deny;
+            prop_assert!(!allowed || passed, "wider: {} → {} {}/{}\n{}", src, dst, protocol, port, groups.content);
+            prop_assert!(!exact || allowed == passed, "narrower: {} → {} {}/{}\n{}", src, dst, protocol, port, groups.content);
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod documents;
 mod engine;
 mod generate;
 mod kubernetes;
+mod mesh;
 mod nft_text;
 mod nftables;
 mod packets;

@@ -28,8 +28,10 @@ pub struct RuleSet {
     pub epoch: u64,
     /// The policies in force, by name.
     pub policies: BTreeMap<String, Arc<Known>>,
-    /// Their verdicts.
+    /// Their verdicts, as of when they were prepared.
     pub engine: Engine,
+    /// When a rule that counts for a time next begins or ends, nanoseconds since the epoch.
+    pub changes: Option<i64>,
 }
 
 /// A policy in force.
@@ -47,6 +49,7 @@ impl RuleSet {
             epoch: 0,
             policies: BTreeMap::new(),
             engine: Engine::default(),
+            changes: None,
         }
     }
 
@@ -82,6 +85,10 @@ pub(super) fn read_stored(stored: &StoredPolicy) -> Result<Known, Error> {
     }
 }
 
+fn now() -> i64 {
+    chrono::Utc::now().timestamp_nanos_opt().unwrap_or(i64::MAX)
+}
+
 /// Prepares verdicts on a thread of its own: thousands of rules take a while.
 pub(super) async fn build(epoch: u64, policies: BTreeMap<String, Arc<Known>>) -> Result<RuleSet, Error> {
     let rules = |known: &Arc<Known>| -> usize {
@@ -103,12 +110,14 @@ pub(super) async fn build(epoch: u64, policies: BTreeMap<String, Arc<Known>>) ->
         });
     }
     tokio::task::spawn_blocking(move || {
-        let lowered: Vec<&Policy> = policies.values().map(|known| &known.policy).collect();
-        let engine = Engine::build(&lowered)?;
+        let all: Vec<Policy> = policies.values().map(|known| known.policy.clone()).collect();
+        let (counting, changes) = garrison_ztp::ir::at(&all, now());
+        let engine = Engine::build(&counting)?;
         Ok(RuleSet {
             epoch,
             policies,
             engine,
+            changes,
         })
     })
     .await
@@ -161,7 +170,11 @@ impl App {
     /// Puts rules into force in this process, unless newer ones already are.
     pub(super) fn install(&self, tenant: &Tenant, rules: RuleSet) -> Arc<RuleSet> {
         let mut held = lock(&tenant.rules);
-        if let Some(known) = held.as_ref().filter(|known| known.epoch >= rules.epoch) {
+        // Of one epoch, those that were prepared later know which rules have begun or ended.
+        let newer = |known: &RuleSet| {
+            known.epoch > rules.epoch || (known.epoch == rules.epoch && known.changes == rules.changes)
+        };
+        if let Some(known) = held.as_ref().filter(|known| newer(known)) {
             return Arc::clone(known);
         }
         self.metrics.rules(tenant.id.as_str(), rules.engine.entries().len());
@@ -182,7 +195,8 @@ impl App {
             .map_err(failed("looking for changed policies"))?;
         let (epoch, policies) = catch_up(&mut tx, &base).await?;
         tx.commit().await.map_err(failed("looking for changed policies"))?;
-        if let Some(known) = tenant.rules().filter(|known| known.epoch >= epoch) {
+        let current = |known: &Arc<RuleSet>| known.epoch >= epoch && known.changes.is_none_or(|at| now() < at);
+        if let Some(known) = tenant.rules().filter(current) {
             self.metrics.refreshed("unchanged");
             return Ok(known);
         }
