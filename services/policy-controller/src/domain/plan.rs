@@ -13,7 +13,10 @@ use garrison_ztp::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::source::{Kind, PolicyId, Source, document, with_own_namespace, within_namespace};
+use super::{
+    check::check,
+    source::{Kind, PolicyId, Source, document, with_own_namespace, within_namespace},
+};
 use crate::config::TargetName;
 
 /// The label by which the controller knows what it wrote.
@@ -109,8 +112,9 @@ pub struct Plan {
 }
 
 /// Makes plans, and remembers what it lowered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Planner {
+    lowest_tier: u16,
     lowered: Mutex<Lowered>,
 }
 
@@ -123,6 +127,14 @@ pub fn is_local(target: TargetName) -> bool {
 }
 
 impl Planner {
+    /// `lowest_tier` is the lowest that a namespaced policy may name.
+    pub fn new(lowest_tier: u16) -> Self {
+        Self {
+            lowest_tier,
+            lowered: Mutex::default(),
+        }
+    }
+
     /// What is to be in a namespace. `sources` govern pods of it, `now` is in seconds since the epoch.
     pub fn namespace(&self, namespace: &str, sources: &[Source], targets: &[TargetName], now: i64) -> Plan {
         let targets = targets.iter().copied().filter(|target| is_local(*target));
@@ -222,6 +234,10 @@ impl Planner {
         if let Some(known) = self.lock().get(&key) {
             return (known.clone(), None);
         }
+        // Also without a webhook, or from before it, a policy of one namespace governs no other.
+        let refused = check(&source.id, &BTreeMap::new(), &source.spec, self.lowest_tier)
+            .iter()
+            .any(|finding| finding.refused);
         let (spec, changes_at, timed) = at(&source.spec, now);
         let (kind, spec) = match (source.id.kind, namespace, &source.id.namespace) {
             (Kind::Cluster, Some(namespace), _) => (Kind::Namespaced, within_namespace(&spec, namespace)),
@@ -229,7 +245,7 @@ impl Planner {
             (kind, ..) => (kind, spec),
         };
         let checked = garrison_ztp::check(&document(kind, &source.id.name, &BTreeMap::new(), &spec));
-        let policy = (checked.is_valid() && checked.documents.len() == 1).then(|| {
+        let policy = (!refused && checked.is_valid() && checked.documents.len() == 1).then(|| {
             let mut policy = checked.documents[0].lower(source.generation.try_into().unwrap_or(0));
             policy.name = internal_name(&source.id, namespace.is_some());
             Arc::new(policy)
@@ -403,7 +419,7 @@ mod tests {
     fn objects_lead_back_to_their_policy() {
         let rules =
             json!([{"name": "a", "from": [{"cidr": "10.0.0.0/8"}], "ports": [{"protocol": "TCP", "port": 80}]}]);
-        let plan = Planner::default().namespace("shop", &[web(rules)], &[TargetName::Kubernetes], 0);
+        let plan = Planner::new(100).namespace("shop", &[web(rules)], &[TargetName::Kubernetes], 0);
         assert_eq!(names(&plan), ["NetworkPolicy shop/garrison-web"]);
         let (_, output) = plan.outputs.first_key_value().unwrap();
         let at = |pointer: &str| output.manifest.pointer(pointer).cloned().unwrap_or_default();
@@ -429,7 +445,7 @@ mod tests {
         });
         let cluster = source(Kind::Cluster, None, "web", spec);
         let any = web(json!([{"name": "all", "from": [{"any": true}]}]));
-        let plan = Planner::default().namespace("shop", &[any, cluster], &[TargetName::Kubernetes], 0);
+        let plan = Planner::new(100).namespace("shop", &[any, cluster], &[TargetName::Kubernetes], 0);
         assert_eq!(
             names(&plan),
             [
@@ -466,9 +482,15 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_left_out_and_said() {
-        let plan = Planner::default().namespace("shop", &[web(json!("all"))], &[TargetName::Kubernetes], 0);
-        assert!(plan.outputs.is_empty());
-        assert!(!plan.policies.values().next().unwrap().valid);
+    fn what_may_not_be_is_left_out_and_said() {
+        let mut elsewhere = web(json!([]));
+        elsewhere.spec["subject"]["workloads"]["namespace"] = json!("bank");
+        let mut first = web(json!([]));
+        first.spec["tier"] = json!(1);
+        for wrong in [web(json!("all")), elsewhere, first] {
+            let plan = Planner::new(100).namespace("shop", &[wrong], &[TargetName::Kubernetes], 0);
+            assert!(plan.outputs.is_empty());
+            assert!(!plan.policies.values().next().unwrap().valid);
+        }
     }
 }

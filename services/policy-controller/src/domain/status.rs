@@ -16,7 +16,7 @@ pub enum Programmed {
     Yes,
     /// Its mode does not ask for it.
     NotEnforced,
-    /// The document has errors. What was there before of it is gone or stays, as the message says.
+    /// The document has errors. What was written for it before stays: nothing at all would open what it protects.
     Invalid,
     /// Another's object has the name of one that is to be written.
     Conflict(String),
@@ -107,7 +107,7 @@ pub fn status(facts: &Facts<'_>, before: &Value, now: &str) -> Value {
         Programmed::Invalid => (
             false,
             "Invalid",
-            "The document has errors: nothing is written for it".to_owned(),
+            "The document has errors: what was written for it before stays".to_owned(),
         ),
         Programmed::Conflict(message) => (false, "Conflict", message.clone()),
         Programmed::TargetMissing(message) => (false, "TargetMissing", message.clone()),

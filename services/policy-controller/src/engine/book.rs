@@ -13,8 +13,8 @@ use crate::domain::{
 /// What one term of leadership knows.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
-    /// The versions of the objects that were written here: what a watch tells of them is no news.
-    pub(crate) written: HashMap<ObjectKey, String>,
+    /// The objects that were written here.
+    pub(crate) written: HashMap<ObjectKey, Mark>,
     /// Objects that a watch told of as gone, and that were not taken away here.
     pub(crate) gone: HashSet<ObjectKey>,
     /// What became of policies, by place.
@@ -27,6 +27,15 @@ pub(crate) struct Book {
     pub(crate) released: HashSet<PolicyId>,
     /// What was last told of policies by event.
     pub(crate) told: HashMap<PolicyId, (i64, String)>,
+}
+
+/// An object as it was written here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Its version then: what a watch tells of that is no news.
+    pub(crate) version: String,
+    /// The hash of what was written.
+    pub(crate) hash: String,
 }
 
 /// What became of a policy in one place.

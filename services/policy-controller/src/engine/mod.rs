@@ -13,7 +13,10 @@ mod write;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -86,6 +89,8 @@ pub(crate) struct Engine {
     pub(crate) config: Config,
     pub(crate) metrics: Metrics,
     planner: Planner,
+    /// Whether this replica leads: who does not writes nothing.
+    acting: AtomicBool,
     queue: Queue<Task>,
     recorder: Recorder,
     readiness: ReadinessFlag,
@@ -109,10 +114,11 @@ impl Engine {
         };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
+            planner: Planner::new(config.controller.lowest_namespaced_tier),
+            acting: AtomicBool::new(false),
             client,
             config,
             metrics,
-            planner: Planner::default(),
             queue: Queue::default(),
             readiness,
             stores: observe::Stores::default(),
@@ -138,6 +144,7 @@ impl Engine {
                 break;
             }
             self.metrics.leads(true);
+            self.acting.store(true, Ordering::Release);
             let term = stop.child_token();
             let mut workers = JoinSet::new();
             // What an earlier term knew may have changed since.
@@ -149,7 +156,8 @@ impl Engine {
             }
             workers.spawn(Arc::clone(&self).resync(term.clone()));
             let _ = leads.wait_for(|leads| !*leads).await;
-            // What is under way is finished: half a namespace is worse than a late stop.
+            // The call under way ends; another may act from now on.
+            self.acting.store(false, Ordering::Release);
             term.cancel();
             while workers.join_next().await.is_some() {}
             self.metrics.leads(false);
@@ -249,6 +257,11 @@ impl Engine {
 
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this replica still leads.
+    pub(crate) fn acts(&self) -> bool {
+        self.acting.load(Ordering::Acquire)
     }
 
     /// Tells of something at a policy.

@@ -314,7 +314,7 @@ impl Engine {
                         return;
                     }
                     book.gone.insert(key.clone());
-                } else if written.is_some_and(|version| Some(version) == object.metadata.resource_version.as_ref()) {
+                } else if written.is_some_and(|mark| Some(&mark.version) == object.metadata.resource_version.as_ref()) {
                     return;
                 }
             }

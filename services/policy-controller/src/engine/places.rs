@@ -196,7 +196,10 @@ impl Engine {
             }
             let mut deletes: Vec<Job<'_, bool>> = Vec::new();
             for (key, (kind, object)) in &actual {
-                if rank(key) == step && !plan.outputs.contains_key(key) {
+                // Without what a policy with errors had written before, all that it protects would be open.
+                let kept =
+                    owner_of(object).is_some_and(|owner| plan.policies.get(&owner).is_some_and(|made| !made.valid));
+                if rank(key) == step && !kept && !plan.outputs.contains_key(key) {
                     let (kind, key, object) = (kind.clone(), key.clone(), Arc::clone(object));
                     deletes.push(Box::pin(async move { self.delete(&kind, &key, &object).await }));
                 }

@@ -6,7 +6,9 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::{Engine, MANAGER, STATUS, Task, Written, brief, observe::as_value, places::owner_of, seconds, stamp};
+use super::{
+    Engine, MANAGER, STATUS, Task, Written, book::Mark, brief, observe::as_value, places::owner_of, seconds, stamp,
+};
 use crate::domain::{
     difference::{Change, differences, last_change},
     plan::{CONTROLLED_BY, CONTROLLER, ObjectKey, Output, WRITTEN},
@@ -42,7 +44,11 @@ impl Engine {
                 // What was written here, and is not that any more, another changed.
                 let annotations = object.metadata.annotations.as_ref();
                 let hash = annotations.and_then(|annotations| annotations.get(WRITTEN));
-                if hash == Some(&output.hash) {
+                // Or was written in this term, should the annotation be changed too.
+                let marked = self.book().written.get(key).is_some_and(|mark| {
+                    mark.hash == output.hash && Some(&mark.version) != object.metadata.resource_version.as_ref()
+                });
+                if hash == Some(&output.hash) || marked {
                     tampered = Some((self.who(object), found));
                 }
             }
@@ -52,7 +58,7 @@ impl Engine {
                 match there {
                     // The watch has not told of it yet.
                     Some(object) if wrong(output, &object).is_empty() => {
-                        self.remember(key, &object);
+                        self.remember(key, output, &object);
                         return Ok(());
                     }
                     Some(object) if !is_own(&object) => {
@@ -67,10 +73,13 @@ impl Engine {
                 }
             }
         }
+        if !self.acts() {
+            return Err(Programmed::Failed(format!("{key}: another replica leads")));
+        }
         let applied = self.apply(&api, key, output).await;
         self.metrics.wrote(&key.kind, "apply", applied.is_ok());
         let object = applied.map_err(failed)?;
-        self.remember(key, &object);
+        self.remember(key, output, &object);
         tracing::debug!(object = %key, "written");
         if let Some((change, fields)) = tampered {
             self.restored(key, output.owner.as_ref(), change, &fields).await;
@@ -105,6 +114,9 @@ impl Engine {
         if object.metadata.deletion_timestamp.is_some() {
             return true;
         }
+        if !self.acts() {
+            return false;
+        }
         {
             let mut book = self.book();
             book.written.remove(key);
@@ -128,11 +140,15 @@ impl Engine {
         gone
     }
 
-    fn remember(&self, key: &ObjectKey, object: &DynamicObject) {
+    fn remember(&self, key: &ObjectKey, output: &Output, object: &DynamicObject) {
         let mut book = self.book();
         book.gone.remove(key);
         if let Some(version) = &object.metadata.resource_version {
-            book.written.insert(key.clone(), version.clone());
+            let mark = Mark {
+                version: version.clone(),
+                hash: output.hash.clone(),
+            };
+            book.written.insert(key.clone(), mark);
         }
     }
 

@@ -69,6 +69,16 @@ fn one_acts_another_takes_over_and_the_server_may_go() {
         object["spec"].to_string().contains("10.0.0.0/8").then_some(())
     });
 
+    // There is no webhook here. A document with errors takes nothing away, and one that reaches for another namespace
+    // gets nothing there.
+    let mut wrong = allows("a", "10.9.0.0/16", 80);
+    wrong["subject"]["workloads"]["namespace"] = serde_json::json!("garrison");
+    cluster.apply(&policy("shop", "a", wrong));
+    cluster.reason("ztp", "shop", "a", "Programmed", "Invalid");
+    let object = cluster.get("networkpolicy", "shop", "garrison-a").unwrap();
+    assert!(object["spec"].to_string().contains("10.0.0.0/8"), "{object:#}");
+    assert_eq!(cluster.get("networkpolicy", "garrison", "garrison-a"), None);
+
     // Asked to stop, it gives the lease back, so that nobody has to wait.
     assert!(
         second

@@ -63,10 +63,20 @@ fn changes_of_every_kind_are_undone_and_reported() {
     let report = restored(cluster, namespace, 3);
     assert!(report["fields"].to_string().contains("controlled-by"), "{report}");
 
+    // The annotation by which the controller knows its own writing, along with what was written.
+    patch(json!({
+        "metadata": {"annotations": {"garrison.dev/written-sha256": "0"}},
+        "spec": {"ingress": [{}]},
+    }));
+    cluster.wait("the rules again", || {
+        (spec(cluster, namespace)? == wanted).then_some(())
+    });
+    assert_eq!(restored(cluster, namespace, 4)["manager"], "mallory");
+
     // All of it.
     cluster.kubectl(&["delete", "networkpolicy", "-n", namespace, OBJECT]);
     cluster.wait("the object", || (spec(cluster, namespace)? == wanted).then_some(()));
-    restored(cluster, namespace, 4);
+    restored(cluster, namespace, 5);
 
     let events = cluster.kubectl(&["get", "events", "-n", namespace, "-o", "json"]);
     assert!(
