@@ -18,6 +18,7 @@ use std::{convert::Infallible, sync::Arc};
 use chrono::Utc;
 use garrison_bus::{Dispatch, run_consumer, topology::FLOWS_ANOMALY};
 use garrison_service::{BoxError, Service, ServiceInfo};
+use tokio_util::sync::CancellationToken;
 
 use crate::{app::Engine, config::Config};
 
@@ -42,11 +43,15 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     ready.not_ready("the state of before was not recovered yet");
 
     let (flows, bus, shutdown) = (Arc::clone(&engine), service.bus.clone(), service.shutdown());
+    let recovered = CancellationToken::new();
+    let known = recovered.clone();
     service.spawn("flows", async move {
+        flows.intel().prepare().await;
         if !flows.recover(&shutdown).await {
             return Ok(());
         }
         ready.ready();
+        known.cancel();
         let handler = Arc::new(bus::Flows(Arc::clone(&flows)));
         let consumed = run_consumer(&bus, &FLOWS_ANOMALY, Dispatch::Ordered, handler, shutdown).await;
         // A clean stop leaves nothing to be read back.
@@ -67,6 +72,10 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     });
     let (following, shutdown) = (Arc::clone(&engine), service.shutdown());
     service.spawn("feeds", async move {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = recovered.cancelled() => {}
+        }
         following.intel().follow(&following, shutdown).await;
         Ok::<_, Infallible>(())
     });

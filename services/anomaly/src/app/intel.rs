@@ -39,6 +39,8 @@ pub struct Intel {
     nothing: Arc<Warnings>,
     feeds: Mutex<Vec<Status>>,
     lists: Mutex<BTreeMap<PathBuf, Stamp>>,
+    /// What was new at the start, and is to be looked for once the tenants of before are known.
+    unsought: Mutex<Option<Index>>,
     metrics: IntelMetrics,
 }
 
@@ -48,6 +50,8 @@ struct Status {
     progress: Progress,
     /// What it said before is known, so that what is new can be told.
     known: bool,
+    /// It is to be kept over a start.
+    unkept: bool,
     report: Report,
     held_back: u64,
     expired: u64,
@@ -75,6 +79,7 @@ impl Intel {
             allowed: RwLock::default(),
             nothing: Arc::default(),
             lists: Mutex::default(),
+            unsought: Mutex::default(),
             metrics: IntelMetrics::default(),
         }
     }
@@ -96,21 +101,36 @@ impl Intel {
         }
     }
 
-    /// Follows files and servers until shutdown, and looks back for what is new.
+    /// Reads what was kept and the files there are, before the first flow is judged: what is read back after a crash is
+    /// asked of what was known then. Servers are not asked, as a start waits for nobody.
+    pub async fn prepare(&self) {
+        if self.config.enabled {
+            self.restore().await;
+            let new = self.read_changed(false).await;
+            *self.unsought.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        }
+    }
+
+    /// Follows files and servers until shutdown, and looks back for what is new. To be called once the tenants of before
+    /// are known again.
     pub async fn follow(&self, engine: &Engine, shutdown: CancellationToken) {
         if !self.config.enabled {
             return;
         }
-        self.restore().await;
+        let mut new = self.unsought.lock().unwrap_or_else(PoisonError::into_inner).take();
         loop {
-            if let Some(new) = self.refresh().await
-                && self.config.lookback_hours > 0
-            {
+            if let Some(new) = new.filter(|_| self.config.lookback_hours > 0) {
                 let hours = chrono::Duration::hours(self.config.lookback_hours.into());
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = engine.look_back(Arc::new(new), Utc::now() - hours) => {}
                 }
+            }
+            // Only now, so that a service that was ended meanwhile looks back again.
+            self.keep().await;
+            new = self.refresh().await;
+            if new.is_some() {
+                continue;
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -121,10 +141,19 @@ impl Intel {
 
     /// Reads what has changed. Answers the values that are new, of feeds of which was known what they said before.
     pub async fn refresh(&self) -> Option<Index> {
+        self.read_changed(true).await
+    }
+
+    async fn read_changed(&self, servers: bool) -> Option<Index> {
         self.refresh_lists();
         let before = self.live.load();
+        // What was kept over a start is known before the feed is read; without, a first reading tells nothing new.
+        let keeps = self.config.state_dir.is_some();
         let mut news = false;
         for (number, feed) in self.config.feeds.iter().enumerate() {
+            if feed.format == FeedFormat::Taxii && !servers {
+                continue;
+            }
             let status = self.status(number);
             let outcome = match source::fetch(feed, &status.progress, self.config.max_feed_bytes).await {
                 Ok(None) => continue,
@@ -132,7 +161,7 @@ impl Intel {
                 Err(failure) => Err(failure),
             };
             match outcome {
-                Ok(()) => news |= status.known,
+                Ok(()) => news |= status.known || keeps,
                 Err(failure) => self.failed(number, failure),
             }
         }
@@ -146,6 +175,15 @@ impl Intel {
 
     // Makes an index with what came in the place of what the feed said before.
     async fn take(&self, number: usize, fetched: Fetched) -> Result<(), String> {
+        let now = Utc::now();
+        if fetched.pages.is_empty() && fetched.replaces.is_some() {
+            // A server to which nothing was added.
+            self.update(number, |status| {
+                status.progress = fetched.progress;
+                (status.read, status.tried, status.failure) = (Some(now), Some(now), None);
+            });
+            return Ok(());
+        }
         let feed = self.config.feeds[number].clone();
         let (old, warnings) = (
             self.live.load(),
@@ -153,7 +191,6 @@ impl Intel {
         );
         let (limits, most) = (self.config.limits(), self.config.max_indicators);
         let progress = fetched.progress.clone();
-        let now = Utc::now();
         let building = tokio::task::spawn_blocking(move || {
             let mut builder = Builder::new(most, now.timestamp());
             let full = |e: garrison_intel::Full| e.to_string();
@@ -211,7 +248,8 @@ impl Intel {
         self.update(number, |status| {
             *status = Status {
                 progress,
-                known: status.known || self.config.state_dir.is_some(),
+                known: true,
+                unkept: true,
                 report: built.report,
                 held_back: built.held_back,
                 expired: built.expired,
@@ -220,9 +258,6 @@ impl Intel {
                 failure: None,
             };
         });
-        self.store(number).await;
-        // From now on it is known what it said.
-        self.update(number, |status| status.known = true);
         Ok(())
     }
 
@@ -303,9 +338,16 @@ impl Intel {
         Some(self.config.state_dir.as_ref()?.join(format!("{}.jsonl", feed.name)))
     }
 
-    // Keeps what a feed said, for a start while it is away.
-    async fn store(&self, number: usize) {
-        let feed = &self.config.feeds[number];
+    /// Keeps what feeds said since the last time, for a start while they are away.
+    pub async fn keep(&self) {
+        for (number, feed) in self.config.feeds.iter().enumerate() {
+            if self.update(number, |status| std::mem::take(&mut status.unkept)) {
+                self.keep_one(number, feed).await;
+            }
+        }
+    }
+
+    async fn keep_one(&self, number: usize, feed: &FeedConfig) {
         let Some(path) = self.state_file(feed) else { return };
         let (index, name) = (self.live.load(), feed.name.clone());
         let cursor = self.status(number).progress.cursor.unwrap_or_default();

@@ -1,8 +1,89 @@
 //! A map that never outgrows its bound: the least active entry makes room, and that is counted.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hash, Hasher, RandomState},
+};
 
 const NONE: u32 = u32::MAX;
+
+/// Hashes by folded multiplication, which is several times faster than the standard library's hash for keys of a few
+/// words. The seeds are random in each process, so that nobody outside can choose keys that collide.
+#[derive(Clone, Debug)]
+struct Seeded {
+    start: u64,
+    factor: u64,
+}
+
+impl Seeded {
+    fn new() -> Self {
+        let random = RandomState::new();
+        Self {
+            start: random.hash_one(1_u8),
+            factor: random.hash_one(2_u8) | 1,
+        }
+    }
+}
+
+impl BuildHasher for Seeded {
+    type Hasher = Folded;
+
+    fn build_hasher(&self) -> Folded {
+        Folded {
+            state: self.start,
+            factor: self.factor,
+        }
+    }
+}
+
+struct Folded {
+    state: u64,
+    factor: u64,
+}
+
+impl Hasher for Folded {
+    fn finish(&self) -> u64 {
+        fold(self.state, 0x9E37_79B9_7F4A_7C15)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.write_u64(u64::from_le_bytes(last));
+        }
+    }
+
+    fn write_u8(&mut self, n: u8) {
+        self.write_u64(n.into());
+    }
+
+    fn write_u16(&mut self, n: u16) {
+        self.write_u64(n.into());
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.state = fold(self.state ^ n, self.factor);
+    }
+
+    fn write_u128(&mut self, n: u128) {
+        self.write_u64(n as u64);
+        self.write_u64((n >> 64) as u64);
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+}
+
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    (product as u64) ^ ((product >> 64) as u64)
+}
 
 #[derive(Debug)]
 struct Slot<K, V> {
@@ -16,7 +97,7 @@ struct Slot<K, V> {
 /// seeds, so that replaying the same messages gives the same state.
 #[derive(Debug)]
 pub struct BoundedMap<K, V> {
-    index: HashMap<K, u32>,
+    index: HashMap<K, u32, Seeded>,
     slots: Vec<Slot<K, V>>,
     oldest: u32,
     newest: u32,
@@ -28,7 +109,7 @@ impl<K: Hash + Eq + Clone, V> BoundedMap<K, V> {
     /// Makes a map for at most `capacity` entries, at least one and below 2^32. Memory is taken as it fills.
     pub fn new(capacity: usize) -> Self {
         Self {
-            index: HashMap::new(),
+            index: HashMap::with_hasher(Seeded::new()),
             slots: Vec::new(),
             oldest: NONE,
             newest: NONE,
@@ -150,6 +231,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn neighbouring_keys_are_spread_over_all_bits() {
+        let seeded = Seeded::new();
+        let mut seen = std::collections::HashSet::new();
+        let mut ones = [0_u32; 64];
+        for n in 0..4_096_u128 {
+            let hash = seeded.hash_one((n + (0xFFFF_0A00_0000 << 80), 443_u16));
+            seen.insert(hash);
+            (0..64).for_each(|bit| ones[bit] += (hash >> bit & 1) as u32);
+        }
+        assert_eq!(seen.len(), 4_096);
+        assert!(ones.iter().all(|n| (1_200..2_900).contains(n)), "{ones:?}");
+    }
 
     proptest! {
         #[test]

@@ -16,8 +16,18 @@ use crate::{app::Engine, error::Error};
 impl Engine {
     /// Asks the flows of every tenant since a time about new indicators.
     pub(in crate::app) async fn look_back(&self, new: Arc<Index>, since: DateTime<Utc>) {
-        for (id, _) in self.cells() {
-            match self.look_back_one(&id, &new, since).await {
+        // What is judged from now on is asked of the new index anyway.
+        let mut judged = Vec::new();
+        for (id, cell) in self.cells() {
+            match self.hold(&id, &cell).await {
+                Ok(held) => judged.push((id, held.tenant.as_ref().map_or(0, |t| t.applied))),
+                Err(error) => {
+                    tracing::warn!(%error, tenant = %id, "new indicators could not be looked for in earlier flows");
+                }
+            }
+        }
+        for (id, until) in judged {
+            match self.look_back_one(&id, &new, since, until).await {
                 Ok(seen) => tracing::info!(
                     tenant = %id,
                     indicators = new.len(),
@@ -33,12 +43,14 @@ impl Engine {
         }
     }
 
-    async fn look_back_one(&self, id: &TenantId, new: &Arc<Index>, since: DateTime<Utc>) -> Result<Seen, Error> {
+    async fn look_back_one(
+        &self,
+        id: &TenantId,
+        new: &Arc<Index>,
+        since: DateTime<Utc>,
+        until: u64,
+    ) -> Result<Seen, Error> {
         let cell = self.cell(id)?;
-        let until = {
-            let held = self.hold(id, &cell).await?;
-            held.tenant.as_ref().map_or(0, |t| t.applied)
-        };
         let view = self.intel().view_of(id, Arc::clone(new), true);
         let subject = format!("flows.v1.{id}.*");
         let mut next = self.first_since(&subject, until, since).await?;

@@ -196,10 +196,9 @@ impl Probed {
             .into_iter()
             .zip(&mut sums)
         {
-            let mut distinct = Distinct(words.as_slice().try_into().unwrap_or_default());
-            distinct.add(hash);
-            *words = distinct.0.to_vec();
-            *sum = distinct.estimate();
+            words.resize(4, 0);
+            words[(hash >> 6) as usize % 4] |= 1 << (hash & 63);
+            *sum = Distinct(words.as_slice().try_into().unwrap_or_default()).estimate();
         }
         (sums[0], sums[1])
     }

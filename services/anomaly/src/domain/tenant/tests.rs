@@ -478,6 +478,34 @@ fn alerts_are_those_that_the_default_playbooks_are_tested_with() {
     let mut learnt = feed();
     learnt.learn(&benign(600, 1, START, 1));
     let contact = Made::new(9_001, START + 10_000 * SECOND, [10, 0, 1, 1], DATABASE, 5_432);
+    let mut inside = feed();
+    inside.learn(&benign(600, 1, START, 1));
+    let logins: Vec<Made> = (1..=3)
+        .map(|n| {
+            Made::new(
+                9_100 + n,
+                START + 10_000 * SECOND,
+                [10, 0, 1, 1],
+                [10, 0, 3, n as u8],
+                3_389,
+            )
+        })
+        .collect();
+    let beacon: Vec<Made> = (1..=12)
+        .map(|n| Made::new(n, START + n as i64 * 60 * SECOND, [10, 0, 1, 1], [203, 0, 113, 7], 443))
+        .collect();
+    let slow: Vec<Made> = (1..=60)
+        .map(|n| {
+            Made::new(
+                n,
+                START + n as i64 * 600 * SECOND,
+                [10, 0, 9, 9],
+                [10, 0, 2, n as u8],
+                445,
+            )
+            .refused()
+        })
+        .collect();
     let mut found = Vec::new();
     for (case, alerts) in [
         ("ports", feed().flows(&ports).alerts),
@@ -485,6 +513,9 @@ fn alerts_are_those_that_the_default_playbooks_are_tested_with() {
         ("logins", feed().flows(&[login]).alerts),
         ("sessions", feed().flows(&sessions).alerts),
         ("contact", learnt.flows(&[contact]).alerts),
+        ("beacon", feed().flows(&beacon).alerts),
+        ("lateral", inside.flows(&logins).alerts),
+        ("slow scan", feed().flows(&slow).alerts),
     ] {
         let alerts: Vec<&Alert> = alerts.iter().filter(|a| a.detector != "model.autoencoder").collect();
         let gravest = alerts

@@ -235,18 +235,24 @@ fn the_default_set_acts_on_the_alerts_that_are_raised() {
         acted,
         [
             // A person looks at it first.
+            ("beacon, at first", vec![]),
+            ("beacon, at its gravest", vec![]),
             ("contact, at first", vec![]),
             ("contact, at its gravest", vec![]),
             ("forbidden from outside", vec![]),
             ("forbidden inside", vec!["isolate-forbidden-contact"]),
             ("hosts, at first", vec!["slow-down-scanners"]),
             ("hosts, at its gravest", vec!["block-scanners"]),
+            ("lateral, at first", vec![]),
+            ("lateral, at its gravest", vec![]),
             ("logins, at first", vec!["block-brute-force"]),
             ("logins, at its gravest", vec!["block-brute-force"]),
             ("ports, at first", vec!["slow-down-scanners"]),
             ("ports, at its gravest", vec!["block-scanners"]),
             ("sessions, at first", vec!["block-brute-force"]),
             ("sessions, at its gravest", vec!["block-brute-force"]),
+            ("slow scan, at first", vec!["slow-down-scanners"]),
+            ("slow scan, at its gravest", vec!["slow-down-scanners"]),
         ]
     );
     for playbook in &playbooks {

@@ -55,9 +55,9 @@ pub struct Zone {
 impl Zone {
     /// Notes a name, by what stands before its parent.
     pub fn note(&mut self, sub: &str) {
-        let mut names = self.distinct();
-        names.add(name_hash(sub));
-        self.names = names.0.to_vec();
+        let hash = name_hash(sub);
+        self.names.resize(4, 0);
+        self.names[(hash >> 6) as usize % 4] |= 1 << (hash & 63);
         self.questions = self.questions.saturating_add(1);
         self.octets += sub.len() as u64;
         self.labels = self
