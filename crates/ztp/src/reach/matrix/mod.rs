@@ -6,10 +6,16 @@
 //! the classes that it governs. [`super::Reach`] computes the same pair by pair; it is the simpler one, and this is held
 //! against it in tests.
 
+mod borders;
+mod services;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
+
+use borders::Borders;
+use services::{Row, Service, Services};
 
 use super::{
     classes::{in_order, outside},
@@ -19,86 +25,6 @@ use crate::{
     ir::{Direction, NAMESPACE_NAME_LABEL},
     sets::{Labels, Selector, ServiceSet},
 };
-
-/// The number of a [`ServiceSet`] that is kept once.
-type Service = u32;
-
-/// What one side of one class lets pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Row {
-    /// With everyone who is not in `others`.
-    rest: Service,
-    /// With these classes, in ascending order; never the same as `rest`.
-    others: Vec<(u32, Service)>,
-}
-
-impl Row {
-    fn at(&self, class: u32) -> Service {
-        match self.others.binary_search_by_key(&class, |(c, _)| *c) {
-            Ok(i) => self.others[i].1,
-            Err(_) => self.rest,
-        }
-    }
-}
-
-/// Service sets, each kept once.
-#[derive(Debug, Default)]
-struct Services {
-    all: Vec<ServiceSet>,
-    known: HashMap<ServiceSet, Service>,
-    both: HashMap<(Service, Service), Service>,
-    /// Whether two have something in common: 0 for not looked at, 1 for no, 2 for yes.
-    meets: Vec<u8>,
-    width: usize,
-    /// What the rules of a plane come to that match a peer, by what they do in their order.
-    decided: HashMap<Vec<u64>, Service>,
-}
-
-impl Services {
-    fn number(&mut self, set: &ServiceSet) -> Service {
-        if let Some(number) = self.known.get(set) {
-            return *number;
-        }
-        let number = self.all.len() as Service;
-        self.all.push(set.clone());
-        self.known.insert(set.clone(), number);
-        number
-    }
-
-    /// What is in both.
-    fn both(&mut self, a: Service, b: Service) -> Service {
-        if a == b {
-            return a;
-        }
-        let key = (a.min(b), a.max(b));
-        if let Some(known) = self.both.get(&key) {
-            return *known;
-        }
-        let set = self.all[a as usize].intersect(&self.all[b as usize]);
-        let number = self.number(&set);
-        self.both.insert(key, number);
-        number
-    }
-
-    /// Whether something is in both.
-    fn meet(&mut self, a: Service, b: Service) -> bool {
-        // A table for all pairs while there are few, which is nearly always.
-        const TABLE: usize = 4_096;
-        let compute = |all: &[ServiceSet]| !all[a as usize].intersect(&all[b as usize]).is_empty();
-        if self.all.len() > TABLE {
-            return compute(&self.all);
-        }
-        if self.width < self.all.len() {
-            self.width = self.all.len().next_power_of_two();
-            self.meets = vec![0; self.width * self.width];
-        }
-        let place = a as usize * self.width + b as usize;
-        if self.meets[place] == 0 {
-            self.meets[place] = 1 + u8::from(compute(&self.all));
-        }
-        self.meets[place] == 2
-    }
-}
 
 /// What endpoints of one class have in common: kind, node's network, labels of the namespace, own labels, named ports,
 /// places among the addresses, and name.
@@ -723,40 +649,4 @@ fn decided(
         open = open.union(&passed);
     }
     accepted.union(&open)
-}
-
-/// Where networks begin and end among addresses.
-struct Borders {
-    v4: Vec<u32>,
-    v6: Vec<u128>,
-}
-
-impl Borders {
-    fn of(nets: &[ipnet::IpNet]) -> Self {
-        let (mut v4, mut v6) = (vec![0], vec![0]);
-        for net in nets {
-            match net {
-                ipnet::IpNet::V4(net) => {
-                    v4.push(u32::from(net.network()));
-                    v4.extend(u32::from(net.broadcast()).checked_add(1));
-                }
-                ipnet::IpNet::V6(net) => {
-                    v6.push(u128::from(net.network()));
-                    v6.extend(u128::from(net.broadcast()).checked_add(1));
-                }
-            }
-        }
-        v4.sort_unstable();
-        v4.dedup();
-        v6.sort_unstable();
-        v6.dedup();
-        Self { v4, v6 }
-    }
-
-    fn place(&self, address: std::net::IpAddr) -> usize {
-        match address {
-            std::net::IpAddr::V4(a) => self.v4.partition_point(|b| *b <= u32::from(a)),
-            std::net::IpAddr::V6(a) => self.v4.len() + self.v6.partition_point(|b| *b <= u128::from(a)),
-        }
-    }
 }
