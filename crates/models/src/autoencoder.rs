@@ -6,15 +6,18 @@
 //!
 //! Flows are columns of the input matrix, so a batch is scored by four matrix products.
 
-use std::collections::HashMap;
-
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
-use safetensors::{SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use crate::{Matrix, rng::SplitMix64, scaler::RobustScaler};
+pub use crate::error::ModelError;
+use crate::{
+    Matrix,
+    error::tensor,
+    rng::SplitMix64,
+    scaler::RobustScaler,
+    weights::{self, Reader},
+};
 
 /// Widths of the layers between input and output.
 pub const HIDDEN: [usize; 3] = [24, 8, 24];
@@ -30,41 +33,6 @@ const HELD_BACK: f64 = 0.2;
 const LEARNING_RATE: f64 = 3e-3;
 const MOST_STEPS: usize = 4_000;
 const PATIENCE: usize = 8;
-
-/// A model could not be made, used or read.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    /// Too little was learnt.
-    #[error("GAR-ANOM-0003: {learnt} flows were learnt and training needs {needed}")]
-    TooLittle {
-        /// Flows in the sample.
-        learnt: usize,
-        /// Flows needed.
-        needed: usize,
-    },
-    /// Training did not end in finite weights.
-    #[error("GAR-ANOM-0004: training diverged: the loss is {loss}")]
-    Diverged {
-        /// The last validation loss.
-        loss: f32,
-    },
-    /// The stored weights or their manifest are not what this release can use.
-    #[error("GAR-ANOM-0005: stored model: {0}")]
-    Unusable(String),
-    /// The tensor library failed.
-    #[error("GAR-ANOM-0006: {operation}")]
-    Tensor {
-        /// What was attempted.
-        operation: &'static str,
-        /// Why it failed.
-        #[source]
-        source: candle_core::Error,
-    },
-}
-
-fn tensor(operation: &'static str) -> impl FnOnce(candle_core::Error) -> ModelError {
-    move |source| ModelError::Tensor { operation, source }
-}
 
 /// What belongs to the weights: stored beside them as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -263,7 +231,7 @@ impl Autoencoder {
             epochs,
             training_loss,
             validation_loss,
-            weights_sha256: hex::encode(Sha256::digest(&weights)),
+            weights_sha256: weights::hash(&weights),
         };
         let model = Self {
             manifest,
@@ -297,13 +265,7 @@ impl Autoencoder {
                 manifest.format
             )));
         }
-        let hash = hex::encode(Sha256::digest(&stored.weights));
-        if hash != manifest.weights_sha256 {
-            return Err(unusable(format!(
-                "weights have SHA-256 {hash} and the manifest says {}",
-                manifest.weights_sha256
-            )));
-        }
+        let reader = Reader::open(&stored.weights, &manifest.weights_sha256)?;
         if !manifest.features.iter().map(String::as_str).eq(features) {
             return Err(unusable("it was trained on other features; learn again".to_owned()));
         }
@@ -311,22 +273,7 @@ impl Autoencoder {
         if scales.iter().any(|s| s.len() != manifest.features.len()) || manifest.hidden != HIDDEN {
             return Err(unusable("its shape is another".to_owned()));
         }
-        let tensors = SafeTensors::deserialize(&stored.weights)
-            .map_err(|e| unusable(format!("weights are not safetensors: {e}")))?;
-        let read = |name: String, shape: &[usize]| -> Result<Tensor, ModelError> {
-            let view = tensors
-                .tensor(&name)
-                .map_err(|e| unusable(format!("tensor {name}: {e}")))?;
-            if view.shape() != shape || view.dtype() != safetensors::Dtype::F32 {
-                return Err(unusable(format!("tensor {name} has another shape or type")));
-            }
-            let (chunks, _) = view.data().as_chunks::<4>();
-            let values: Vec<f32> = chunks.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            if values.iter().any(|v| !v.is_finite()) {
-                return Err(unusable(format!("tensor {name} is not finite")));
-            }
-            Tensor::from_vec(values, shape, &Device::Cpu).map_err(tensor("reading a tensor"))
-        };
+        let read = |name: String, shape: &[usize]| reader.tensor(&name, shape);
         let layers = shapes(manifest.features.len())
             .into_iter()
             .enumerate()
@@ -487,27 +434,7 @@ fn serialise(layers: &[(Tensor, Tensor)], range: &(Tensor, Tensor)) -> Result<Ve
     }
     named.push(("middle.least".to_owned(), &range.0));
     named.push(("middle.greatest".to_owned(), &range.1));
-    let mut buffers: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    for (name, t) in named {
-        let values = t
-            .flatten_all()
-            .and_then(|t| t.to_vec1::<f32>())
-            .map_err(tensor("reading the weights"))?;
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        buffers.push((name, t.dims().to_vec(), bytes));
-    }
-    let unusable = |e: safetensors::SafeTensorError| ModelError::Unusable(e.to_string());
-    let views = buffers
-        .iter()
-        .map(|(name, shape, bytes)| {
-            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)?;
-            Ok((name.as_str(), view))
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(unusable)?;
-    // One key only: the order of several would differ from run to run, and with it the hash.
-    let about = HashMap::from([("format".to_owned(), "garrison.autoencoder.v1".to_owned())]);
-    safetensors::serialize(views, Some(about)).map_err(unusable)
+    weights::write(&named, "garrison.autoencoder.v1")
 }
 
 #[cfg(test)]

@@ -4,11 +4,20 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod autoencoder;
+pub mod baseline;
+pub mod budget;
+pub mod classifier;
+pub(crate) mod dense;
+pub mod ensemble;
+pub mod error;
 pub mod gpd;
 pub mod matrix;
+pub mod metrics;
 pub mod reservoir;
 pub mod rng;
 pub mod scaler;
 pub mod spot;
+pub mod table;
+pub(crate) mod weights;
 
 pub use matrix::Matrix;

@@ -96,7 +96,7 @@ fn a_stored_model_that_does_not_fit_is_refused() {
     assert!(
         refused(&|m| {
             m.weights = vec![0; 40];
-            m.manifest.weights_sha256 = hex::encode(Sha256::digest(&m.weights));
+            m.manifest.weights_sha256 = weights::hash(&m.weights);
         })
         .contains("safetensors")
     );
