@@ -264,7 +264,10 @@ fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
     let techniques: Vec<String> = alert
         .techniques
         .iter()
-        .map(|t| format!("{} {} ({})", t.id, t.name, t.tactic))
+        .map(|t| match t.name.as_str() {
+            "" => t.id.clone(),
+            name => format!("{} {name} ({})", t.id, t.tactic),
+        })
         .collect();
     let features: Vec<String> = alert
         .features

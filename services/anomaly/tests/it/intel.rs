@@ -460,3 +460,56 @@ async fn a_value_can_be_looked_up_and_what_is_none_is_refused() {
         ]
     );
 }
+
+/// Public block lists: addresses that are on at least n of some thirty lists.
+#[test]
+fn public_block_lists_are_read_whole_and_every_address_is_found() {
+    use std::{collections::HashSet, io::Read as _, net::Ipv4Addr};
+
+    use garrison_intel::{
+        Builder, Warnings,
+        feed::{self, Format, Limits, List},
+    };
+    let Some(corpora) = garrison_testkit::corpora("public_block_lists_are_read_whole_and_every_address_is_found")
+    else {
+        return;
+    };
+    let warnings = Warnings::built_in();
+    let mut narrower: Option<HashSet<Ipv4Addr>> = None;
+    for level in (1..=4).rev() {
+        let path = corpora.join(format!("threat-intel/ipsum-level-{level}.txt.gz"));
+        let mut text = String::new();
+        let file = fs::File::open(&path).unwrap();
+        flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+        // Read without our reader: every line is an address.
+        let addresses: HashSet<Ipv4Addr> = text.lines().map(|line| line.parse().unwrap()).collect();
+        let (mut builder, mut held) = (Builder::new(1_000_000, 0), 0);
+        let list = Format::List(List::default());
+        let report = feed::read(&list, text.as_bytes(), &Limits::default(), &mut |indicator| {
+            held += u64::from(warnings.held(&indicator.value).is_some());
+            builder.add("ipsum", &indicator, 50, false).unwrap();
+        })
+        .unwrap();
+        let index = builder.build();
+        assert_eq!((report.taken, report.bad), (text.lines().count() as u64, 0));
+        assert_eq!(index.len(), addresses.len());
+        let known = |address: Ipv4Addr| {
+            let mut known = false;
+            index.address(address.into(), |_| known = true);
+            known
+        };
+        assert!(addresses.iter().all(|a| known(*a)));
+        // The neighbours of listed addresses are known only when they are listed themselves.
+        let beside = |a: &Ipv4Addr| Ipv4Addr::from(u32::from(*a) ^ 1);
+        assert!(addresses.iter().map(beside).all(|a| known(a) == addresses.contains(&a)));
+        if let Some(narrower) = &narrower {
+            assert!(narrower.is_subset(&addresses), "who is on {level} lists is on fewer");
+        }
+        println!(
+            "on {level} lists or more: {} addresses, {held} held back by warning lists, {} octets each",
+            addresses.len(),
+            index.octets() / addresses.len(),
+        );
+        narrower = Some(addresses);
+    }
+}
