@@ -413,7 +413,7 @@ spec:
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: crate::generate::cases(200), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::generate::cases(60), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn imported_groups_allow_what_the_provider_would(

@@ -233,7 +233,7 @@ fn by_account() -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: generate::cases(300), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: generate::cases(100), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn istio_and_linkerd_are_never_wider_and_equal_without_gaps(

@@ -75,7 +75,7 @@ pub(crate) fn attached<'d>(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: generate::cases(300), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: generate::cases(100), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_sees_connections_only_is_never_wider(
