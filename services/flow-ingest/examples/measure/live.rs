@@ -43,9 +43,14 @@ pub fn measure(seconds: u64, workers: usize) -> Result<Value, String> {
         control.listen_on(&[interface.index]).map_err(|error| text(&error))?;
         control.drops().map_err(|error| text(&error))?;
     }
+    // Of this namespace, as sysfs shows the one it was mounted in.
     let card = || -> u64 {
-        let path = format!("/sys/class/net/{}/statistics/rx_packets", host.router_interface());
-        fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+        let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+        let name = format!("{}:", host.router_interface());
+        let line = text.lines().find_map(|line| line.trim_start().strip_prefix(&name));
+        // Octets, then packets received.
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+            .unwrap_or_default()
     };
     let (before, stop, began) = (card(), AtomicBool::new(false), Instant::now());
     let (sent, counts) = std::thread::scope(|scope| {
