@@ -33,6 +33,16 @@ pub(crate) fn evaluate(folder: &Path, score: &mut Score) -> std::io::Result<()> 
             crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone(),
         );
     }
+    // Every custom resource has these, whether its schema says so or not.
+    for schema in schemas.values_mut() {
+        if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+            for (name, kind) in [("apiVersion", "string"), ("kind", "string"), ("metadata", "object")] {
+                properties
+                    .entry(name)
+                    .or_insert_with(|| serde_json::json!({ "type": kind }));
+            }
+        }
+    }
     let checked = garrison_ztp::check(POLICIES);
     if let Some(error) = checked.errors().next() {
         score.note("the policies", Some(error.to_string()));
@@ -197,6 +207,13 @@ fn validate(schema: &Value, value: &Value, at: &str, errors: &mut Vec<String>) {
                     .count();
                 if matching == 0 || keyword == "oneOf" && matching != 1 {
                     fail(format!("{matching} alternatives of {keyword} match"), errors);
+                }
+            }
+            "not" => {
+                let mut inner = Vec::new();
+                validate_alternative(wanted, value, at, &mut inner);
+                if inner.is_empty() {
+                    fail("what must not match does".to_owned(), errors);
                 }
             }
             "allOf" => {

@@ -163,6 +163,10 @@ pub fn linkerd<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Optio
             }
             part.write(&ports, &reached, &sha256, &mut documents);
         }
+        if documents.is_empty() {
+            // Nothing may reach these pods: that is the annotation's to say.
+            continue;
+        }
         let governed: Vec<String> = policies.iter().map(Policy::reference).collect();
         out.files.push(CompiledFile {
             path: format!("linkerd/{namespace}.yaml"),
