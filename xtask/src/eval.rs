@@ -156,7 +156,7 @@ fn anomaly(corpora: &Path, specs: Vec<PathBuf>, only: Option<String>, seeds: u64
             "-p",
             "garrison-models",
             "--example",
-            "evaluate",
+            "detection",
             "--",
         ])
         .arg("--corpora")

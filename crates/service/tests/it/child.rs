@@ -14,7 +14,8 @@ use garrison_proto::{
     TenantId,
     alert::v1::{
         FinishLearningRequest, FinishLearningResponse, GetModelRequest, GetModelResponse, ListDetectorsRequest,
-        ListDetectorsResponse, StartLearningRequest, StartLearningResponse,
+        ListDetectorsResponse, ListIndicatorFeedsRequest, ListIndicatorFeedsResponse, LookupIndicatorRequest,
+        LookupIndicatorResponse, StartLearningRequest, StartLearningResponse,
         detection_service_server::{DetectionService, DetectionServiceServer},
     },
     audit::v1::Decision,
@@ -117,6 +118,20 @@ impl DetectionService for Detection {
         _: Request<FinishLearningRequest>,
     ) -> Result<Response<FinishLearningResponse>, Status> {
         Ok(Response::new(FinishLearningResponse::default()))
+    }
+
+    async fn list_indicator_feeds(
+        &self,
+        _: Request<ListIndicatorFeedsRequest>,
+    ) -> Result<Response<ListIndicatorFeedsResponse>, Status> {
+        Ok(Response::new(ListIndicatorFeedsResponse::default()))
+    }
+
+    async fn lookup_indicator(
+        &self,
+        _: Request<LookupIndicatorRequest>,
+    ) -> Result<Response<LookupIndicatorResponse>, Status> {
+        Ok(Response::new(LookupIndicatorResponse::default()))
     }
 }
 

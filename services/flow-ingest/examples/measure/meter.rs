@@ -109,8 +109,10 @@ pub fn shared(path: &Path, workers: usize) -> Result<Value, String> {
         .map(|_| (Meter::new("bench", Limits::default(), 1), Batches::default()))
         .collect();
     let stop = AtomicBool::new(false);
-    spread(file, &mut share, &stop, |(meter, sink), packets| meter.process(packets, sink))
-        .map_err(|error| error.to_string())?;
+    spread(file, &mut share, &stop, |(meter, sink), packets| {
+        meter.process(packets, sink)
+    })
+    .map_err(|error| error.to_string())?;
     let mut counts = Counts::default();
     for (meter, sink) in &mut share {
         meter.finish(EndReason::EndOfFile, sink);

@@ -90,7 +90,11 @@ async fn without_the_broker_logins_go_on_and_events_follow_later() {
     );
     stack.nats().resume().unwrap();
     // The outbox keeps it until the broker has stored it.
-    assert!(revocation_is_stored(stack).await, "the revocation never came:\n{}", program.log());
+    assert!(
+        revocation_is_stored(stack).await,
+        "the revocation never came:\n{}",
+        program.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +121,11 @@ async fn killed_before_it_could_publish_it_publishes_after_the_restart() {
         .get_caller(GetCallerRequest {})
         .await;
     assert_eq!(code_of(refused), "GAR-AUTH-0004");
-    assert!(revocation_is_stored(stack).await, "the revocation was lost:\n{}", second.log());
+    assert!(
+        revocation_is_stored(stack).await,
+        "the revocation was lost:\n{}",
+        second.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
