@@ -102,11 +102,15 @@ fn refang(text: &str) -> Cow<'_, str> {
     if hxxp {
         text.replace_range(..4, "http");
     }
+    // A scheme stands before everything else: what looks like one in a path is part of the path.
+    let leads = |text: &str, mark: &str| text.find(mark).filter(|at| !text[..*at].contains(['/', '?', '#']));
     for odd in ["[:]//", "[://]"] {
-        text = text.replacen(odd, "://", 1);
+        if let Some(at) = leads(&text, odd) {
+            text.replace_range(at..at + odd.len(), "://");
+        }
     }
-    let begin = text.find("://").map_or(0, |at| at + 3);
-    let end = text[begin..].find('/').map_or(text.len(), |at| begin + at);
+    let begin = leads(&text, "://").map_or(0, |at| at + 3);
+    let end = text[begin..].find(['/', '?', '#']).map_or(text.len(), |at| begin + at);
     let mut host = text[begin..end].to_owned();
     for dot in ["[.]", "(.)", "{.}", "[dot]", "(dot)"] {
         if host.contains(dot) {
@@ -282,6 +286,10 @@ mod tests {
             ("evil.example/login.php", "url evil.example/login.php"),
             ("http://evil.example?x=1", "url evil.example/?x=1"),
             ("hxxps[:]//evil.example/a[.]b", "url evil.example/a[.]b"),
+            (
+                "evil.example/x://bad[.]example/[:]//b",
+                "url evil.example/x://bad[.]example/[:]//b",
+            ),
             (
                 "evil.example/to?u=http://a.example/",
                 "url evil.example/to?u=http://a.example/",

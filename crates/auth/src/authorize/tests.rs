@@ -154,7 +154,7 @@ fn a_schema_without_an_effect_or_a_policy_that_does_not_fit_is_refused() {
 fn methods_that_change_something_are_recorded() {
     let authorizer = Authorizer::shared();
     let reading = [
-        "Get", "List", "Stream", "Fetch", "Search", "Check", "Compile", "Explain", "Export",
+        "Get", "List", "Lookup", "Stream", "Fetch", "Search", "Check", "Compile", "Explain", "Export",
     ];
     for method in contracts() {
         let verb = method.rsplit('/').next().unwrap();
