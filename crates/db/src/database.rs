@@ -190,6 +190,9 @@ impl Db {
     /// Has the relay of this process publish messages that were committed to the outbox at once, before its turn; see
     /// [`Tx::commit_urgent`], which does so by itself.
     pub fn hurry(&self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
         let urgent = Urgent {
             messages,
             span: tracing::Span::current(),

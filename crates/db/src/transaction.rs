@@ -117,15 +117,14 @@ impl<'c> Tx<'c> {
     /// # Errors
     /// When the database is away.
     pub async fn append(&mut self, outgoing: &Outgoing) -> Result<bool, DbError> {
+        let operation = "append messages to the outbox";
         let query = sqlx::query("SELECT append_messages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)");
         let row = outgoing
             .bind(query)
             .fetch_one(&mut *self.inner)
             .await
-            .map_err(DbError::during("append messages to the outbox"))?;
-        let first = row
-            .try_get(0)
-            .map_err(DbError::during("append messages to the outbox"))?;
+            .map_err(DbError::during(operation))?;
+        let first = row.try_get(0).map_err(DbError::during(operation))?;
         if first {
             self.appended(outgoing);
         }

@@ -44,7 +44,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What the peer keeps.
+/// What the peer keeps. Its fields are there to be as large as what they stand for.
 #[derive(Clone, Copy)]
 #[allow(dead_code)]
 struct Plain {

@@ -136,7 +136,7 @@ fn best_by_label(benign: &[f64], scores: &[f64], labels: &[&str]) -> Option<f64>
     Some(quantile(benign, 1.0 - middle))
 }
 
-/// The network ensemble on benign rows: the service's second look.
+/// The network ensemble on benign rows.
 pub fn ensemble(spec: &Spec, data: &Data, rows: &Rows, shape: &ensemble::Shape, seed: u64) -> Result<Detector> {
     let encoder = Encoder::fit(&data.table, &rows.benign);
     let matrix = encoder.encode(&data.table, &rows.benign);
@@ -169,7 +169,11 @@ pub fn baselines(spec: &Spec, data: &Data, rows: &Rows, labelled: bool, seed: u6
     let (fit, held): (Vec<usize>, Vec<usize>) = rows.benign.iter().partition(|_| rng.unit() >= HELD_BACK);
     let encoder = Encoder::fit(&data.table, &fit);
     let matrix = encoder.encode(&data.table, &fit);
-    let mut detectors = Vec::new();
+    // Each is calibrated with the benign rows that it did not learn from.
+    let detector = |names, score: Score| {
+        let calibration = score(&data.table, &held)?;
+        Detector::new(names, spec, data, &calibration, &rows.others, score)
+    };
 
     let column = rate_column(spec, &data.table);
     let values = |table: &Table, rows: &[usize]| -> Vec<f32> {
@@ -186,30 +190,14 @@ pub fn baselines(spec: &Spec, data: &Data, rows: &Rows, labelled: bool, seed: u6
         };
         Ok(rows.iter().map(value).collect())
     };
-    let calibration = score(&data.table, &held)?;
     let names = ["boxplot, threshold from benign rows", "boxplot"];
-    detectors.push(Detector::new(
-        names,
-        spec,
-        data,
-        &calibration,
-        &rows.others,
-        Box::new(score),
-    )?);
+    let boxplot = detector(names, Box::new(score))?;
 
     let forest = IsolationForest::fit(&matrix, seed);
     let own = encoder.clone();
     let score = move |table: &Table, rows: &[usize]| Ok(forest.score(&own.encode(table, rows)));
-    let calibration = score(&data.table, &held)?;
     let names = ["isolation forest, threshold from benign rows", "isolation forest"];
-    detectors.push(Detector::new(
-        names,
-        spec,
-        data,
-        &calibration,
-        &rows.others,
-        Box::new(score),
-    )?);
+    let forest = detector(names, Box::new(score))?;
 
     let (linear, own) = if labelled && !rows.others.is_empty() {
         let all: Vec<usize> = fit.iter().chain(&rows.others).copied().collect();
@@ -223,17 +211,9 @@ pub fn baselines(spec: &Spec, data: &Data, rows: &Rows, labelled: bool, seed: u6
         (Linear::components(&matrix, seed), encoder)
     };
     let score = move |table: &Table, rows: &[usize]| Ok(linear.score(&own.encode(table, rows)));
-    let calibration = score(&data.table, &held)?;
     let names = ["linear, threshold from benign rows", "linear"];
-    detectors.push(Detector::new(
-        names,
-        spec,
-        data,
-        &calibration,
-        &rows.others,
-        Box::new(score),
-    )?);
-    Ok(detectors)
+    let linear = detector(names, Box::new(score))?;
+    Ok(vec![boxplot, forest, linear])
 }
 
 fn rate_column(spec: &Spec, table: &Table) -> String {

@@ -107,6 +107,37 @@ const SERVICES: &[(u8, u16)] = &[
     (47, 0),
 ];
 
+/// Every pair of the world is let through for exactly the services that `wanted` says.
+fn lets_through(
+    cluster: &Cluster,
+    world: &[Endpoint],
+    text: &str,
+    wanted: impl Fn(&Endpoint, &Endpoint, u8, u16) -> bool,
+) -> Result<(), TestCaseError> {
+    let reach = Reach::of(&cluster.program);
+    for (i, src) in world.iter().enumerate() {
+        for (j, dst) in world.iter().enumerate() {
+            if i == j {
+                continue;
+            }
+            let allowed = reach.allowed(0, find(&reach, i, src), find(&reach, j, dst));
+            for (protocol, port) in SERVICES {
+                prop_assert_eq!(
+                    allowed.contains(*protocol, *port),
+                    wanted(src, dst, *protocol, *port),
+                    "{:?} → {:?} {}/{}\n{}",
+                    src,
+                    dst,
+                    protocol,
+                    port,
+                    text
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -152,23 +183,10 @@ proptest! {
         }
         let cluster = read(&text);
         prop_assert!(cluster.is_valid(), "{:#?}\n{}", cluster.findings, text);
-        let reach = Reach::of(&cluster.program);
-        for (i, src) in world.iter().enumerate() {
-            for (j, dst) in world.iter().enumerate() {
-                if i == j {
-                    continue;
-                }
-                let allowed = reach.allowed(0, find(&reach, i, src), find(&reach, j, dst));
-                for (protocol, port) in SERVICES {
-                    let event = crate::reference::Event { protocol: *protocol, port: *port, ..Default::default() };
-                    let wanted = crate::cilium::passes_event(&policies, src, dst, &event);
-                    prop_assert_eq!(
-                        allowed.contains(*protocol, *port), wanted,
-                        "{:?} → {:?} {}/{}\n{}", src, dst, protocol, port, text
-                    );
-                }
-            }
-        }
+        lets_through(&cluster, &world, &text, |src, dst, protocol, port| {
+            let event = crate::reference::Event { protocol, port, ..Default::default() };
+            crate::cilium::passes_event(&policies, src, dst, &event)
+        })?;
     }
 
     #[test]
@@ -182,20 +200,10 @@ proptest! {
         }
         let cluster = read(&text);
         prop_assert!(cluster.is_valid(), "{:#?}\n{}", cluster.findings, text);
-        let reach = Reach::of(&cluster.program);
         let enforced: Vec<_> = documents.iter().filter(|d| d.spec.mode == Mode::Enforce).collect();
-        for (i, src) in world.iter().enumerate() {
-            for (j, dst) in world.iter().enumerate() {
-                if i == j {
-                    continue;
-                }
-                let allowed = reach.allowed(0, find(&reach, i, src), find(&reach, j, dst));
-                for (protocol, port) in SERVICES {
-                    let wanted = !denied(&decide(&enforced, src, dst, *protocol, *port, By::Label));
-                    prop_assert_eq!(allowed.contains(*protocol, *port), wanted, "{:?} → {:?} {}/{}\n{}", src, dst, protocol, port, text);
-                }
-            }
-        }
+        lets_through(&cluster, &world, &text, |src, dst, protocol, port| {
+            !denied(&decide(&enforced, src, dst, protocol, port, By::Label))
+        })?;
     }
 
     #[test]
@@ -207,20 +215,10 @@ proptest! {
         let cluster = read(&text);
         // Some random documents are refused, for example for a rule that flows cannot be held against.
         prop_assume!(cluster.is_valid());
-        let reach = Reach::of(&cluster.program);
         let enforced: Vec<_> = documents.iter().filter(|d| d.spec.mode == Mode::Enforce).collect();
-        for (i, src) in world.iter().enumerate() {
-            for (j, dst) in world.iter().enumerate() {
-                if i == j {
-                    continue;
-                }
-                let allowed = reach.allowed(0, find(&reach, i, src), find(&reach, j, dst));
-                for (protocol, port) in SERVICES {
-                    let wanted = !denied(&decide(&enforced, src, dst, *protocol, *port, By::Label));
-                    prop_assert_eq!(allowed.contains(*protocol, *port), wanted, "{:?} → {:?}\n{}", src, dst, text);
-                }
-            }
-        }
+        lets_through(&cluster, &world, &text, |src, dst, protocol, port| {
+            !denied(&decide(&enforced, src, dst, protocol, port, By::Label))
+        })?;
     }
 
     #[test]
