@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::{Engine, Failure, STATUS, Task, book::Watched, places::source, seconds};
+use super::{Engine, Failure, STATUS, Task, book::Watched, places::source, seconds, statuses::enforces};
 use crate::{
     config::RolloutConfig,
     domain::{
@@ -49,7 +49,7 @@ impl Engine {
         };
         let newest = source(id, &object);
         let known = self.book().rollouts.get(id).cloned();
-        let enforce = newest.spec.get("mode").and_then(Value::as_str) == Some("enforce");
+        let enforce = enforces(&newest.spec);
         let mut watched = match known {
             Some(watched) if watched.rollout.generation == newest.generation => watched,
             _ => {

@@ -70,11 +70,21 @@ impl Engine {
             let missing = self.missing.read().unwrap_or_else(std::sync::PoisonError::into_inner);
             missing.values().next().cloned()
         };
-        let enforce = spec.get("mode").and_then(Value::as_str) == Some("enforce");
+        let enforce = enforces(spec);
         let programmed = if findings.iter().any(|finding| finding.refused) {
             Programmed::Invalid
         } else if let Some(problem) = problem {
             problem
+        } else if let Some(watched) = returned
+            && id.kind == Kind::Namespaced
+            && enforced
+                != watched
+                    .previous
+                    .as_ref()
+                    .filter(|previous| enforces(&previous.spec))
+                    .map(|previous| previous.generation)
+        {
+            Programmed::Failed("The version before is being written again".to_owned())
         } else if let Some(watched) = returned {
             let denied = watched.rollout.denied.unwrap_or_default();
             Programmed::Returned(match &watched.previous {
@@ -224,6 +234,10 @@ impl Engine {
             Err(error) => Err(Failure::api(format!("the finalizer of {id}"))(error)),
         }
     }
+}
+
+pub(super) fn enforces(spec: &Value) -> bool {
+    spec.get("mode").and_then(Value::as_str) == Some("enforce")
 }
 
 fn api(client: &Client, id: &PolicyId) -> Api<DynamicObject> {
