@@ -6,18 +6,18 @@ use garrison_db::Tx;
 use garrison_proto::{
     TenantId,
     alert::v1::Alert,
-    audit::v1::Decision,
+    audit::v1::Decision as Verdict,
     resource_name,
     response::v1::{IncidentStatus, ResponseState},
 };
 use prost::Message as _;
 use uuid::Uuid;
 
-use super::{App, Rules, decide::Occasion, effects::Effects};
+use super::{App, LANE, Rules, decide::Occasion, effects::Effects};
 use crate::{
     domain::{
         alert::AlertFacts,
-        correlation::{facts, linked},
+        correlation::{Fact, facts, linked},
         incident::Incident,
         ocsf, playbook,
         response::SELF,
@@ -25,7 +25,7 @@ use crate::{
     error::{AppError, During as _},
     store::{
         incidents::{self, Note},
-        intake::{self, Moment, Surroundings},
+        intake::{self, Entered, Entry, Look, Moment, Surroundings},
         responses::Created,
     },
 };
@@ -49,6 +49,24 @@ pub enum Taken {
     },
 }
 
+/// An alert on its way in.
+pub(super) struct Case<'a> {
+    pub(super) tenant: &'a TenantId,
+    pub(super) delivery: Uuid,
+    pub(super) body: &'a Alert,
+    pub(super) alert: &'a AlertFacts,
+    pub(super) facts: &'a [Fact],
+    pub(super) targets: &'a [String],
+    pub(super) now: DateTime<Utc>,
+}
+
+/// What an alert leads to: to be written, and the orders to be sent then.
+struct Decision<'a> {
+    entry: Entry<'a>,
+    orders: Vec<Message>,
+    taken: Taken,
+}
+
 impl App {
     /// Takes an alert in: incident, playbooks, responses and orders in one transaction.
     ///
@@ -64,83 +82,158 @@ impl App {
     ) -> Result<Taken, AppError> {
         let started = std::time::Instant::now();
         let facts_of_alert = AlertFacts::read(alert, now)?;
-        // Every round trip to the database is time in which the attacker goes on. A repeat is found at the end.
+        let targets: Vec<String> = playbook::targets(&facts_of_alert)
+            .map(|target| target.to_string())
+            .collect();
+        let case = Case {
+            tenant,
+            delivery,
+            body: alert,
+            facts: &facts(&facts_of_alert, &self.settings().correlation),
+            alert: &facts_of_alert,
+            targets: &targets,
+            now,
+        };
+        // Every round trip to the database is time in which the attacker goes on.
+        let taken = match self.take_at_once(&case).await? {
+            Some(taken) => taken,
+            None => self.take_locked(&case).await?,
+        };
+        if taken != Taken::Repeat {
+            self.metrics().alert(&facts_of_alert, started.elapsed());
+        }
+        Ok(taken)
+    }
+
+    /// Looks without a lock, decides, and writes if nothing has changed since. `None` when something has, or when there is
+    /// more to write than that: a tenant's first alert, incidents that become one, an incident that was closed.
+    async fn take_at_once(&self, case: &Case<'_>) -> Result<Option<Taken>, AppError> {
+        let lane = &self.inner.lane;
+        let around = self.look_at(case).at_once(lane, LANE).await;
+        let mut around = around.during("look up what surrounds an alert")?;
+        self.keep_allowed(case.tenant, &mut around.situation);
+        let rules = around.generation.and_then(|g| self.cached_rules(case.tenant, g));
+        let Some(rules) = rules else { return Ok(None) };
+        let incident = match self.homes(case, &around).as_slice() {
+            [] => None,
+            [home] => {
+                let found = intake::incident_at_once(lane, case.tenant, *home).await;
+                match found.during("load an incident")? {
+                    Some(incident) if incident.status != IncidentStatus::Closed => Some(incident),
+                    _ => return Ok(None),
+                }
+            }
+            _ => return Ok(None),
+        };
+        let revision = around.revision;
+        let effects = Effects::new(&self.inner.info, case.tenant);
+        let decision = self.settle(case, &rules, around, incident, effects)?;
+        let entered = decision.entry.at_once(lane, case.tenant, revision).await;
+        match entered.during("store an alert")? {
+            Entered::Changed => Ok(None),
+            Entered::Repeat => Ok(Some(Taken::Repeat)),
+            Entered::Taken => {
+                if decision.orders.is_empty() {
+                    lane.outbox_signal();
+                } else {
+                    lane.hurry(decision.orders);
+                }
+                self.opened(&decision.taken);
+                Ok(Some(decision.taken))
+            }
+        }
+    }
+
+    /// Takes the tenant's lock before it looks. A repeat is found at the end.
+    async fn take_locked(&self, case: &Case<'_>) -> Result<Taken, AppError> {
+        let tenant = case.tenant;
         let mut tx = self.begin_locked(tenant).await?;
-        let mut around = self.look_around(&mut tx, tenant, &facts_of_alert, now).await?;
+        let mut around = self.look_within(&mut tx, case).await?;
         let generation = match around.generation {
             Some(generation) => generation,
             None => {
                 tx.rollback().await.during("roll back")?;
-                self.start_tenant(tenant, now).await?;
+                self.start_tenant(tenant, case.now).await?;
                 tx = self.begin_locked(tenant).await?;
-                around = self.look_around(&mut tx, tenant, &facts_of_alert, now).await?;
+                around = self.look_within(&mut tx, case).await?;
                 around.generation.unwrap_or_default()
             }
         };
         let rules = self.rules(&mut tx, tenant, generation).await?;
-        let taken = self
-            .take_in(&mut tx, tenant, delivery, alert, &facts_of_alert, &rules, around, now)
-            .await?;
-        let Some((taken, orders)) = taken else {
+        let mut effects = Effects::new(&self.inner.info, tenant);
+        let homes = self.homes(case, &around);
+        let mut incident = self.gather(&mut tx, tenant, homes, &mut effects, case.now).await?;
+        if let Some(incident) = &mut incident
+            && incident.status == IncidentStatus::Closed
+        {
+            incident.status = IncidentStatus::Open;
+            self.note(&mut tx, tenant, incident.id, "reopened: it goes on", case.now)
+                .await?;
+        }
+        let decision = self.settle(case, &rules, around, incident, effects)?;
+        let entered = decision.entry.within(&mut tx).await.during("store an alert")?;
+        if entered != Entered::Taken {
             tx.rollback().await.during("roll back a repeat")?;
             return Ok(Taken::Repeat);
-        };
-        self.commit(tx, orders, "commit an alert").await?;
-        self.metrics().alert(&facts_of_alert, started.elapsed());
-        Ok(taken)
+        }
+        tx.appended(&decision.entry.outgoing);
+        self.commit(tx, decision.orders, "commit an alert").await?;
+        self.opened(&decision.taken);
+        Ok(decision.taken)
     }
 
-    pub(super) async fn look_around(
-        &self,
-        tx: &mut Tx<'static>,
-        tenant: &TenantId,
-        alert: &AlertFacts,
-        now: DateTime<Utc>,
-    ) -> Result<Surroundings, AppError> {
-        let policy = &self.settings().correlation;
-        let targets: Vec<String> = playbook::targets(alert).map(|target| target.to_string()).collect();
-        let moment = Moment {
-            now,
-            heard_since: self.alive_since(now),
-            window_minutes: policy.window_minutes,
-        };
-        let mut around = intake::surroundings(tx, tenant.as_str(), alert, &facts(alert, policy), &targets, moment)
-            .await
-            .during("look up what surrounds an alert")?;
-        self.keep_allowed(tenant, &mut around.situation);
+    fn opened(&self, taken: &Taken) {
+        if matches!(taken, Taken::In { opened: true, .. }) {
+            self.metrics().incident("opened");
+        }
+    }
+
+    fn look_at<'a>(&self, case: &'a Case<'a>) -> Look<'a> {
+        Look {
+            tenant: case.tenant,
+            alert: case.alert,
+            facts: case.facts,
+            targets: case.targets,
+            moment: Moment {
+                now: case.now,
+                heard_since: self.alive_since(case.now),
+                window_minutes: self.settings().correlation.window_minutes,
+            },
+        }
+    }
+
+    pub(super) async fn look_within(&self, tx: &mut Tx<'static>, case: &Case<'_>) -> Result<Surroundings, AppError> {
+        let around = self.look_at(case).within(tx).await;
+        let mut around = around.during("look up what surrounds an alert")?;
+        self.keep_allowed(case.tenant, &mut around.situation);
         Ok(around)
     }
 
-    // What became of it and the orders, or nothing for a repeat, which must be rolled back.
-    #[allow(clippy::too_many_arguments)] // an alert and what it is judged by
-    async fn take_in(
+    /// The incidents that an alert belongs to.
+    fn homes(&self, case: &Case<'_>, around: &Surroundings) -> Vec<Uuid> {
+        let mut homes = linked(case.facts, &around.known, &self.settings().correlation);
+        homes.extend(around.present.filter(|id| !homes.contains(id)));
+        homes
+    }
+
+    /// What an alert leads to, given the one incident that it belongs to, if there is one.
+    fn settle<'a>(
         &self,
-        tx: &mut Tx<'static>,
-        tenant: &TenantId,
-        delivery: Uuid,
-        body: &Alert,
-        alert: &AlertFacts,
+        case: &Case<'a>,
         rules: &Rules,
         around: Surroundings,
-        now: DateTime<Utc>,
-    ) -> Result<Option<(Taken, Vec<Message>)>, AppError> {
-        let mut effects = Effects::new(&self.inner.info, tenant);
-        let policy = &self.settings().correlation;
-        let new_facts = facts(alert, policy);
-        let mut homes = linked(&new_facts, &around.known, policy);
-        homes.extend(around.present.filter(|id| !homes.contains(id)));
+        incident: Option<Incident>,
+        mut effects: Effects<'_>,
+    ) -> Result<Decision<'a>, AppError> {
+        let Case { tenant, alert, now, .. } = *case;
+        let homes = self.homes(case, &around);
         let mut situation = around.situation;
         // Settled within this incident means: within those that it is made of.
         situation
             .in_play
             .retain(|known| known.settled.is_none_or(|incident| homes.contains(&incident)));
-
-        let (mut incident, opened) = match self.gather(tx, tenant, homes, &mut effects, now).await? {
+        let (mut incident, opened) = match incident {
             Some(mut incident) => {
-                if incident.status == IncidentStatus::Closed {
-                    incident.status = IncidentStatus::Open;
-                    self.note(tx, tenant, incident.id, "reopened: it goes on", now).await?;
-                }
                 incident.absorb(alert, around.present.is_none(), now);
                 (incident, false)
             }
@@ -178,40 +271,29 @@ impl App {
                 effects.own_actor(),
                 "incident.opened",
                 &name,
-                Decision::Allow,
+                Verdict::Allow,
                 &incident.title(),
                 [("alert", alert.id.to_string()), ("detector", alert.detector.clone())],
             );
         }
-        let finding = ocsf::detection_finding(body, alert, tenant.as_str(), &name, around.present.is_some());
+        let finding = ocsf::detection_finding(case.body, alert, tenant.as_str(), &name, around.present.is_some());
         effects.siem("detection_finding", ocsf::EVENT_TYPE, &finding)?;
-        let (outgoing, orders) = effects.outgoing_once(INBOX, delivery)?;
-        let first = intake::put(
-            tx,
-            tenant.as_str(),
-            alert,
-            &body.encode_to_vec(),
-            &new_facts,
-            &incident,
-            &decided.created,
-            &outgoing,
-            now,
-        )
-        .await
-        .during("store an alert")?;
-        if !first {
-            return Ok(None);
-        }
-        tx.appended(&outgoing);
-        if opened {
-            self.metrics().incident("opened");
-        }
+        let (outgoing, orders) = effects.outgoing_once(INBOX, case.delivery)?;
         let taken = Taken::In {
             incident: incident.id,
             opened,
             responses: decided.created.iter().map(|created| created.response.id).collect(),
         };
-        Ok(Some((taken, orders)))
+        let entry = Entry {
+            alert,
+            body: case.body.encode_to_vec(),
+            facts: case.facts,
+            incident,
+            responses: decided.created,
+            outgoing,
+            now,
+        };
+        Ok(Decision { entry, orders, taken })
     }
 
     /// Loads the incidents that an alert belongs to and merges them into the oldest.
@@ -252,7 +334,7 @@ impl App {
                 effects.own_actor(),
                 "incident.merged",
                 &from,
-                Decision::Allow,
+                Verdict::Allow,
                 "one alert belongs to both",
                 [("into", into)],
             );

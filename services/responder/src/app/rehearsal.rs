@@ -11,7 +11,7 @@ use garrison_proto::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{App, LANE, effects::Effects};
+use super::{App, LANE, effects::Effects, intake::Case};
 use crate::{
     domain::{
         alert::AlertFacts,
@@ -20,7 +20,10 @@ use crate::{
         response::{Action, Draft, Response, Transition},
     },
     error::{AppError, During as _},
-    store::{intake, responses::Created},
+    store::{
+        intake::{self, Entry},
+        responses::Created,
+    },
 };
 
 /// How often. A connection that was lost, or plans that new statistics made stale, cost one alert this at most.
@@ -72,8 +75,20 @@ impl App {
             ..Alert::default()
         };
         let alert = AlertFacts::read(&body, now)?;
-        self.look_around(tx, &tenant, &alert, now).await?;
+        let delivery = Uuid::now_v7();
+        let case = Case {
+            tenant: &tenant,
+            delivery,
+            body: &body,
+            alert: &alert,
+            facts: &facts(&alert, &self.settings().correlation),
+            targets: &[],
+            now,
+        };
+        self.look_within(tx, &case).await?;
         let incident = Incident::open(Uuid::now_v7(), &alert, now);
+        let nothing = intake::incident_within(tx, &tenant, incident.id).await;
+        nothing.during("load an incident")?;
         let Some(address) = alert.source.address else {
             return Ok(());
         };
@@ -99,23 +114,19 @@ impl App {
             },
             request: None,
         };
-        let policy = &self.settings().correlation;
         let mut effects = Effects::new(&self.inner.info, &tenant);
         effects.incident(&incident);
-        let (outgoing, _) = effects.outgoing_once("rehearsal", Uuid::now_v7())?;
-        intake::put(
-            tx,
-            tenant.as_str(),
-            &alert,
-            &[],
-            &facts(&alert, policy),
-            &incident,
-            &[created],
-            &outgoing,
+        let (outgoing, _) = effects.outgoing_once("rehearsal", delivery)?;
+        let entry = Entry {
+            alert: &alert,
+            body: Vec::new(),
+            facts: case.facts,
+            incident,
+            responses: vec![created],
+            outgoing,
             now,
-        )
-        .await
-        .during("store an alert")?;
+        };
+        entry.within(tx).await.during("store an alert")?;
         Ok(())
     }
 }

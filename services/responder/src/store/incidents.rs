@@ -21,7 +21,8 @@ pub struct Note {
     pub actor: String,
 }
 
-fn read(row: &PgRow) -> Result<Incident, sqlx::Error> {
+/// Reads a row of `incident`.
+pub(super) fn read(row: &PgRow) -> Result<Incident, sqlx::Error> {
     let status: i16 = row.try_get("status")?;
     let worst: i16 = row.try_get("worst")?;
     Ok(Incident {

@@ -1,11 +1,20 @@
 //! Alerts: taking them in with as few round trips as possible, and reading them again.
 
 use chrono::{DateTime, Utc};
-use garrison_db::Outgoing;
-use sqlx::{PgConnection, Row as _, types::Json};
+use garrison_db::{Db, DbError, Outgoing};
+use garrison_proto::TenantId;
+use sqlx::{
+    PgConnection, Postgres, Row as _,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+    types::Json,
+};
 use uuid::Uuid;
 
-use super::responses::{Created, Situation, read_situation, rows, situation_columns, write_responses};
+use super::{
+    corrupt, incidents,
+    responses::{Created, Situation, read_situation, rows},
+};
 use crate::domain::{
     alert::AlertFacts,
     correlation::{Fact, Known, Role},
@@ -21,6 +30,8 @@ const MAX_FACTS: i64 = 50_000;
 pub struct Surroundings {
     /// Generation of the tenant's rules; `None` for a tenant that the responder has never worked for.
     pub generation: Option<i64>,
+    /// The tenant's revision: as long as it is the same, so is everything here but the nodes.
+    pub revision: i64,
     /// The incident that already holds this alert, when it is not the first account of it.
     pub present: Option<Uuid>,
     /// Facts of open incidents that the alert could be linked with.
@@ -44,54 +55,66 @@ pub struct Moment {
 /// A fact: host, role, minute, stage, incident.
 type FactRow = (String, i16, i64, i16, Uuid);
 
-/// Looks up everything that taking an alert in depends on, in one round trip.
-pub async fn surroundings(
-    tx: &mut PgConnection,
-    tenant: &str,
-    alert: &AlertFacts,
-    facts: &[Fact],
-    targets: &[String],
-    moment: Moment,
-) -> Result<Surroundings, sqlx::Error> {
-    let minute = facts.first().map_or(0, |f| f.minute);
-    let victims: Vec<&str> = facts
-        .iter()
-        .filter(|f| f.role == Role::Target)
-        .map(|f| f.host.as_str())
-        .collect();
-    let row = sqlx::query(concat!(
-        "WITH nearby AS MATERIALIZED (
-             (SELECT host, role, minute, stage, incident_id FROM fact
-              WHERE tenant_id = $1 AND host = $3 AND minute BETWEEN $5 AND $6 LIMIT $7)
-             UNION ALL
-             (SELECT host, role, minute, stage, incident_id FROM fact
-              WHERE tenant_id = $1 AND host = ANY($4) AND role = 0 AND minute BETWEEN $5 AND $6 LIMIT $7)
-         ), present AS MATERIALIZED (
-             SELECT incident_id FROM alert WHERE tenant_id = $1 AND alert_id = $2
-         )
-         SELECT (SELECT generation FROM tenant_state WHERE tenant_id = $1) AS generation,
-                (SELECT incident_id FROM present) AS present,
-                (SELECT coalesce(jsonb_agg(jsonb_build_array(host, role, minute, stage, incident_id)), '[]')
-                 FROM nearby) AS nearby, ",
-        situation_columns!(
-            "$8",
-            "ARRAY(SELECT incident_id FROM nearby UNION SELECT incident_id FROM present)",
-            "$9",
-            "$10"
-        )
-    ))
-    .bind(tenant)
-    .bind(alert.id)
-    .bind(&alert.source.host)
-    .bind(&victims)
-    .bind(minute - moment.window_minutes - 1)
-    .bind(minute + moment.window_minutes + 1)
-    .bind(MAX_FACTS)
-    .bind(targets)
-    .bind(moment.now)
-    .bind(moment.heard_since)
-    .fetch_one(tx)
-    .await?;
+/// A look at everything that taking an alert in depends on.
+#[derive(Debug)]
+pub struct Look<'a> {
+    /// Whose.
+    pub tenant: &'a TenantId,
+    /// The alert.
+    pub alert: &'a AlertFacts,
+    /// Its correlation facts.
+    pub facts: &'a [Fact],
+    /// What could be acted on.
+    pub targets: &'a [String],
+    /// When.
+    pub moment: Moment,
+}
+
+impl<'a> Look<'a> {
+    /// One round trip within a transaction.
+    ///
+    /// # Errors
+    /// When the database is away or fails.
+    pub async fn within(&self, tx: &mut PgConnection) -> Result<Surroundings, sqlx::Error> {
+        read_surroundings(&self.statement().fetch_one(tx).await?)
+    }
+
+    /// One round trip without one. A connection that died while it was idle is passed over.
+    ///
+    /// # Errors
+    /// When the database is away or fails.
+    pub async fn at_once(&self, lane: &Db, connections: u32) -> Result<Surroundings, DbError> {
+        let operation = "look up what surrounds an alert";
+        let mut dead = 0;
+        let answer = loop {
+            match lane.run(self.tenant, operation, self.statement()).await {
+                Err(error) if error.is_unavailable() && dead < connections => dead += 1,
+                other => break other?,
+            }
+        };
+        let row = answer.first().ok_or_else(|| corrupt("surroundings"));
+        row.and_then(read_surroundings).map_err(DbError::during(operation))
+    }
+
+    fn statement(&self) -> Query<'_, Postgres, PgArguments> {
+        let minute = self.facts.first().map_or(0, |f| f.minute);
+        let victims = self.facts.iter().filter(|f| f.role == Role::Target);
+        let victims: Vec<&str> = victims.map(|f| f.host.as_str()).collect();
+        sqlx::query("SELECT * FROM surroundings($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
+            .bind(self.tenant.as_str())
+            .bind(self.alert.id)
+            .bind(&self.alert.source.host)
+            .bind(victims)
+            .bind(minute - self.moment.window_minutes - 1)
+            .bind(minute + self.moment.window_minutes + 1)
+            .bind(MAX_FACTS)
+            .bind(self.targets)
+            .bind(self.moment.now)
+            .bind(self.moment.heard_since)
+    }
+}
+
+fn read_surroundings(row: &PgRow) -> Result<Surroundings, sqlx::Error> {
     let nearby: Json<Vec<FactRow>> = row.try_get("nearby")?;
     let known = nearby.0.into_iter().map(|(host, role, minute, stage, incident)| Known {
         incident,
@@ -104,98 +127,152 @@ pub async fn surroundings(
     });
     Ok(Surroundings {
         generation: row.try_get("generation")?,
+        revision: row.try_get::<Option<i64>, _>("revision")?.unwrap_or_default(),
         present: row.try_get("present")?,
         known: known.collect(),
-        situation: read_situation(&row)?,
+        situation: read_situation(row)?,
     })
 }
 
-/// Writes the alert, its incident, its facts, the responses that it led to and the messages that tell of it, in one
-/// statement. False when the delivery that the messages come from was handled before: then the transaction must be
-/// rolled back.
-#[allow(clippy::too_many_arguments)] // what one alert leaves behind
-pub async fn put(
+/// An incident, in one round trip without a transaction.
+///
+/// # Errors
+/// When the database is away or fails.
+pub async fn incident_at_once(lane: &Db, tenant: &TenantId, id: Uuid) -> Result<Option<Incident>, DbError> {
+    let operation = "load an incident";
+    let answer = lane.run(tenant, operation, one_incident(tenant, id)).await?;
+    let found = answer.first().map(incidents::read).transpose();
+    found.map_err(DbError::during(operation))
+}
+
+/// [`incident_at_once`] within a transaction.
+///
+/// # Errors
+/// When the database is away or fails.
+pub async fn incident_within(
     tx: &mut PgConnection,
-    tenant: &str,
-    alert: &AlertFacts,
-    body: &[u8],
-    facts: &[Fact],
-    incident: &Incident,
-    responses: &[Created],
-    outgoing: &Outgoing,
-    now: DateTime<Utc>,
-) -> Result<bool, sqlx::Error> {
-    let mut searchable = alert.hosts();
-    for party in std::iter::once(&alert.source).chain(&alert.targets) {
-        if !searchable.contains(&party.value) {
-            searchable.push(party.value.clone());
-        }
+    tenant: &TenantId,
+    id: Uuid,
+) -> Result<Option<Incident>, sqlx::Error> {
+    let found = one_incident(tenant, id).fetch_optional(tx).await?;
+    found.as_ref().map(incidents::read).transpose()
+}
+
+fn one_incident(tenant: &TenantId, id: Uuid) -> Query<'_, Postgres, PgArguments> {
+    sqlx::query("SELECT * FROM incidents($1, ARRAY[$2])")
+        .bind(tenant.as_str())
+        .bind(id)
+}
+
+/// An alert, its incident, its facts, the responses that it led to and the messages that tell of it.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The alert.
+    pub alert: &'a AlertFacts,
+    /// `garrison.alert.v1.Alert`.
+    pub body: Vec<u8>,
+    /// Its correlation facts.
+    pub facts: &'a [Fact],
+    /// The incident that it is in, as it is now.
+    pub incident: Incident,
+    /// Decided because of it.
+    pub responses: Vec<Created>,
+    /// What tells of it, with the delivery that it comes from.
+    pub outgoing: Outgoing,
+    /// Now.
+    pub now: DateTime<Utc>,
+}
+
+/// What became of an [`Entry`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entered {
+    /// It is written.
+    Taken,
+    /// Nothing is written: the tenant's revision is another.
+    Changed,
+    /// Nothing is written: the delivery was handled before.
+    Repeat,
+}
+
+impl Entry<'_> {
+    /// Writes it within a transaction that holds the tenant's lock.
+    ///
+    /// # Errors
+    /// When the database is away or fails.
+    pub async fn within(&self, tx: &mut PgConnection) -> Result<Entered, sqlx::Error> {
+        read_entered(&self.statement(None).fetch_one(tx).await?)
     }
-    let hosts: Vec<&str> = facts.iter().map(|f| f.host.as_str()).collect();
-    let roles: Vec<i16> = facts.iter().map(|f| f.role as i16).collect();
-    let minutes: Vec<i64> = facts.iter().map(|f| f.minute).collect();
-    let stages: Vec<i16> = facts.iter().map(|f| f.stage as i16).collect();
-    let statement = sqlx::query(concat!(
-        "WITH ",
-        write_responses!(),
-        ", alert_row AS (
-             INSERT INTO alert (tenant_id, alert_id, incident_id, detector, severity, title, source, hosts,
-                                last_seen, received, body)
-             VALUES ($1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-             ON CONFLICT (tenant_id, alert_id) DO UPDATE
-             SET incident_id = excluded.incident_id, severity = excluded.severity, title = excluded.title,
-                 hosts = excluded.hosts, last_seen = excluded.last_seen, body = excluded.body
-         ), incident_row AS (
-             INSERT INTO incident (tenant_id, incident_id, status, worst, entities, techniques, alert_ids,
-                                   responses, first_seen, last_seen, created, updated, score, alert_count,
-                                   root, headline, merged_into)
-             VALUES ($1, $4, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, NULL)
-             ON CONFLICT (tenant_id, incident_id) DO UPDATE
-             SET status = excluded.status, worst = excluded.worst, entities = excluded.entities,
-                 techniques = excluded.techniques, alert_ids = excluded.alert_ids,
-                 responses = excluded.responses, first_seen = excluded.first_seen,
-                 last_seen = excluded.last_seen, updated = excluded.updated, score = excluded.score,
-                 alert_count = excluded.alert_count, root = excluded.root, headline = excluded.headline
-         ), fact_rows AS (
-             INSERT INTO fact (tenant_id, host, role, minute, stage, incident_id)
-             SELECT $1, f.host, f.role, f.minute, f.stage, $4
-             FROM unnest($27::text[], $28::smallint[], $29::bigint[], $30::smallint[])
-                  AS f (host, role, minute, stage)
-             ON CONFLICT DO NOTHING
-         )
-         SELECT append_messages($31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)"
-    ))
-    .bind(tenant)
-    .bind(rows(responses, now))
-    .bind(alert.id)
-    .bind(incident.id)
-    .bind(&alert.detector)
-    .bind(alert.severity as i16)
-    .bind(&alert.title)
-    .bind(&alert.source.value)
-    .bind(&searchable)
-    .bind(alert.last_seen)
-    .bind(now)
-    .bind(body)
-    .bind(incident.status as i16)
-    .bind(incident.worst as i16)
-    .bind(Json(&incident.entities))
-    .bind(Json(&incident.techniques))
-    .bind(&incident.alert_ids)
-    .bind(&incident.responses)
-    .bind(incident.first_seen)
-    .bind(incident.last_seen)
-    .bind(incident.created)
-    .bind(incident.updated)
-    .bind(incident.score)
-    .bind(incident.alert_count as i64)
-    .bind(&incident.root)
-    .bind(&incident.headline)
-    .bind(&hosts)
-    .bind(&roles)
-    .bind(&minutes)
-    .bind(&stages);
-    outgoing.bind(statement).fetch_one(tx).await?.try_get(0)
+
+    /// Writes it in a transaction of its own and one round trip, if the tenant's revision is the one at which it was
+    /// decided.
+    ///
+    /// # Errors
+    /// When the database is away or fails. Whether it is written is then unknown: take the delivery again.
+    pub async fn at_once(&self, lane: &Db, tenant: &TenantId, revision: i64) -> Result<Entered, DbError> {
+        let operation = "store an alert";
+        let answer = lane.run(tenant, operation, self.statement(Some(revision))).await?;
+        let row = answer.first().ok_or_else(|| corrupt("take_alert"));
+        row.and_then(read_entered).map_err(DbError::during(operation))
+    }
+
+    fn statement(&self, revision: Option<i64>) -> Query<'_, Postgres, PgArguments> {
+        let Self { alert, incident, .. } = self;
+        let mut searchable = alert.hosts();
+        for party in std::iter::once(&alert.source).chain(&alert.targets) {
+            if !searchable.contains(&party.value) {
+                searchable.push(party.value.clone());
+            }
+        }
+        let hosts: Vec<&str> = self.facts.iter().map(|f| f.host.as_str()).collect();
+        let roles: Vec<i16> = self.facts.iter().map(|f| f.role as i16).collect();
+        let minutes: Vec<i64> = self.facts.iter().map(|f| f.minute).collect();
+        let stages: Vec<i16> = self.facts.iter().map(|f| f.stage as i16).collect();
+        let statement = sqlx::query(
+            "SELECT take_alert($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
+             $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, \
+             $41, $42)",
+        )
+        .bind(revision)
+        .bind(rows(&self.responses, self.now))
+        .bind(alert.id)
+        .bind(incident.id)
+        .bind(&alert.detector)
+        .bind(alert.severity as i16)
+        .bind(&alert.title)
+        .bind(&alert.source.value)
+        .bind(searchable)
+        .bind(alert.last_seen)
+        .bind(self.now)
+        .bind(&self.body)
+        .bind(incident.status as i16)
+        .bind(incident.worst as i16)
+        .bind(Json(&incident.entities))
+        .bind(Json(&incident.techniques))
+        .bind(&incident.alert_ids)
+        .bind(&incident.responses)
+        .bind(incident.first_seen)
+        .bind(incident.last_seen)
+        .bind(incident.created)
+        .bind(incident.updated)
+        .bind(incident.score)
+        .bind(incident.alert_count as i64)
+        .bind(&incident.root)
+        .bind(&incident.headline)
+        .bind(hosts)
+        .bind(roles)
+        .bind(minutes)
+        .bind(stages);
+        self.outgoing.bind(statement)
+    }
+}
+
+fn read_entered(row: &PgRow) -> Result<Entered, sqlx::Error> {
+    match row.try_get::<&str, _>(0)? {
+        "taken" => Ok(Entered::Taken),
+        "changed" => Ok(Entered::Changed),
+        "repeat" => Ok(Entered::Repeat),
+        _ => Err(corrupt("take_alert")),
+    }
 }
 
 /// What to list.

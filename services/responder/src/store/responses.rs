@@ -144,32 +144,6 @@ pub(super) fn rows(created: &[Created], now: DateTime<Utc>) -> Json<Vec<Row<'_>>
     Json(created.iter().map(|created| created.row(now)).collect())
 }
 
-// Common table expressions that write `$2`, a list of [`Row`], for tenant `$1`.
-macro_rules! write_responses {
-    () => {
-        "decided AS (
-             SELECT * FROM jsonb_to_recordset($2::jsonb) AS r (
-                 response_id uuid, incident_id uuid, action smallint, target text, state smallint, priority integer,
-                 ttl_ms bigint, packets_per_second bigint, playbook text, reason text, created timestamptz,
-                 dispatched timestamptz, expires timestamptz, alert_id uuid, trigger_time timestamptz, error text,
-                 nodes jsonb, deadline timestamptz, attempts integer, ending smallint, hosts bigint, request_id uuid,
-                 actor text, detail text, time timestamptz)
-         ), step_rows AS (
-             INSERT INTO response_transition (tenant_id, response_id, state, time, actor, detail)
-             SELECT $1, response_id, state, time, actor, detail FROM decided
-         ), response_rows AS (
-             INSERT INTO response (tenant_id, response_id, incident_id, action, target, state, priority, ttl_ms,
-                                   packets_per_second, playbook, reason, created, dispatched, expires, alert_id,
-                                   trigger_time, error, nodes, deadline, attempts, ending, hosts, request_id)
-             SELECT $1, response_id, incident_id, action, target, state, priority, ttl_ms,
-                    packets_per_second, playbook, reason, created, dispatched, expires, alert_id,
-                    trigger_time, error, nodes, deadline, attempts, ending, hosts, request_id
-             FROM decided
-         )"
-    };
-}
-pub(super) use write_responses;
-
 /// Writes responses that were decided just now.
 pub async fn insert(
     tx: &mut PgConnection,
@@ -177,7 +151,7 @@ pub async fn insert(
     created: &[Created],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(concat!("WITH ", write_responses!(), " SELECT"))
+    sqlx::query("SELECT write_responses($1, $2)")
         .bind(tenant)
         .bind(rows(created, now))
         .execute(tx)
@@ -391,42 +365,6 @@ pub struct InPlay {
 /// A row of a situation: id, action, target, state, the incident that it is settled in.
 type Known = (Uuid, i32, String, i32, Option<Uuid>);
 
-// Columns of a situation. The arguments are what stands for: the targets, the incidents whose settled responses count,
-// now, and since when a node must have been heard of.
-macro_rules! situation_columns {
-    ($targets:literal, $incidents:literal, $now:literal, $heard_since:literal) => {
-        concat!(
-            "(SELECT coalesce(sum(hosts), 0)::float8 FROM response
-              WHERE tenant_id = $1 AND state IN (2, 3, 4, 5)
-                AND nodes <> '{}' AND (expires IS NULL OR expires > ",
-            $now,
-            ")) AS addresses,
-             (SELECT count(*) FROM response
-              WHERE tenant_id = $1 AND dispatched > ",
-            $now,
-            " - interval '1 hour') AS last_hour,
-             ARRAY(SELECT node FROM node
-                   WHERE tenant_id = $1 AND last_heartbeat >= ",
-            $heard_since,
-            " ORDER BY node) AS nodes,
-             (SELECT coalesce(jsonb_agg(jsonb_build_array(response_id, action, target, state, settled)), '[]')
-              FROM (SELECT response_id, action, target, state, NULL::uuid AS settled FROM response
-                    WHERE tenant_id = $1 AND target = ANY(",
-            $targets,
-            ") AND state IN (1, 2, 3)
-                    UNION ALL
-                    SELECT response_id, action, target, state, incident_id FROM response
-                    WHERE tenant_id = $1 AND incident_id = ANY(",
-            $incidents,
-            ") AND target = ANY(",
-            $targets,
-            ")
-                      AND (state IN (8, 9) OR (state IN (5, 6) AND ending = 1))) AS known) AS in_play"
-        )
-    };
-}
-pub(super) use situation_columns;
-
 /// Everything that a decision about some targets needs, in one round trip.
 pub async fn situation(
     tx: &mut PgConnection,
@@ -436,7 +374,7 @@ pub async fn situation(
     now: DateTime<Utc>,
     heard_since: DateTime<Utc>,
 ) -> Result<Situation, sqlx::Error> {
-    let row = sqlx::query(concat!("SELECT ", situation_columns!("$2", "ARRAY[$3]", "$4", "$5")))
+    let row = sqlx::query("SELECT addresses, last_hour, alive, in_play FROM situation($1, $2, ARRAY[$3], $4, $5)")
         .bind(tenant)
         .bind(targets)
         .bind(incident)
@@ -447,7 +385,7 @@ pub async fn situation(
     read_situation(&row)
 }
 
-/// Reads the columns of [`situation_columns`].
+/// Reads what the database's `situation` answers with.
 pub(super) fn read_situation(row: &PgRow) -> Result<Situation, sqlx::Error> {
     let in_play: Json<Vec<Known>> = row.try_get("in_play")?;
     Ok(Situation {
@@ -455,7 +393,7 @@ pub(super) fn read_situation(row: &PgRow) -> Result<Situation, sqlx::Error> {
             addresses: row.try_get::<f64, _>("addresses")? as u64,
             last_hour: row.try_get::<i64, _>("last_hour")?.max(0) as u64,
         },
-        nodes: row.try_get("nodes")?,
+        nodes: row.try_get("alive")?,
         in_play: in_play
             .0
             .into_iter()
