@@ -226,6 +226,12 @@ fn sensitive_methods_admit_exactly_these_roles() {
         ),
         ("policy.v1.PolicyService/ApplyPolicy", &["policy-author", "admin"], &[]),
         ("policy.v1.PolicyService/DeletePolicy", &["policy-author", "admin"], &[]),
+        (
+            "policy.v1.PolicyService/ApprovePolicy",
+            &["policy-author", "admin"],
+            &[],
+        ),
+        ("policy.v1.PolicyService/RejectPolicy", &["policy-author", "admin"], &[]),
         ("policy.v1.PolicyService/GetPolicy", &ROLES, &ROLES),
         ("alert.v1.DetectionService/StartLearning", &["analyst", "admin"], &[]),
         ("alert.v1.DetectionService/FinishLearning", &["analyst", "admin"], &[]),

@@ -179,6 +179,10 @@ pub struct Flow {
     pub serial: u16,
     /// Timer wheel bucket.
     pub bucket: u16,
+    /// The network of its addresses, see `network::Network`.
+    pub network: u32,
+    /// Letters of the history that were set, as bits.
+    pub history_bits: u32,
     /// Time of the first packet.
     pub first_seen: i64,
     /// Directions: the opener's, the called side's.
@@ -199,8 +203,6 @@ pub struct Flow {
     pub extra: u32,
     /// Slot of its application state.
     pub app: u32,
-    /// Letters of the history that were set, as bits.
-    pub history_bits: u32,
     /// Zeek's history string.
     pub history: [u8; HISTORY],
     /// Letters in it.
@@ -327,8 +329,10 @@ mod tests {
             tcp: TcpHeader::default(),
             fragment: Fragment::Whole,
             vlan: None,
+            tags: 0,
             macs: None,
             tunnel: Tunnel::default(),
+            network: Default::default(),
             depth: 0,
         }
     }

@@ -1,7 +1,10 @@
 //! Parts of fragmented datagrams: their later parts count in the flow of their first, and their content is put together
 //! within fixed bounds, so that what spans parts is read.
 
-use super::packet::{Decoded, Fragment};
+use super::{
+    network::Network,
+    packet::{Decoded, Fragment},
+};
 
 const SLOTS: usize = 1024;
 // RFC 8200 §4.5 gives a datagram 60 s to arrive; half of it is what systems use.
@@ -14,6 +17,7 @@ const LONGEST: usize = 65_535;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Name {
+    network: Network,
     src: [u8; 16],
     dst: [u8; 16],
     identifier: u32,
@@ -189,6 +193,7 @@ fn name(packet: &Decoded<'_>) -> Option<Name> {
         Fragment::First(identifier) | Fragment::Later { identifier, .. } => identifier,
     };
     Some(Name {
+        network: packet.network,
         src: packet.src,
         dst: packet.dst,
         identifier,
@@ -274,8 +279,10 @@ mod tests {
             tcp: base.tcp,
             fragment,
             vlan: None,
+            tags: 0,
             macs: None,
             tunnel: base.tunnel,
+            network: base.network,
             depth: 0,
         }
     }

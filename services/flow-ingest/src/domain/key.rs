@@ -61,10 +61,21 @@ impl HashSeed {
 
     /// Hash of a flow, equal for both directions.
     pub fn hash(&self, key: &FlowKey) -> u64 {
+        self.hash_in(key, 0)
+    }
+
+    /// Hash of a flow in a network, equal for both directions.
+    #[inline(always)]
+    pub fn hash_in(&self, key: &FlowKey, network: u32) -> u64 {
         let sum = self
             .endpoint(&key.src, key.src_port)
             .wrapping_add(self.endpoint(&key.dst, key.dst_port));
-        mix(sum ^ u64::from(key.protocol), self.0[3])
+        mix(sum ^ u64::from(key.protocol) ^ u64::from(network) << 8, self.0[3])
+    }
+
+    /// Hash of a number.
+    pub(super) fn word(&self, number: u64) -> u64 {
+        mix(number ^ self.0[1], self.0[2])
     }
 
     fn endpoint(&self, address: &[u8; 16], port: u16) -> u64 {
@@ -74,7 +85,7 @@ impl HashSeed {
 }
 
 // The folded 128-bit product: every bit of the result depends on every bit of both factors.
-fn mix(a: u64, b: u64) -> u64 {
+pub(super) fn mix(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     (product >> 64) as u64 ^ product as u64
 }

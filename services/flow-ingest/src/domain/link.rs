@@ -1,7 +1,7 @@
 //! Link layers: everything before the IP header, with its tags and the link-level encapsulations.
 
 use super::{
-    packet::{LinkType, Packet, Step, array, be16, be32},
+    packet::{LinkType, Packet, Step, array, be16, be32, tagged},
     tunnel::{Tunnel, TunnelKind},
 };
 
@@ -18,6 +18,8 @@ pub(super) struct Link {
     pub(super) offset: usize,
     /// Outermost VLAN id.
     pub(super) vlan: Option<u16>,
+    /// All VLAN ids, see [`tagged`].
+    pub(super) tags: u32,
     /// Link addresses: source, destination.
     pub(super) macs: Option<([u8; 6], [u8; 6])>,
     /// A frame in a frame.
@@ -32,6 +34,7 @@ pub(super) fn layer(packet: &Packet<'_>, depth: u8) -> Step<Link> {
             ethertype: be16(data, 12)?,
             offset: 14,
             vlan: None,
+            tags: 0,
             macs: Some((array(data, 6)?, array(data, 0)?)),
             tunnel: Tunnel::default(),
         },
@@ -52,6 +55,7 @@ pub(super) fn layer(packet: &Packet<'_>, depth: u8) -> Step<Link> {
     };
     if let Some(tci) = packet.vlan_tci {
         link.vlan = Some(tci & 0x0fff);
+        link.tags = tagged(link.tags, tci);
     }
     unwrap_tags(data, &mut link, depth)?;
     Some(link)
@@ -62,6 +66,7 @@ fn bare(ethertype: u16, offset: usize) -> Link {
         ethertype,
         offset,
         vlan: None,
+        tags: 0,
         macs: None,
         tunnel: Tunnel::default(),
     }
@@ -156,6 +161,7 @@ fn unwrap_tags(data: &[u8], link: &mut Link, depth: u8) -> Step<()> {
             0x8100 | 0x88a8 | 0x9100 | 0x9200 => {
                 let tci = be16(data, link.offset)?;
                 link.vlan.get_or_insert(tci & 0x0fff);
+                link.tags = tagged(link.tags, tci);
                 link.ethertype = be16(data, link.offset + 2)?;
                 link.offset += 4;
             }

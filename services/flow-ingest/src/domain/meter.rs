@@ -10,7 +10,9 @@ use super::{
     flow::{Extra, Flow, NONE, mark},
     fragment::Fragments,
     key::{FlowKey, HashSeed},
+    network::Bearers,
     packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, assembled, flag},
+    port::is_server_port,
     record::{EndReason, Subject, lingered, with_row, worth},
     table::{Limits, Table, blank},
     tcp,
@@ -91,6 +93,8 @@ impl Counts {
 pub struct Meter {
     table: Table,
     fragments: Fragments,
+    bearers: Bearers,
+    vlans_apart: bool,
     aggregates: Aggregates,
     decoder: Decoder,
     seed: HashSeed,
@@ -108,6 +112,7 @@ struct Fate {
 struct Work<'a> {
     packet: Decoded<'a>,
     key: FlowKey,
+    network: u32,
     hash: u64,
 }
 
@@ -118,6 +123,8 @@ impl Meter {
         Self {
             table: Table::new(limits, seed),
             fragments: Fragments::default(),
+            bearers: Bearers::default(),
+            vlans_apart: limits.vlans_apart,
             aggregates: Aggregates::default(),
             decoder: limits.decoder,
             seed,
@@ -198,8 +205,15 @@ impl Meter {
             dst_port: packet.dst_port,
             protocol: packet.protocol,
         };
-        let hash = self.seed.hash(&key);
-        Work { packet, key, hash }
+        let tags = if self.vlans_apart { packet.tags } else { 0 };
+        let network = packet.network.number(&self.seed, tags);
+        let hash = self.seed.hash_in(&key, network);
+        Work {
+            packet,
+            key,
+            network,
+            hash,
+        }
     }
 
     /// Lets time pass to `now`, nanoseconds since the epoch: flows are reported and end without a packet.
@@ -270,7 +284,7 @@ impl Meter {
                 self.tick(time, sink);
             }
         }
-        let mut found = self.table.find(work.hash, &work.key);
+        let mut found = self.table.find(work.hash, &work.key, work.network);
         if let Some((slot, side)) = found
             && work.packet.protocol == TCP
         {
@@ -315,7 +329,10 @@ impl Meter {
         if !service.is_tunnel() {
             return None;
         }
-        let inner = tunnel::over_udp(&self.decoder, packet, service)?;
+        let mut inner = tunnel::over_udp(&self.decoder, packet, service)?;
+        if let (Service::Gtpu, Some(teid)) = (service, tunnel::teid(packet.payload)) {
+            inner.network = self.bearers.network(packet, teid, &inner);
+        }
         let work = self.work(inner);
         // The depth ends what tunnels inside tunnels could go on with.
         let fate = self.apply(&work, sink);
@@ -334,7 +351,7 @@ impl Meter {
             true => (slot, side),
             false => {
                 let named = self.work(whole);
-                self.table.find(named.hash, &named.key)?
+                self.table.find(named.hash, &named.key, named.network)?
             }
         };
         self.table.extra(slot);
@@ -376,6 +393,7 @@ impl Meter {
             key: if flip { work.key.reversed() } else { work.key },
             ip_version: packet.ip_version,
             vlan: packet.vlan.unwrap_or(u16::MAX),
+            network: work.network,
             first_seen: packet.time,
             ..blank()
         };
@@ -598,53 +616,6 @@ fn is_group(packet: &Decoded<'_>) -> bool {
         4 => packet.dst[12] >= 0xe0,
         _ => packet.dst[0] == 0xff,
     }
-}
-
-fn is_server_port(port: u16) -> bool {
-    // 68 is the port of DHCP's clients.
-    matches!(
-        port,
-        1..=67
-            | 69..=1023
-            | 1080
-            | 1433
-            | 1521
-            | 1812
-            | 1813
-            | 1883
-            | 2049
-            | 2152
-            | 3128
-            | 3268
-            | 3269
-            | 3306
-            | 3389
-            | 3544
-            | 4789
-            | 5060
-            | 5061
-            | 5222
-            | 5223
-            | 5269
-            | 5353
-            | 5355
-            | 5432
-            | 5671
-            | 5672
-            | 5900
-            | 6081
-            | 6379
-            | 6660..=6669
-            | 8000
-            | 8080
-            | 8081
-            | 8443
-            | 8888
-            | 9092
-            | 9200
-            | 11211
-            | 27017
-    )
 }
 
 #[cfg(test)]

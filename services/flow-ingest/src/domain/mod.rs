@@ -15,7 +15,9 @@ mod link;
 pub mod meter;
 #[cfg(test)]
 mod meter_tests;
+pub mod network;
 pub mod packet;
+pub mod port;
 #[cfg(test)]
 mod packet_tests;
 mod prefetch;

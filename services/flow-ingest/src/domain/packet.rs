@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::{
     link::{self, ETH_IPV4, ETH_IPV6},
+    network::Network,
     tunnel::{self, Tunnel, TunnelKind},
 };
 
@@ -192,10 +193,14 @@ pub struct Decoded<'a> {
     pub fragment: Fragment,
     /// Outermost VLAN id.
     pub vlan: Option<u16>,
+    /// All VLAN ids, see [`tagged`].
+    pub tags: u32,
     /// Link addresses: source, destination.
     pub macs: Option<([u8; 6], [u8; 6])>,
     /// The tunnel it came through.
     pub tunnel: Tunnel,
+    /// All tunnels it came through, as far as they keep networks apart.
+    pub network: Network,
     /// How many more tunnels may be inside.
     pub depth: u8,
 }
@@ -325,8 +330,10 @@ impl Decoder {
             tcp,
             fragment: Fragment::Whole,
             vlan: packet.vlan_tci.map(|tci| tci & 0x0fff),
+            tags: packet.vlan_tci.map_or(0, |tci| tagged(0, tci)),
             macs: Some((array(head, 6)?, array(head, 0)?)),
             tunnel: Tunnel::default(),
+            network: Network::default(),
             depth,
         })
     }
@@ -351,8 +358,10 @@ impl Decoder {
         };
         decoded.time = packet.time;
         decoded.vlan = link.vlan;
+        decoded.tags = link.tags;
         decoded.macs = link.macs;
         decoded.tunnel = link.tunnel;
+        decoded.network = decoded.network.inside(link.tunnel);
         decoded.depth = depth.saturating_sub(u8::from(link.tunnel.kind != TunnelKind::None));
         // The outer packet is a flow of its own where what it carries cannot be read.
         if matches!(decoded.protocol, IP_IN_IP | IPV6_IN_IP | GRE)
@@ -371,6 +380,12 @@ impl Decoder {
             _ => None,
         }
     }
+}
+
+/// VLAN ids of a frame, outermost first, with one more behind them. Of more than two only the innermost two are kept.
+#[inline(always)]
+pub fn tagged(tags: u32, tci: u16) -> u32 {
+    tags << 13 | 0x1000 | u32::from(tci & 0x0fff)
 }
 
 fn mapped(v4: [u8; 4]) -> [u8; 16] {
@@ -501,8 +516,10 @@ fn empty<'a>(protocol: u8) -> Decoded<'a> {
         tcp: TcpHeader::default(),
         fragment: Fragment::Whole,
         vlan: None,
+        tags: 0,
         macs: None,
         tunnel: Tunnel::default(),
+        network: Network::default(),
         depth: 0,
     }
 }
@@ -557,8 +574,10 @@ pub(super) fn assembled<'a>(packet: &Decoded<'_>, body: &'a [u8]) -> Option<Deco
         ip_version: packet.ip_version,
         ip_len: packet.ip_len,
         tunnel: packet.tunnel,
+        network: packet.network,
         depth: packet.depth,
         vlan: packet.vlan,
+        tags: packet.tags,
         macs: packet.macs,
         ..empty(packet.protocol)
     };

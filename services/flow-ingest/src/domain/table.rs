@@ -42,6 +42,8 @@ pub struct Limits {
     pub fact_interval: i64,
     /// How packets are decoded.
     pub decoder: Decoder,
+    /// Whether VLAN ids are part of a flow's key.
+    pub vlans_apart: bool,
 }
 
 impl Default for Limits {
@@ -61,6 +63,7 @@ impl Default for Limits {
             active_interval: 10 * SECOND,
             fact_interval: SECOND / 100,
             decoder: Decoder::default(),
+            vlans_apart: false,
         }
     }
 }
@@ -103,6 +106,8 @@ pub fn blank() -> Flow {
         marks: 0,
         serial: 0,
         bucket: OUT,
+        network: 0,
+        history_bits: 0,
         first_seen: 0,
         sides: [Side::default(); 2],
         answer_delay: 0.0,
@@ -113,7 +118,6 @@ pub fn blank() -> Flow {
         timer_previous: NONE,
         extra: NONE,
         app: NONE,
-        history_bits: 0,
         history: [0; HISTORY],
         history_len: 0,
     }
@@ -195,10 +199,14 @@ impl Table {
     }
 
     /// The flow of a packet with this key, and which side sent it.
-    pub fn find(&self, hash: u64, key: &FlowKey) -> Option<(u32, usize)> {
+    pub fn find(&self, hash: u64, key: &FlowKey, network: u32) -> Option<(u32, usize)> {
         let mut side = 0;
         let found = self.index.find(hash, |slot| {
-            let flow = &self.flows[slot as usize].key;
+            let flow = &self.flows[slot as usize];
+            if flow.network != network {
+                return false;
+            }
+            let flow = &flow.key;
             if flow == key {
                 side = 0;
                 true
@@ -276,7 +284,7 @@ impl Table {
         if flow.extra != NONE {
             self.free_extras.push(flow.extra);
         }
-        let hash = self.seed.hash(&flow.key);
+        let hash = self.seed.hash_in(&flow.key, flow.network);
         self.index.remove(hash, slot);
         let flow = &mut self.flows[slot as usize];
         flow.marks = 0;

@@ -175,6 +175,7 @@ fn open<'a>(
             inner.tunnel = tunnel;
         }
         inner.vlan = inner.vlan.or(outer.vlan);
+        inner.tags = if inner.tags == 0 { outer.tags } else { inner.tags };
         return Some(inner);
     }
     // A bubble only keeps a path open (RFC 4380 §2.8).
@@ -183,6 +184,8 @@ fn open<'a>(
     }
     inner.tunnel = tunnel;
     inner.vlan = outer.vlan;
+    inner.tags = outer.tags;
+    inner.network = outer.network.inside(tunnel);
     inner.macs = outer.macs;
     inner.depth = depth;
     if matches!(inner.protocol, 4 | 41 | GRE)

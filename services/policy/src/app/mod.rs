@@ -3,6 +3,7 @@
 mod counts;
 mod judge;
 mod policies;
+mod review;
 mod rules;
 
 use std::{
@@ -16,6 +17,7 @@ use garrison_proto::TenantId;
 use ipnet::IpNet;
 
 pub use policies::Applied;
+pub use review::ReviewRule;
 pub use rules::RuleSet;
 
 use crate::{
@@ -40,6 +42,8 @@ pub struct Settings {
     pub keep: Duration,
     /// What counts as inside.
     pub internal: Vec<IpNet>,
+    /// Which tenants have their enforced policies approved.
+    pub review: ReviewRule,
 }
 
 /// The use cases, and what they hold in memory.

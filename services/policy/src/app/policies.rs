@@ -8,7 +8,7 @@ use garrison_bus::{Message, subject};
 use garrison_db::Tx;
 use garrison_proto::{TenantId, audit::v1::Decision, event::v1::PolicyChanged};
 use garrison_service::audit;
-use garrison_ztp::{Checked, Diagnostic, Explanation, Level, compile};
+use garrison_ztp::{Checked, Diagnostic, Explanation, Level, compile, document::Mode};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     INFO,
     error::Error,
-    store::{self, CountRow, StoredPolicy},
+    store::{self, CountRow, Review, StoredPolicy, Which},
 };
 
 /// Rows of verdict counts that one answer holds.
@@ -27,11 +27,11 @@ const COUNTS: i64 = 20_000;
 /// What applying a document did.
 #[derive(Debug)]
 pub struct Applied {
-    /// The current version.
+    /// The version in force, or the one that waits for approval.
     pub policy: StoredPolicy,
     /// What was found in the document.
     pub diagnostics: Vec<Diagnostic>,
-    /// The document is the current version; nothing was stored.
+    /// The document is in force, or waits, already; nothing was stored.
     pub unchanged: bool,
 }
 
@@ -43,7 +43,7 @@ async fn check(document: String) -> Result<Checked, Error> {
 }
 
 impl App {
-    async fn begin(&self, tenant: &TenantId, operation: &'static str) -> Result<Tx<'static>, Error> {
+    pub(super) async fn begin(&self, tenant: &TenantId, operation: &'static str) -> Result<Tx<'static>, Error> {
         self.db.begin(tenant).await.map_err(Error::database(operation))
     }
 
@@ -55,8 +55,9 @@ impl App {
         check(document).await
     }
 
-    /// Stores a new version and puts it into force. With `expected`, only if that is the current version (0 for
-    /// a policy that does not exist, or is withdrawn).
+    /// Stores a new version and puts it into force, or lets it wait for approval where the tenant has reviews and it
+    /// is enforced. With `expected`, only if that is the newest version (0 for a policy that does not exist, or is
+    /// withdrawn).
     ///
     /// # Errors
     /// [`Error::Document`], [`Error::Conflict`], [`Error::TooMany`], [`Error::TooComplex`]; the database.
@@ -77,27 +78,49 @@ impl App {
 
         let mut tx = self.begin(&caller.tenant, operation).await?;
         let epoch = store::next_epoch(&mut tx).await.map_err(Error::database(operation))?;
-        let current = store::current(&mut tx, &name)
+        let failed = Error::database::<garrison_db::DbError>;
+        let newest = store::find(&mut tx, &name, Which::Newest)
             .await
-            .map_err(Error::database(operation))?;
-        expect(&name, expected, current.as_ref())?;
-        if let Some(current) = current.as_ref().filter(|c| !c.withdrawn && c.sha256 == sha256) {
+            .map_err(failed(operation))?;
+        let waiting = store::find(&mut tx, &name, Which::Waiting)
+            .await
+            .map_err(failed(operation))?;
+        expect(&name, expected, newest.as_ref())?;
+        let current = store::find(&mut tx, &name, Which::Current)
+            .await
+            .map_err(failed(operation))?;
+        let waits = parsed.policy.spec.mode == Mode::Enforce && self.settings.review.required(&caller.tenant);
+        let same = current
+            .as_ref()
+            .filter(|c| !c.withdrawn)
+            .into_iter()
+            .chain(waiting.as_ref().filter(|_| waits))
+            .find(|known| known.sha256 == sha256);
+        if let Some(same) = same {
             return Ok(Applied {
-                policy: current.clone(),
+                policy: same.clone(),
                 diagnostics: checked.diagnostics,
                 unchanged: true,
             });
         }
+        let version = newest.as_ref().map_or(0, |newest| newest.version) + 1;
         let policy = StoredPolicy {
             name: name.clone(),
-            version: current.as_ref().map_or(0, |c| c.version) + 1,
+            version,
             mode: parsed.policy.spec.mode,
             document,
             sha256: sha256.clone(),
             author: caller.principal.to_string(),
             // The precision that the database keeps.
             created: chrono::SubsecRound::trunc_subsecs(Utc::now(), 6),
-            withdrawn: false,
+            withdrawn: waits && newest.as_ref().is_some_and(|newest| newest.withdrawn),
+            in_force: if waits {
+                current.as_ref().map_or(0, |current| current.in_force)
+            } else {
+                version
+            },
+            review: if waits { Review::Pending } else { Review::NotNeeded },
+            decision: None,
         };
         let tenant = self.tenant(&caller.tenant);
         let (_, mut policies) = catch_up(&mut tx, &tenant.base()).await?;
@@ -114,13 +137,18 @@ impl App {
         store::insert_version(&mut tx, &policy, epoch)
             .await
             .map_err(Error::database(operation))?;
-        self.announce(&mut tx, caller, &policy, "policy.applied").await?;
+        let action = if waits { "policy.proposed" } else { "policy.applied" };
+        self.announce(&mut tx, caller, &policy, action, "").await?;
         tx.commit().await.map_err(Error::database(operation))?;
-        self.install(&tenant, rules);
+        // What waits was held together with the other policies, so that nobody approves what cannot take force.
+        if !waits {
+            self.install(&tenant, rules);
+        }
         tracing::info!(
             policy = policy.name,
             version = policy.version,
             author = policy.author,
+            waits,
             "policy applied"
         );
         Ok(Applied {
@@ -139,10 +167,16 @@ impl App {
         let operation = "withdrawing a policy";
         let mut tx = self.begin(&caller.tenant, operation).await?;
         let epoch = store::next_epoch(&mut tx).await.map_err(Error::database(operation))?;
-        let current = store::current(&mut tx, name)
-            .await
-            .map_err(Error::database(operation))?;
-        let Some(mut policy) = current.filter(|c| !c.withdrawn) else {
+        let mut found = None;
+        for which in [Which::Current, Which::Waiting] {
+            if found.is_none() {
+                found = store::find(&mut tx, name, which)
+                    .await
+                    .map_err(Error::database(operation))?
+                    .filter(|c| !c.withdrawn || c.review == Review::Pending);
+            }
+        }
+        let Some(mut policy) = found else {
             return Err(Error::NotFound(format!("policy {name}")));
         };
         policy.withdrawn = true;
@@ -153,29 +187,31 @@ impl App {
         store::withdraw(&mut tx, name, epoch)
             .await
             .map_err(Error::database(operation))?;
-        self.announce(&mut tx, caller, &policy, "policy.withdrawn").await?;
+        self.announce(&mut tx, caller, &policy, "policy.withdrawn", "").await?;
         tx.commit().await.map_err(Error::database(operation))?;
         self.install(&tenant, rules);
         Ok(())
     }
 
-    /// The event and the audit record of a change, in its transaction.
-    async fn announce(
+    /// The audit record of a step, and the event when it changed what is in force, in its transaction.
+    pub(super) async fn announce(
         &self,
         tx: &mut Tx<'_>,
         caller: &Caller,
         policy: &StoredPolicy,
         action: &str,
+        note: &str,
     ) -> Result<(), Error> {
         let resource = format!("policies/{}", policy.name);
         let event = PolicyChanged {
             policy: resource.clone(),
             version: policy.version,
             withdrawn: policy.withdrawn,
-            author: caller.principal.to_string(),
+            author: policy.author.clone(),
             sha256: policy.sha256.clone(),
         };
         let details = BTreeMap::from([
+            ("author".to_owned(), policy.author.clone()),
             ("version".to_owned(), policy.version.to_string()),
             ("sha256".to_owned(), policy.sha256.clone()),
             ("mode".to_owned(), format!("{:?}", policy.mode).to_lowercase()),
@@ -187,19 +223,24 @@ impl App {
             action,
             &resource,
             Decision::Allow,
-            "",
+            note,
             details,
         );
-        let messages = [
-            Message::proto(subject::events(&caller.tenant, "policy"), INFO.name, &event),
-            audit::message(&INFO, &record),
-        ];
+        let mut messages = Vec::new();
+        if !matches!(policy.review, Review::Pending | Review::Rejected) {
+            messages.push(Message::proto(
+                subject::events(&caller.tenant, "policy"),
+                INFO.name,
+                &event,
+            ));
+        }
+        messages.push(audit::message(&INFO, &record));
         tx.publish_all(&messages)
             .await
             .map_err(Error::database("announcing a policy change"))
     }
 
-    /// One version of a policy; 0 for the current one.
+    /// One version of a policy; 0 for the one in force, or the newest when none ever was.
     ///
     /// # Errors
     /// [`Error::NotFound`]; the database.
@@ -207,8 +248,11 @@ impl App {
         let operation = "reading a policy";
         let mut tx = self.begin(tenant, operation).await?;
         let found = match version {
-            0 => store::current(&mut tx, name).await,
-            version => store::find_version(&mut tx, name, version).await,
+            0 => match store::find(&mut tx, name, Which::Current).await {
+                Ok(None) => store::find(&mut tx, name, Which::Newest).await,
+                found => found,
+            },
+            version => store::find(&mut tx, name, Which::Number(version)).await,
         }
         .map_err(Error::database(operation))?;
         found.ok_or_else(|| {
@@ -326,11 +370,11 @@ impl App {
     }
 }
 
-fn expect(name: &str, expected: Option<u64>, current: Option<&StoredPolicy>) -> Result<(), Error> {
-    let version = current.map_or(0, |c| c.version);
-    let fits = match (expected, current) {
+fn expect(name: &str, expected: Option<u64>, newest: Option<&StoredPolicy>) -> Result<(), Error> {
+    let version = newest.map_or(0, |newest| newest.version);
+    let fits = match (expected, newest) {
         (None, _) => true,
-        (Some(0), Some(current)) => current.withdrawn,
+        (Some(0), Some(newest)) => newest.withdrawn && newest.review != Review::Pending,
         (Some(expected), _) => expected == version,
     };
     if fits {

@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use garrison_db::Tx;
 use garrison_proto::TenantId;
 use garrison_ztp::{Engine, Policy, ir::Direction};
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{App, Tenant, lock};
 use crate::{
     error::Error,
-    store::{self, StoredPolicy},
+    store::{self, Review, StoredPolicy},
 };
 
 /// Most policies of a tenant.
@@ -65,6 +66,18 @@ pub(super) fn read_stored(stored: &StoredPolicy) -> Result<Known, Error> {
         policy: format!("{}@{}", stored.name, stored.version),
         reason,
     };
+    // What was approved is a document, not a row: neither another text nor another version takes its place.
+    let approved = match stored.review {
+        Review::NotNeeded => true,
+        Review::Approved => stored.decision.as_ref().is_some_and(|d| d.sha256 == stored.sha256),
+        Review::Pending | Review::Rejected | Review::Superseded => stored.withdrawn,
+    };
+    if !approved {
+        return Err(failed("nobody approved this version".to_owned()));
+    }
+    if hex::encode(Sha256::digest(&stored.document)) != stored.sha256 {
+        return Err(failed("its text is not what was applied".to_owned()));
+    }
     let mut checked = garrison_ztp::check(&stored.document);
     match (checked.documents.pop(), checked.documents.is_empty()) {
         (Some(document), true)

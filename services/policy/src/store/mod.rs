@@ -6,6 +6,7 @@ mod verdicts;
 
 pub use alerts::{RaisedAlert, forget_alerts, grow, raise, raised};
 pub use policies::{
-    Change, StoredPolicy, changes, current, find_version, insert_version, list, list_versions, next_epoch, withdraw,
+    Change, Decision, Review, StoredPolicy, Which, changes, decide, find, insert_version, list, list_versions,
+    list_waiting, next_epoch, withdraw,
 };
 pub use verdicts::{CountRow, add_counts, list_counts};

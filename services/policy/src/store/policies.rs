@@ -22,6 +22,42 @@ pub struct StoredPolicy {
     pub created: DateTime<Utc>,
     /// Whether the policy is withdrawn.
     pub withdrawn: bool,
+    /// The version that is in force; 0 when none is.
+    pub in_force: u64,
+    /// What became of its review.
+    pub review: Review,
+    /// What was decided about it, and by whom.
+    pub decision: Option<Decision>,
+}
+
+/// What became of a version's review.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Review {
+    /// It took force without one.
+    NotNeeded,
+    /// It waits.
+    Pending,
+    /// Somebody else approved it.
+    Approved,
+    /// Somebody rejected it.
+    Rejected,
+    /// Another version came, or the policy was withdrawn, before anybody decided.
+    Superseded,
+}
+
+/// What somebody decided about a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// SHA-256 of the document that was decided about, hexadecimal.
+    pub sha256: String,
+    /// Whether it was approved.
+    pub approved: bool,
+    /// By whom.
+    pub reviewer: String,
+    /// What they said.
+    pub note: String,
+    /// When.
+    pub decided: DateTime<Utc>,
 }
 
 /// A policy that changed after an epoch, as it is now.
@@ -49,10 +85,46 @@ fn mode_number(mode: Mode) -> i16 {
     }
 }
 
+/// A query for versions `v` of policies `p` with what was decided about them; `$from` joins the two.
+macro_rules! versions {
+    ($from:literal) => {
+        concat!(
+            "SELECT p.version AS head, p.waiting, p.withdrawn, p.epoch, v.*, r.sha256 AS decided_sha256, r.approved, ",
+            "r.reviewer, r.note, r.decided FROM policy p ",
+            "JOIN policy_version v ON v.tenant_id = p.tenant_id AND v.name = p.name ",
+            "LEFT JOIN policy_review r ON r.tenant_id = v.tenant_id AND r.name = v.name AND r.version = v.version ",
+            $from
+        )
+    };
+}
+
 fn read(row: &PgRow) -> Result<StoredPolicy, sqlx::Error> {
+    let version = number(row.try_get("version")?);
+    let withdrawn: bool = row.try_get("withdrawn")?;
+    let head = number(row.try_get("head")?);
+    let decision = match row.try_get::<Option<bool>, _>("approved")? {
+        Some(approved) => Some(Decision {
+            sha256: row.try_get("decided_sha256")?,
+            approved,
+            reviewer: row.try_get("reviewer")?,
+            note: row.try_get("note")?,
+            decided: row.try_get("decided")?,
+        }),
+        None => None,
+    };
+    let review = match (&decision, row.try_get("reviewed")?) {
+        (_, false) => Review::NotNeeded,
+        (Some(decision), true) if decision.approved => Review::Approved,
+        (Some(_), true) => Review::Rejected,
+        (None, true) if number(row.try_get("waiting")?) == version => Review::Pending,
+        (None, true) => Review::Superseded,
+    };
     Ok(StoredPolicy {
         name: row.try_get("name")?,
-        version: number(row.try_get("version")?),
+        version,
+        in_force: if withdrawn { 0 } else { head },
+        review,
+        decision,
         mode: match row.try_get::<i16, _>("mode")? {
             2 => Mode::Enforce,
             3 => Mode::Stage,
@@ -62,7 +134,7 @@ fn read(row: &PgRow) -> Result<StoredPolicy, sqlx::Error> {
         sha256: row.try_get("sha256")?,
         author: row.try_get("author")?,
         created: row.try_get("created")?,
-        withdrawn: row.try_get("withdrawn")?,
+        withdrawn,
     })
 }
 
@@ -97,11 +169,9 @@ pub async fn next_epoch(tx: &mut Tx<'_>) -> Result<u64, DbError> {
 /// When the database fails.
 pub async fn changes(tx: &mut Tx<'_>, after: u64) -> Result<Vec<Change>, DbError> {
     let tenant = tx.tenant().to_string();
-    let rows = sqlx::query(
-        "SELECT p.epoch, p.withdrawn, v.* FROM policy p
-         JOIN policy_version v ON v.tenant_id = p.tenant_id AND v.name = p.name AND v.version = p.version
-         WHERE p.tenant_id = $1 AND p.epoch > $2",
-    )
+    let rows = sqlx::query(versions!(
+        "WHERE p.tenant_id = $1 AND v.version = p.version AND p.epoch > $2"
+    ))
     .bind(tenant)
     .bind(signed(after))
     .fetch_all(&mut **tx)
@@ -119,49 +189,54 @@ pub async fn changes(tx: &mut Tx<'_>, after: u64) -> Result<Vec<Change>, DbError
         .map_err(DbError::during("read changed policies"))
 }
 
-/// The current version of a policy, withdrawn or not.
+/// Which of a policy's versions is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Which {
+    /// The one in force, or, of a withdrawn policy, the last that was.
+    Current,
+    /// The one that waits for approval.
+    Waiting,
+    /// The one with the highest number.
+    Newest,
+    /// The one with this number.
+    Number(u64),
+}
+
+/// One version of a policy, withdrawn or not.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn current(tx: &mut Tx<'_>, name: &str) -> Result<Option<StoredPolicy>, DbError> {
+pub async fn find(tx: &mut Tx<'_>, name: &str, which: Which) -> Result<Option<StoredPolicy>, DbError> {
     let tenant = tx.tenant().to_string();
-    let row = sqlx::query(
-        "SELECT p.withdrawn, v.* FROM policy p
-         JOIN policy_version v ON v.tenant_id = p.tenant_id AND v.name = p.name AND v.version = p.version
-         WHERE p.tenant_id = $1 AND p.name = $2",
-    )
-    .bind(tenant)
-    .bind(name)
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(DbError::during("read a policy"))?;
+    let (query, number) = match which {
+        Which::Current => (
+            versions!("WHERE p.tenant_id = $1 AND p.name = $2 AND v.version = p.version AND $3 = 0"),
+            0,
+        ),
+        Which::Waiting => (
+            versions!("WHERE p.tenant_id = $1 AND p.name = $2 AND v.version = p.waiting AND $3 = 0"),
+            0,
+        ),
+        Which::Newest => (
+            versions!("WHERE p.tenant_id = $1 AND p.name = $2 AND $3 = 0 ORDER BY v.version DESC LIMIT 1"),
+            0,
+        ),
+        Which::Number(number) => (
+            versions!("WHERE p.tenant_id = $1 AND p.name = $2 AND v.version = $3"),
+            number,
+        ),
+    };
+    let row = sqlx::query(query)
+        .bind(tenant)
+        .bind(name)
+        .bind(signed(number))
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(DbError::during("read a policy"))?;
     row.as_ref()
         .map(read)
         .transpose()
         .map_err(DbError::during("read a policy"))
-}
-
-/// One version of a policy. `withdrawn` is the policy's state now.
-///
-/// # Errors
-/// When the database fails.
-pub async fn find_version(tx: &mut Tx<'_>, name: &str, version: u64) -> Result<Option<StoredPolicy>, DbError> {
-    let tenant = tx.tenant().to_string();
-    let row = sqlx::query(
-        "SELECT p.withdrawn, v.* FROM policy_version v
-         JOIN policy p ON p.tenant_id = v.tenant_id AND p.name = v.name
-         WHERE v.tenant_id = $1 AND v.name = $2 AND v.version = $3",
-    )
-    .bind(tenant)
-    .bind(name)
-    .bind(signed(version))
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(DbError::during("read a version of a policy"))?;
-    row.as_ref()
-        .map(read)
-        .transpose()
-        .map_err(DbError::during("read a version of a policy"))
 }
 
 /// Policies in force with names after `after`, in order.
@@ -170,11 +245,9 @@ pub async fn find_version(tx: &mut Tx<'_>, name: &str, version: u64) -> Result<O
 /// When the database fails.
 pub async fn list(tx: &mut Tx<'_>, after: &str, limit: i64) -> Result<Vec<StoredPolicy>, DbError> {
     let tenant = tx.tenant().to_string();
-    let rows = sqlx::query(
-        "SELECT p.withdrawn, v.* FROM policy p
-         JOIN policy_version v ON v.tenant_id = p.tenant_id AND v.name = p.name AND v.version = p.version
-         WHERE p.tenant_id = $1 AND p.name > $2 AND NOT p.withdrawn ORDER BY p.name LIMIT $3",
-    )
+    let rows = sqlx::query(versions!(
+        "WHERE p.tenant_id = $1 AND v.version = p.version AND p.name > $2 AND NOT p.withdrawn ORDER BY p.name LIMIT $3"
+    ))
     .bind(tenant)
     .bind(after)
     .bind(limit)
@@ -184,17 +257,33 @@ pub async fn list(tx: &mut Tx<'_>, after: &str, limit: i64) -> Result<Vec<Stored
     read_all(&rows)
 }
 
+/// Versions that wait for approval, of policies with names after `after`, in order.
+///
+/// # Errors
+/// When the database fails.
+pub async fn list_waiting(tx: &mut Tx<'_>, after: &str, limit: i64) -> Result<Vec<StoredPolicy>, DbError> {
+    let tenant = tx.tenant().to_string();
+    let rows = sqlx::query(versions!(
+        "WHERE p.tenant_id = $1 AND p.waiting > 0 AND v.version = p.waiting AND p.name > $2 ORDER BY p.name LIMIT $3"
+    ))
+    .bind(tenant)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(DbError::during("list policies that wait for approval"))?;
+    read_all(&rows)
+}
+
 /// Versions of a policy below `before`, the newest first. 0 for all.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn list_versions(tx: &mut Tx<'_>, name: &str, before: u64, limit: i64) -> Result<Vec<StoredPolicy>, DbError> {
     let tenant = tx.tenant().to_string();
-    let rows = sqlx::query(
-        "SELECT p.withdrawn, v.* FROM policy_version v
-         JOIN policy p ON p.tenant_id = v.tenant_id AND p.name = v.name
-         WHERE v.tenant_id = $1 AND v.name = $2 AND ($3 = 0 OR v.version < $3) ORDER BY v.version DESC LIMIT $4",
-    )
+    let rows = sqlx::query(versions!(
+        "WHERE p.tenant_id = $1 AND p.name = $2 AND ($3 = 0 OR v.version < $3) ORDER BY v.version DESC LIMIT $4"
+    ))
     .bind(tenant)
     .bind(name)
     .bind(signed(before))
@@ -205,20 +294,29 @@ pub async fn list_versions(tx: &mut Tx<'_>, name: &str, before: u64, limit: i64)
     read_all(&rows)
 }
 
-/// Stores a version and makes it current.
+/// Stores a version and puts it into force, or lets it wait for approval.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn insert_version(tx: &mut Tx<'_>, policy: &StoredPolicy, epoch: u64) -> Result<(), DbError> {
     let tenant = tx.tenant().to_string();
-    sqlx::query(
+    let waits = policy.review == Review::Pending;
+    sqlx::query(if waits {
+        // What is in force does not change, so neither does the epoch of the policy.
+        "WITH head AS (
+             INSERT INTO policy (tenant_id, name, version, withdrawn, epoch, waiting) VALUES ($1, $2, 0, false, $4, $3)
+             ON CONFLICT (tenant_id, name) DO UPDATE SET waiting = $3
+         )
+         INSERT INTO policy_version (tenant_id, name, version, mode, document, sha256, author, created, reviewed)
+         VALUES ($1, $2, $3, $5, $6, $7, $8, $9, true)"
+    } else {
         "WITH head AS (
              INSERT INTO policy (tenant_id, name, version, withdrawn, epoch) VALUES ($1, $2, $3, false, $4)
-             ON CONFLICT (tenant_id, name) DO UPDATE SET version = $3, withdrawn = false, epoch = $4
+             ON CONFLICT (tenant_id, name) DO UPDATE SET version = $3, withdrawn = false, epoch = $4, waiting = 0
          )
          INSERT INTO policy_version (tenant_id, name, version, mode, document, sha256, author, created)
-         VALUES ($1, $2, $3, $5, $6, $7, $8, $9)",
-    )
+         VALUES ($1, $2, $3, $5, $6, $7, $8, $9)"
+    })
     .bind(tenant)
     .bind(&policy.name)
     .bind(signed(policy.version))
@@ -234,13 +332,45 @@ pub async fn insert_version(tx: &mut Tx<'_>, policy: &StoredPolicy, epoch: u64) 
     Ok(())
 }
 
-/// Withdraws a policy. Its versions stay.
+/// Records what was decided about the waiting version; approved, it takes force.
+///
+/// # Errors
+/// When the database fails.
+pub async fn decide(tx: &mut Tx<'_>, policy: &StoredPolicy, decision: &Decision, epoch: u64) -> Result<(), DbError> {
+    let tenant = tx.tenant().to_string();
+    sqlx::query(
+        "WITH head AS (
+             UPDATE policy SET waiting = 0,
+                 version = CASE WHEN $5 THEN $3 ELSE version END,
+                 withdrawn = withdrawn AND NOT $5,
+                 epoch = CASE WHEN $5 THEN $9 ELSE epoch END
+             WHERE tenant_id = $1 AND name = $2 AND waiting = $3
+         )
+         INSERT INTO policy_review (tenant_id, name, version, sha256, approved, reviewer, note, decided)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(tenant)
+    .bind(&policy.name)
+    .bind(signed(policy.version))
+    .bind(&decision.sha256)
+    .bind(decision.approved)
+    .bind(&decision.reviewer)
+    .bind(&decision.note)
+    .bind(decision.decided)
+    .bind(signed(epoch))
+    .execute(&mut **tx)
+    .await
+    .map_err(DbError::during("record what was decided about a policy"))?;
+    Ok(())
+}
+
+/// Withdraws a policy, and what waits of it. Its versions stay.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn withdraw(tx: &mut Tx<'_>, name: &str, epoch: u64) -> Result<(), DbError> {
     let tenant = tx.tenant().to_string();
-    sqlx::query("UPDATE policy SET withdrawn = true, epoch = $3 WHERE tenant_id = $1 AND name = $2")
+    sqlx::query("UPDATE policy SET withdrawn = true, waiting = 0, epoch = $3 WHERE tenant_id = $1 AND name = $2")
         .bind(tenant)
         .bind(name)
         .bind(signed(epoch))
