@@ -220,6 +220,9 @@ pub struct TableConfig {
     /// Whether packets with a wrong checksum are malformed. Leave it off where the network card of a captured host
     /// computes checksums: they are wrong in what it sends.
     pub checksums: bool,
+    /// Whether VLANs are networks of their own, so that the same addresses in two of them are two flows. Leave it off where
+    /// the two directions of a flow, or a packet before and after its router, come with different tags.
+    pub vlans_apart: bool,
 }
 
 /// Live capture.
@@ -351,6 +354,7 @@ impl Default for TableConfig {
             fact_interval_ms: ms(limits.fact_interval),
             tunnels: limits.decoder.tunnels,
             checksums: limits.decoder.checksums,
+            vlans_apart: limits.vlans_apart,
         }
     }
 }
@@ -376,6 +380,7 @@ impl TableConfig {
                 tunnels: self.tunnels,
                 checksums: self.checksums,
             },
+            vlans_apart: self.vlans_apart,
         }
     }
 }

@@ -59,8 +59,9 @@ pub struct Ring {
     filter_outgoing: bool,
 }
 
-// How many more sockets share the frames: by a hash that is the same for both directions, so that each flow has one ring.
-const FANOUT: libc::c_int = (libc::PACKET_FANOUT_HASH << 16) as libc::c_int;
+// How several sockets share the frames: by a hash that is the same for both directions, so that each flow has one ring. A
+// part of a datagram has no ports to hash, so the kernel puts datagrams of IPv4 together before (Linux 3.1).
+const FANOUT: libc::c_int = ((libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_DEFRAG) << 16) as libc::c_int;
 // linux/if_packet.h: the kernel chooses a number that no other group of the network namespace has.
 const FANOUT_UNIQUE: libc::c_int = 0x2000 << 16;
 // A group leaves out what leaves by a flag of its own, whatever its sockets were told.

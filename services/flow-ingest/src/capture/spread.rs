@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{Burst, CaptureError, CaptureFile, Source, file::Place};
-use crate::domain::packet::{Decoder, Packet, Verdict};
+use crate::domain::packet::{Packet, ends};
 
 /// Most workers.
 pub const MOST_WORKERS: usize = 64;
@@ -43,8 +43,8 @@ struct Line<R> {
     changed: Condvar,
 }
 
-/// Reads a file to its end, or until `stop` is set, and gives each packet to the worker of its addresses. Both directions
-/// of a flow, and all parts of a datagram, have one worker.
+/// Reads a file to its end, or until `stop` is set, and gives each packet to the worker of its outermost addresses. Both
+/// directions of a flow, all parts of a datagram, and what a tunnel carries, in parts or whole, have one worker.
 ///
 /// # Errors
 /// As [`CaptureFile::burst`]; the packets before that have been given.
@@ -174,10 +174,8 @@ impl Part {
 
 // Whose a packet is: the same for both directions between two hosts. What has no addresses is the first one's.
 fn owner(packet: &Packet<'_>, workers: usize) -> u8 {
-    let sum = match Decoder::default().decode(packet) {
-        Verdict::Flow(decoded) => mix(&decoded.src).wrapping_add(mix(&decoded.dst)),
-        Verdict::NoFlow | Verdict::Malformed => return 0,
-    };
+    let Some((src, dst)) = ends(packet) else { return 0 };
+    let sum = mix(&src).wrapping_add(mix(&dst));
     let hash = mix(&u128::from(sum).to_le_bytes()) >> 32;
     // Below the number of workers, which is small.
     ((hash * workers as u64) >> 32) as u8
@@ -295,6 +293,34 @@ mod tests {
             matches!(problem, Some(CaptureError::Truncated { packets: 4799, .. })),
             "{problem:?}"
         );
+    }
+
+    #[test]
+    fn whole_datagrams_their_parts_and_what_they_carry_have_one_worker() {
+        fn made(data: &[u8]) -> Packet<'_> {
+            Packet {
+                time: 0,
+                link: crate::domain::packet::LinkType::Ethernet,
+                data,
+                wire_len: data.len() as u32,
+                vlan_tci: None,
+            }
+        }
+        for host in 0..50 {
+            let (a, b) = (format!("10.0.1.{host}"), "192.168.7.7");
+            let whole = craft::udp4(&format!("{a}:1000"), &format!("{b}:2000"), &[7; 64]);
+            let inner = craft::udp4("172.16.0.1:1", "172.16.0.2:2", b"x");
+            let tunnel = craft::ip(a.parse().unwrap(), b.parse().unwrap(), 4, &inner[14..]);
+            let answer = craft::udp4(&format!("{b}:2000"), &format!("{a}:1000"), &[7; 64]);
+            let mut part = whole.clone();
+            (part[20], part[21]) = (0x20, 0);
+            let mut later = whole.clone();
+            (later[20], later[21]) = (0, 9);
+            let mut part_of_tunnel = tunnel.clone();
+            (part_of_tunnel[20], part_of_tunnel[21]) = (0x20, 0);
+            let owners = [&whole, &tunnel, &answer, &part, &later, &part_of_tunnel].map(|data| owner(&made(data), 16));
+            assert!(owners.iter().all(|owner| *owner == owners[0]), "{owners:?}");
+        }
     }
 
     #[test]

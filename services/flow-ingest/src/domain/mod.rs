@@ -16,10 +16,12 @@ pub mod meter;
 #[cfg(test)]
 mod meter_tests;
 pub mod network;
+#[cfg(test)]
+mod network_tests;
 pub mod packet;
-pub mod port;
 #[cfg(test)]
 mod packet_tests;
+pub mod port;
 mod prefetch;
 pub mod record;
 pub mod table;

@@ -237,6 +237,18 @@ pub(super) fn array<const N: usize>(data: &[u8], at: usize) -> Step<[u8; N]> {
     data.get(at..at + N)?.try_into().ok()
 }
 
+/// The addresses of a frame's outermost IP packet, in the form of [`Decoded`]: the same for every part of a datagram and
+/// for all a tunnel carries. `None` where there are none.
+pub fn ends(packet: &Packet<'_>) -> Option<([u8; 16], [u8; 16])> {
+    let link = link::layer(packet, 1)?;
+    let data = packet.data.get(link.offset..)?;
+    match link.ethertype {
+        ETH_IPV4 => Some((mapped(array(data, 12)?), mapped(array(data, 16)?))),
+        ETH_IPV6 => Some((array(data, 8)?, array(data, 24)?)),
+        _ => None,
+    }
+}
+
 /// How packets are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoder {
@@ -267,7 +279,7 @@ impl Decoder {
     pub fn decode<'a>(&self, packet: &Packet<'a>) -> Verdict<'a> {
         match self.plain(packet, self.tunnels) {
             Some(decoded) => Verdict::Flow(decoded),
-            None => self.frame(packet, self.tunnels),
+            None => self.frame(packet, self.tunnels, Network::default()),
         }
     }
 
@@ -338,8 +350,8 @@ impl Decoder {
         })
     }
 
-    /// Decodes a frame that may contain `depth` more tunnels.
-    pub(super) fn frame<'a>(&self, packet: &Packet<'a>, depth: u8) -> Verdict<'a> {
+    /// Decodes a frame of a network that may contain `depth` more tunnels.
+    pub(super) fn frame<'a>(&self, packet: &Packet<'a>, depth: u8, network: Network) -> Verdict<'a> {
         let Some(link) = link::layer(packet, depth) else {
             return Verdict::Malformed;
         };
@@ -361,7 +373,7 @@ impl Decoder {
         decoded.tags = link.tags;
         decoded.macs = link.macs;
         decoded.tunnel = link.tunnel;
-        decoded.network = decoded.network.inside(link.tunnel);
+        decoded.network = network.inside(link.tunnel);
         decoded.depth = depth.saturating_sub(u8::from(link.tunnel.kind != TunnelKind::None));
         // The outer packet is a flow of its own where what it carries cannot be read.
         if matches!(decoded.protocol, IP_IN_IP | IPV6_IN_IP | GRE)

@@ -187,7 +187,7 @@ proptest! {
         let packet = Packet { wire_len: (data.len() as u32).max(wire), vlan_tci: tci, ..frame(&data) };
         let decoder = Decoder::default();
         if let Some(short) = decoder.plain(&packet, 4) {
-            prop_assert_eq!(format!("{:?}", Verdict::Flow(short)), format!("{:?}", decoder.frame(&packet, 4)));
+            prop_assert_eq!(format!("{:?}", Verdict::Flow(short)), format!("{:?}", decoder.frame(&packet, 4, Default::default())));
         }
     }
 }

@@ -138,20 +138,21 @@ pub fn with_row(
         service: Service::from_number(flow.service).name(),
         ..FlowRow::default()
     };
-    match subject.app.map(|app| &app.facts) {
-        Some(Facts::Http(http)) => {
-            row.http_method = http.method.as_deref();
-            row.http_host = http.host.as_deref();
-            row.http_uri = http.uri.as_deref();
-            row.http_user_agent = http.user_agent.as_deref();
-            row.http_referrer = http.referrer.as_deref();
-            row.http_content_type = http.content_type.as_deref();
-            row.http_status = http.status;
-            row.http_requests = Some(http.requests);
-            row.http_auth_failures = Some(http.auth_failures);
-            row.http_request_bytes = Some(http.body_bytes[0]);
-            row.http_response_bytes = Some(http.body_bytes[1]);
-        }
+    let facts = subject.app.map(|app| &app.facts);
+    if let Some(http) = facts.and_then(Facts::http) {
+        row.http_method = http.method.as_deref();
+        row.http_host = http.host.as_deref();
+        row.http_uri = http.uri.as_deref();
+        row.http_user_agent = http.user_agent.as_deref();
+        row.http_referrer = http.referrer.as_deref();
+        row.http_content_type = http.content_type.as_deref();
+        row.http_status = http.status;
+        row.http_requests = Some(http.requests);
+        row.http_auth_failures = Some(http.auth_failures);
+        row.http_request_bytes = Some(http.body_bytes[0]);
+        row.http_response_bytes = Some(http.body_bytes[1]);
+    }
+    match facts {
         Some(Facts::Dns(dns)) => {
             row.dns_query = dns.query.as_deref();
             row.dns_qtype = dns.qtype;

@@ -155,7 +155,7 @@ fn open<'a>(
                 wire_len: wire as u32,
                 vlan_tci: None,
             };
-            let Verdict::Flow(inner) = decoder.frame(&frame, depth) else {
+            let Verdict::Flow(inner) = decoder.frame(&frame, depth, outer.network.inside(tunnel)) else {
                 return None;
             };
             inner
@@ -288,6 +288,11 @@ pub(super) fn is_gtpu(data: &[u8], claimed: u32) -> bool {
     let Some((_, _, at)) = gtpu(data) else { return false };
     let length = be16(data, 2).map_or(0, u32::from);
     length + 8 == claimed && data.get(at).is_some_and(|&b| matches!(b >> 4, 4 | 6))
+}
+
+/// The endpoint identifier of a packet of GTP-U.
+pub(super) fn teid(data: &[u8]) -> Option<u32> {
+    be32(data, 4)
 }
 
 fn gtpu(data: &[u8]) -> Option<(Tunnel, Inside, usize)> {

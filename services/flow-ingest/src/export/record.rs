@@ -12,6 +12,7 @@ use crate::domain::{
     Sink,
     key::{COMMUNITY_ID_LEN, FlowKey, HashSeed, community_id, flow_id},
     packet::{ICMP, ICMPV6, SCTP, TCP, UDP, address, icmp_answer},
+    port::is_server_port,
 };
 
 /// IP protocol number of a record that does not tell it: "reserved" in IANA's registry, so no packet has it.
@@ -236,54 +237,6 @@ pub(crate) fn is_answer(key: &FlowKey, ip_version: u8, flags: Option<u8>) -> boo
         _ => key.dst[0] == 0xff,
     };
     !group && is_server_port(key.src_port) && !is_server_port(key.dst_port)
-}
-
-fn is_server_port(port: u16) -> bool {
-    // 68 is the port of DHCP's clients.
-    matches!(port, 1..=67 | 69..=1023)
-        || matches!(
-            port,
-            1080 | 1433
-                | 1521
-                | 1812
-                | 1813
-                | 1883
-                | 2049
-                | 2152
-                | 3128
-                | 3268
-                | 3269
-                | 3306
-                | 3389
-                | 3544
-                | 4789
-                | 5060
-                | 5061
-                | 5222
-                | 5223
-                | 5269
-                | 5353
-                | 5355
-                | 5432
-                | 5671
-                | 5672
-                | 5900
-                | 5985
-                | 5986
-                | 6379
-                | 6443
-                | 8000
-                | 8008
-                | 8080
-                | 8081
-                | 8443
-                | 8888
-                | 9090
-                | 9092
-                | 9200
-                | 11211
-                | 27017
-        )
 }
 
 fn end_reason(number: Option<u64>) -> Option<&'static str> {

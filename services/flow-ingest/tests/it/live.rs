@@ -51,6 +51,11 @@ fn several_workers_share_what_one_would_count() {
 }
 
 #[test]
+fn datagrams_in_parts_stay_with_their_flow_among_workers() {
+    in_a_namespace("live::inside_parts");
+}
+
+#[test]
 fn an_interface_may_come_late_and_come_back() {
     in_a_namespace("live::inside_coming_and_going");
 }
@@ -267,6 +272,48 @@ fn inside_sharing() {
         .collect();
     ended.sort_unstable();
     assert_eq!(ended, (1..=60).map(|count| (count, count)).collect::<Vec<_>>());
+}
+
+#[test]
+#[ignore = "run by datagrams_in_parts_stay_with_their_flow_among_workers in a namespace of its own"]
+fn inside_parts() {
+    ip("link set lo up");
+    let client = Node::attach("client", [10, 1, 0, 2].into()).unwrap();
+    let watching = Watching::start_with(&[client.router_interface()], 2);
+    watching.capturing();
+    let server = UdpSocket::bind("10.1.0.1:9999").unwrap();
+    let mut buffer = [0; 8000];
+    client
+        .run(|| {
+            for flow in 0..24_usize {
+                let socket = UdpSocket::bind(("10.1.0.2", 20_000 + flow as u16)).unwrap();
+                // Whole, in three parts, whole.
+                for length in [100, 4000 + flow, 200] {
+                    socket.send_to(&vec![0x41; length], "10.1.0.1:9999").unwrap();
+                    assert_eq!(server.recv(&mut buffer).unwrap(), length);
+                }
+            }
+        })
+        .unwrap();
+    let seen = |s: &Sensor| s.status().counts.received >= 24 * 3;
+    watching.until("all seen", seen);
+    let (_, batches) = watching.finish();
+    let mut flows: Vec<_> = batches
+        .iter()
+        .flat_map(FlowBatch::rows)
+        .filter(|row| row.protocol == 17 && row.dst_ip.to_string() == "10.1.0.1" && row.end_reason.is_some())
+        .map(|row| {
+            (
+                row.src_port,
+                row.dst_port,
+                row.src_packets.unwrap(),
+                row.src_bytes.unwrap(),
+            )
+        })
+        .collect();
+    flows.sort_unstable();
+    let one = |flow: u16| (20_000 + flow, 9999, 3, 4300 + u64::from(flow));
+    assert_eq!(flows, (0..24).map(one).collect::<Vec<_>>());
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub struct Found {
     pub refused: bool,
     /// Neither side speaks HTTP any more: a tunnel or another protocol begins.
     pub over: bool,
+    /// HTTP/2 goes on where this answer ends.
+    pub http2: bool,
 }
 
 const METHODS: [&[u8]; 20] = [
@@ -79,9 +81,9 @@ const METHODS: [&[u8]; 20] = [
     b"NOTIFY",
 ];
 
-const MAX_URI: usize = 512;
-const MAX_AGENT: usize = 256;
-const MAX_FIELD: usize = 256;
+pub(super) const MAX_URI: usize = 512;
+pub(super) const MAX_AGENT: usize = 256;
+pub(super) const MAX_FIELD: usize = 256;
 // A chunk-size line longer than this is no such line.
 const MAX_LINE: usize = 1024;
 
@@ -229,6 +231,10 @@ impl HttpFacts {
         if !(100..1000).contains(&status) {
             return None;
         }
+        if status == 101 && head.fields[UPGRADE].is_some_and(|to| to.eq_ignore_ascii_case(b"h2c")) {
+            found.http2 = true;
+            return Some(Body::None);
+        }
         if status == 101 {
             self.answered(status, head, found);
             return Some(Body::Over);
@@ -272,13 +278,14 @@ enum Body {
 }
 
 // The fields that are read, each by its place in `Head::fields`.
-const NAMES: [&[u8]; 6] = [
+const NAMES: [&[u8]; 7] = [
     b"host",
     b"user-agent",
     b"referer",
     b"content-type",
     b"transfer-encoding",
     b"content-length",
+    b"upgrade",
 ];
 const HOST: usize = 0;
 const USER_AGENT: usize = 1;
@@ -286,6 +293,7 @@ const REFERER: usize = 2;
 const CONTENT_TYPE: usize = 3;
 const TRANSFER_ENCODING: usize = 4;
 const CONTENT_LENGTH: usize = 5;
+const UPGRADE: usize = 6;
 
 struct Head<'a> {
     first: &'a [u8],
@@ -361,7 +369,7 @@ fn chunk_size(text: &[u8]) -> Option<u64> {
 }
 
 // Text of at most `limit` octets. Octets that are no UTF-8 become U+FFFD.
-fn text(value: &[u8], limit: usize) -> Option<String> {
+pub(super) fn text(value: &[u8], limit: usize) -> Option<String> {
     let mut end = value.len().min(limit);
     while end < value.len() && end > 0 && value[end] & 0xc0 == 0x80 {
         end -= 1;

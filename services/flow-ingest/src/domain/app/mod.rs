@@ -6,6 +6,7 @@
 pub mod certificate;
 pub mod dns;
 pub mod http;
+pub mod http2;
 pub mod probe;
 pub mod protocol;
 pub mod quic;
@@ -19,6 +20,7 @@ pub use self::protocol::Service;
 use self::{
     dns::DnsFacts,
     http::HttpFacts,
+    http2::Http2Facts,
     probe::{Guess, Look, media::rtp_header},
     protocol::{Transport, recognise},
     quic::QuicFacts,
@@ -42,6 +44,8 @@ pub enum Facts {
     Media([Option<(u8, u16, u32)>; 2]),
     /// HTTP/1.
     Http(Box<HttpFacts>),
+    /// HTTP/2 without TLS.
+    Http2(Box<Http2Facts>),
     /// TLS or DTLS.
     Tls(Box<TlsFacts>),
     /// STUN, which DTLS may follow on the same ports (RFC 7983): datagrams that are still looked at.
@@ -80,10 +84,20 @@ impl Facts {
         }
     }
 
+    /// What HTTP told, whichever version.
+    pub fn http(&self) -> Option<&HttpFacts> {
+        match self {
+            Self::Http(http) => Some(http),
+            Self::Http2(http2) => Some(&http2.http),
+            _ => None,
+        }
+    }
+
     // The deep parser of a service. `None` where its name is all there is to tell.
     fn of(service: Service) -> Option<Self> {
         Some(match service {
             Service::Http => Self::Http(Box::default()),
+            Service::Http2 => Self::Http2(Box::default()),
             Service::Tls | Service::Dtls => Self::Tls(Box::default()),
             Service::Quic => Self::Quic(Box::default()),
             Service::Dns | Service::Mdns | Service::Llmnr | Service::NetbiosNs => Self::Dns(Box::default()),
@@ -416,6 +430,18 @@ impl Told {
                 self.news.facts |= found.facts;
                 self.news.refused |= found.refused;
                 self.over |= found.over;
+                if found.http2 {
+                    self.service = Service::Http2;
+                    let http = std::mem::take(http.as_mut());
+                    *facts = Facts::Http2(Box::new(Http2Facts::upgraded(http, 1 - self.side)));
+                }
+                step
+            }
+            Facts::Http2(http2) => {
+                let mut found = http::Found::default();
+                let step = http2.step(self.side, front, &mut found);
+                self.news.facts |= found.facts;
+                self.news.refused |= found.refused;
                 step
             }
             Facts::Tls(tls) => tls.step(front, full, &mut self.news.facts),

@@ -266,3 +266,49 @@ proptest! {
         prop_assert_eq!(conversation(port, &turns).len(), 1);
     }
 }
+
+fn http2_frame(kind: u8, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
+    let length = (body.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), body].concat()
+}
+
+// GET / of www.example.com, as in RFC 7541, appendix C.4.1, and an answer with status 200 and a body of three octets.
+fn http2_turns() -> (Vec<u8>, Vec<u8>) {
+    let request = hex::decode("828684418cf1e3c2e5f23a6ba0ab90f4ff").unwrap();
+    let settings = http2_frame(4, 0, 0, &[0, 3, 0, 0, 0, 100]);
+    let sent = [super::http2::PREFACE, &settings, &http2_frame(1, 5, 1, &request)].concat();
+    let answered = [settings, http2_frame(1, 4, 1, &[0x88]), http2_frame(0, 1, 1, b"yes")].concat();
+    (sent, answered)
+}
+
+#[test]
+fn http2_with_prior_knowledge_is_told_whoever_speaks_first() {
+    let (sent, answered) = http2_turns();
+    let (hello, rest) = answered.split_at(15);
+    for turns in [
+        vec![(0, &sent[..]), (1, &answered)],
+        vec![(1, hello), (0, &sent), (1, rest)],
+    ] {
+        let batch = conversation(50_051, &turns);
+        let row = batch.row(0);
+        assert_eq!((row.service, row.http_method), (Some("http2"), Some("GET")));
+        assert_eq!((row.http_host, row.http_uri), (Some("www.example.com"), Some("/")));
+        assert_eq!((row.http_status, row.http_requests), (Some(200), Some(1)));
+        assert_eq!((row.http_request_bytes, row.http_response_bytes), (Some(0), Some(3)));
+    }
+}
+
+#[test]
+fn http_that_turns_into_http2_goes_on() {
+    let request = b"GET /old HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+        HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
+    let agreed = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+    let (sent, answered) = http2_turns();
+    // The server answers the old request in the new way, too.
+    let first = [&agreed[..], &http2_frame(4, 0, 0, &[]), &http2_frame(1, 5, 1, &[0x8d])].concat();
+    let batch = conversation(80, &[(0, request), (1, &first), (0, &sent), (1, &answered)]);
+    let row = batch.row(0);
+    assert_eq!((row.service, row.http_uri), (Some("http2"), Some("/old")));
+    assert_eq!((row.http_requests, row.http_status), (Some(2), Some(200)));
+    assert_eq!(row.http_response_bytes, Some(3));
+}

@@ -1,7 +1,7 @@
 //! Protocols that begin with text: HTTP, SSH, mail, FTP, SIP, RTSP, syslog, IRC, XMPP; and TLS, which most begin in.
 
 use super::{Guess, Look, begins_with, contains, line, printable};
-use crate::domain::app::{http, tls};
+use crate::domain::app::{http, http2, tls};
 
 /// TLS: a hello, or a whole record followed by another.
 pub fn tls(look: &Look<'_>) -> Guess {
@@ -30,7 +30,7 @@ pub fn http(look: &Look<'_>) -> Guess {
 
 /// HTTP/2 with prior knowledge (RFC 9113 §3.4).
 pub fn http2(look: &Look<'_>) -> Guess {
-    begins_with(look.data, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    http2::begins(look.data)
 }
 
 /// SSH (RFC 4253 §4.2).
