@@ -1,13 +1,14 @@
 //! What can be configured, checked before anything is opened.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use garrison_proto::TenantId;
 use garrison_service::{ConfigError, Core, ServiceConfig};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::app::Settings;
+use crate::app::{ReviewRule, Settings};
 
 /// Configuration of the policy service.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -21,6 +22,29 @@ pub struct Config {
     /// Alerts for flows that enforced policies forbid.
     #[serde(default)]
     pub alerts: AlertsConfig,
+    /// Approval of policies before they are enforced.
+    #[serde(default)]
+    pub review: ReviewConfig,
+}
+
+/// Approval of policies before they are enforced.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReviewConfig {
+    /// Whether a version in mode `enforce` takes force only after somebody else than its author approved it. Without,
+    /// one stolen session or one slip changes who may talk to whom.
+    pub required: bool,
+    /// By tenant, where it is not `required`'s value, such as `acme = false` for a tenant with a single author.
+    pub tenants: BTreeMap<String, bool>,
+}
+
+impl Default for ReviewConfig {
+    fn default() -> Self {
+        Self {
+            required: true,
+            tenants: BTreeMap::new(),
+        }
+    }
 }
 
 /// Verdicts on flows.
@@ -104,6 +128,12 @@ impl ServiceConfig for Config {
                 ))
             }
         };
+        for tenant in self.review.tenants.keys() {
+            if tenant.parse::<TenantId>().is_err() {
+                let key = format!("review.tenants.{tenant}");
+                return Err(ConfigError::invalid(&key, "the name of no tenant can be so"));
+            }
+        }
         within("flows.concurrency", self.flows.concurrency as u64, 1, 256)?;
         within("flows.remembered", self.flows.remembered as u64, 1_000, 100_000_000)?;
         within("flows.refresh_interval_ms", self.flows.refresh_interval_ms, 50, 60_000)?;
@@ -125,6 +155,10 @@ impl Config {
             spread: self.alerts.spread as usize,
             keep: Duration::from_secs(u64::from(self.alerts.keep_days) * 86_400),
             internal: self.alerts.internal_networks.clone(),
+            review: ReviewRule {
+                required: self.review.required,
+                tenants: self.review.tenants.clone(),
+            },
         }
     }
 }

@@ -8,6 +8,8 @@ use garrison_ztp::Diagnostic;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::store::Review;
+
 /// An operation of this service failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -62,9 +64,38 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The version does not wait for approval.
+    #[error("{policy} does not wait for approval: {}", standing(*.review))]
+    NotWaiting {
+        /// Its name and version.
+        policy: String,
+        /// What became of its review.
+        review: Review,
+    },
+    /// Another document was reviewed than the one that waits.
+    #[error("{policy} is another document than the one that was reviewed; its SHA-256 is {sha256}")]
+    OtherDocument {
+        /// Its name and version.
+        policy: String,
+        /// The hash of the document that waits.
+        sha256: String,
+    },
+    /// The author approves the own version.
+    #[error("policy {0} is to be approved by somebody else than its author")]
+    OwnReview(String),
     /// A background computation was lost.
     #[error("{0} was interrupted")]
     Interrupted(&'static str),
+}
+
+fn standing(review: Review) -> &'static str {
+    match review {
+        Review::NotNeeded => "it took force without",
+        Review::Pending => "it does",
+        Review::Approved => "it was approved",
+        Review::Rejected => "it was rejected",
+        Review::Superseded => "another version took its place, or the policy was withdrawn",
+    }
 }
 
 impl Error {
@@ -79,6 +110,9 @@ impl Error {
             Self::TooMany { .. } => "GAR-POLICY-0205",
             Self::TooComplex(_) => "GAR-POLICY-0013",
             Self::Stored { .. } | Self::Interrupted(_) => "GAR-POLICY-0207",
+            Self::NotWaiting { .. } => "GAR-POLICY-0208",
+            Self::OwnReview(_) => "GAR-POLICY-0209",
+            Self::OtherDocument { .. } => "GAR-POLICY-0210",
         }
     }
 
@@ -140,7 +174,9 @@ impl From<Error> for Status {
                 details.add_bad_request_violation(*field, message.clone());
                 Code::InvalidArgument
             }
-            Error::Conflict { .. } => Code::Aborted,
+            Error::Conflict { .. } | Error::OtherDocument { .. } => Code::Aborted,
+            Error::NotWaiting { .. } => Code::FailedPrecondition,
+            Error::OwnReview(_) => Code::PermissionDenied,
             Error::NotFound(_) => Code::NotFound,
             Error::TooMany { .. } | Error::TooComplex(_) => Code::ResourceExhausted,
         };

@@ -6,6 +6,7 @@ mod files;
 mod import;
 mod lint;
 mod recommend;
+mod review;
 mod what_if;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use garrison_proto::policy::v1::{
     ApplyPolicyRequest, DeletePolicyRequest, Diagnostic, ExplainConnectionRequest, GetPolicyRequest,
-    ListPoliciesRequest, ListPolicyVersionsRequest, ListVerdictCountsRequest, Policy as Stored,
+    ListPoliciesRequest, ListPolicyVersionsRequest, ListVerdictCountsRequest, Policy as Stored, Review as ReviewState,
     policy_service_client::PolicyServiceClient,
 };
 use serde_json::json;
@@ -24,6 +25,8 @@ use crate::{
     error::CliError,
     output::{Printer, time, word},
 };
+
+type Client = PolicyServiceClient<crate::remote::Authorised>;
 
 /// Check, apply and explain policy.
 #[derive(Subcommand)]
@@ -80,6 +83,16 @@ pub enum Policy {
         /// Its name
         policy: String,
     },
+    /// List the versions that wait for approval, or show one with what it changes
+    ///
+    /// For example: garrison policy review database
+    Review(review::Review),
+    /// Put a version that waits into force; not for its author
+    ///
+    /// For example: garrison policy approve database --sha256 4b1f09c2a77d
+    Approve(review::Decide),
+    /// Refuse a version that waits, or take the own one back; what is in force stays
+    Reject(review::Decide),
     /// Print what the policies are on an enforcement point
     ///
     /// What the target cannot say is left out of what it allows, and told on standard error, with the target that can.
@@ -219,6 +232,13 @@ impl Policy {
                     if answer.unchanged {
                         eprintln!("{} is unchanged", policy.name);
                     }
+                    if policy.review() == ReviewState::Pending {
+                        eprintln!(
+                            "{} waits until somebody else approves it: garrison policy review {}",
+                            policy.name,
+                            policy.name.trim_start_matches("policies/")
+                        );
+                    }
                     printer.record(&answer, &fields(&policy));
                 }
             }
@@ -258,6 +278,9 @@ impl Policy {
                 });
                 list(printer, &policies);
             }
+            Self::Review(review) => review.run(&mut client, context).await?,
+            Self::Approve(decide) => decide.run(&mut client, context, true).await?,
+            Self::Reject(decide) => decide.run(&mut client, context, false).await?,
             Self::Delete { policy } => {
                 let name = named("policies", &policy);
                 client.delete_policy(DeletePolicyRequest { name: name.clone() }).await?;
@@ -368,14 +391,29 @@ fn fields(policy: &Stored) -> Vec<(&'static str, String)> {
         ("author", policy.author.clone()),
         ("created", time(policy.created.as_ref())),
         ("sha256", policy.sha256.clone()),
+        ("in force", policy.in_force.to_string()),
+        ("review", word(policy.review().as_str_name(), "REVIEW_")),
+        ("reviewer", policy.reviewer.clone()),
+        ("note", policy.review_note.clone()),
     ]
 }
 
 fn list(printer: &Printer, policies: &[Stored]) {
-    let headers = ["policy", "version", "mode", "author", "created", "withdrawn"];
+    let headers = [
+        "policy",
+        "version",
+        "mode",
+        "author",
+        "created",
+        "withdrawn",
+        "review",
+        "reviewer",
+    ];
     printer.list("policies", &headers, policies, |policy| {
         let mut row: Vec<String> = fields(policy).into_iter().take(5).map(|(_, value)| value).collect();
         row.push(policy.withdrawn.to_string());
+        row.push(word(policy.review().as_str_name(), "REVIEW_"));
+        row.push(policy.reviewer.clone());
         row
     });
 }

@@ -17,7 +17,7 @@ use garrison_proto::TenantId;
 use ipnet::IpNet;
 
 pub use policies::Applied;
-pub use review::ReviewRule;
+pub use review::{ReviewRule, Verdict};
 pub use rules::RuleSet;
 
 use crate::{

@@ -207,7 +207,11 @@ impl App {
             policy: resource.clone(),
             version: policy.version,
             withdrawn: policy.withdrawn,
-            author: policy.author.clone(),
+            author: if policy.withdrawn {
+                caller.principal.to_string()
+            } else {
+                policy.author.clone()
+            },
             sha256: policy.sha256.clone(),
         };
         let details = BTreeMap::from([

@@ -6,13 +6,24 @@ use garrison_proto::{
 };
 use garrison_ztp::{Diagnostic, Explanation, Verdict, compile::Compiled, document::Mode};
 
-use crate::store::{CountRow, StoredPolicy};
+use crate::store::{CountRow, Review, StoredPolicy};
 
 pub(super) fn policy(policy: StoredPolicy) -> proto::Policy {
     let mode = match policy.mode {
         Mode::Observe => proto::Mode::Observe,
         Mode::Stage => proto::Mode::Stage,
         Mode::Enforce => proto::Mode::Enforce,
+    };
+    let review = match policy.review {
+        Review::NotNeeded => proto::Review::NotNeeded,
+        Review::Pending => proto::Review::Pending,
+        Review::Approved => proto::Review::Approved,
+        Review::Rejected => proto::Review::Rejected,
+        Review::Superseded => proto::Review::Superseded,
+    };
+    let (reviewer, reviewed, review_note) = match policy.decision {
+        Some(decision) => (decision.reviewer, Some(to_timestamp(decision.decided)), decision.note),
+        None => Default::default(),
     };
     proto::Policy {
         name: format!("policies/{}", policy.name),
@@ -23,6 +34,11 @@ pub(super) fn policy(policy: StoredPolicy) -> proto::Policy {
         author: policy.author,
         created: Some(to_timestamp(policy.created)),
         withdrawn: policy.withdrawn,
+        review: review.into(),
+        reviewer,
+        reviewed,
+        review_note,
+        in_force: policy.in_force,
     }
 }
 

@@ -10,7 +10,10 @@ use garrison_proto::policy::v1::{self as proto, policy_service_server::PolicySer
 use garrison_ztp::is_name;
 use tonic::{Request, Response, Status};
 
-use crate::{app::App, error::Error};
+use crate::{
+    app::{App, Verdict},
+    error::Error,
+};
 use page::Page;
 
 /// `garrison.policy.v1.PolicyService`.
@@ -119,6 +122,59 @@ impl PolicyService for PolicyApi {
         let request = request.into_inner();
         self.app.delete(&caller, policy_name(&request.name)?).await?;
         Ok(Response::new(proto::DeletePolicyResponse {}))
+    }
+
+    async fn list_policy_reviews(
+        &self,
+        request: Request<proto::ListPolicyReviewsRequest>,
+    ) -> Result<Response<proto::ListPolicyReviewsResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let page = Page::read(request.page_size, &request.page_token, &(&caller.tenant, "reviews"))?;
+        let found = self.app.reviews(&caller.tenant, &page.after, page.limit()).await?;
+        let (policies, next_page_token) = page.cut(found, |policy| policy.name.clone());
+        Ok(Response::new(proto::ListPolicyReviewsResponse {
+            policies: policies.into_iter().map(convert::policy).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn approve_policy(
+        &self,
+        request: Request<proto::ApprovePolicyRequest>,
+    ) -> Result<Response<proto::ApprovePolicyResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let verdict = Verdict {
+            name: policy_name(&request.name)?,
+            version: request.version,
+            sha256: &request.sha256,
+            note: &request.note,
+            approved: true,
+        };
+        let policy = self.app.review(&caller, &verdict).await?;
+        Ok(Response::new(proto::ApprovePolicyResponse {
+            policy: Some(convert::policy(policy)),
+        }))
+    }
+
+    async fn reject_policy(
+        &self,
+        request: Request<proto::RejectPolicyRequest>,
+    ) -> Result<Response<proto::RejectPolicyResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let verdict = Verdict {
+            name: policy_name(&request.name)?,
+            version: request.version,
+            sha256: &request.sha256,
+            note: &request.note,
+            approved: false,
+        };
+        let policy = self.app.review(&caller, &verdict).await?;
+        Ok(Response::new(proto::RejectPolicyResponse {
+            policy: Some(convert::policy(policy)),
+        }))
     }
 
     async fn check_policy(

@@ -6,5 +6,6 @@ mod documents;
 mod flows;
 mod outages;
 mod program;
+mod review;
 mod tenancy;
 mod world;

@@ -181,6 +181,7 @@ fn a_wrong_configuration_names_its_key_before_anything_is_opened() {
         ("[flows]\nconcurrency = 0\n", "flows.concurrency"),
         ("[alerts]\nfold_seconds = 0\n", "alerts.fold_seconds"),
         ("[alerts]\ninternal_networks = [\"x\"]\n", "alerts.internal_networks"),
+        ("[review.tenants]\n\"No tenant\" = true\n", "review.tenants"),
         ("[alarms]\n", "alarms"),
     ] {
         std::fs::write(&path, format!("{core}{more}")).unwrap();

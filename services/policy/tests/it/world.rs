@@ -10,7 +10,7 @@ use garrison_flow::{BatchMeta, FlowBatchBuilder, FlowRow, FlowState, LossLedger,
 use garrison_proto::{TenantId, policy::v1 as proto, policy::v1::policy_service_server::PolicyService as _};
 use garrison_testkit::Stack;
 use policy::{
-    app::{App, Settings},
+    app::{App, ReviewRule, Settings},
     bus::FlowHandler,
     config::{AlertsConfig, FlowsConfig},
     grpc::PolicyApi,
@@ -52,6 +52,7 @@ pub(crate) fn settings() -> Settings {
         spread: 16,
         keep: Duration::from_secs(86_400),
         internal: alerts.internal_networks,
+        review: ReviewRule::default(),
     }
 }
 
@@ -110,11 +111,15 @@ impl World {
     }
 
     pub(crate) async fn replica(&self) -> Replica {
+        self.replica_with(settings()).await
+    }
+
+    pub(crate) async fn replica_with(&self, settings: Settings) -> Replica {
         let bus = Bus::connect(&self.stack.bus_config("svc/policy"), "policy")
             .await
             .unwrap();
         let db = Db::connect(&self.database, "policy").unwrap();
-        let app = Arc::new(App::new(db.clone(), settings()));
+        let app = Arc::new(App::new(db.clone(), settings));
         let stop = CancellationToken::new();
         let (publisher, relay) = (bus.publisher(), stop.clone());
         tokio::spawn(async move { garrison_db::run_outbox_relay(db, publisher, relay).await.unwrap() });

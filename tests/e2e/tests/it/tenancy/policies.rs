@@ -1,8 +1,9 @@
 //! `policy.v1`: documents, compiled forms, verdicts.
 
 use garrison_proto::policy::v1::{
-    ApplyPolicyRequest, CheckPolicyRequest, CompilePolicyRequest, DeletePolicyRequest, ExplainConnectionRequest,
-    GetPolicyRequest, ListPoliciesRequest, ListPolicyVersionsRequest, ListVerdictCountsRequest, Target, Verdict,
+    ApplyPolicyRequest, ApprovePolicyRequest, CheckPolicyRequest, CompilePolicyRequest, DeletePolicyRequest,
+    ExplainConnectionRequest, GetPolicyRequest, ListPoliciesRequest, ListPolicyReviewsRequest,
+    ListPolicyVersionsRequest, ListVerdictCountsRequest, RejectPolicyRequest, Target, Verdict,
 };
 use tonic::Code;
 
@@ -69,6 +70,23 @@ cases! {
                 .await,
         );
         assert!(document(&world.acme).await.contains("10.1.9.0/24"));
+    };
+    "policy.v1.PolicyService/ListPolicyReviews" => |world| {
+        // This fleet enforces without reviews: nothing waits, in neither tenant. Versions that do wait are held apart
+        // by the tests of the service.
+        for side in [&world.acme, &world.globex] {
+            let request = ListPolicyReviewsRequest::default();
+            let answer = side.admin.policies.clone().list_policy_reviews(request).await.unwrap().into_inner();
+            assert!(answer.policies.is_empty(), "{answer:?}");
+        }
+    };
+    "policy.v1.PolicyService/ApprovePolicy" => |world| {
+        let request = ApprovePolicyRequest { name: world.acme.policy.clone(), version: 1, ..Default::default() };
+        gone(world.globex.admin.policies.clone().approve_policy(request).await);
+    };
+    "policy.v1.PolicyService/RejectPolicy" => |world| {
+        let request = RejectPolicyRequest { name: world.acme.policy.clone(), version: 1, ..Default::default() };
+        gone(world.globex.admin.policies.clone().reject_policy(request).await);
     };
     "policy.v1.PolicyService/DeletePolicy" => |world| {
         let request = DeletePolicyRequest { name: world.acme.policy.clone() };
