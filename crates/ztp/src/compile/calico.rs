@@ -1,4 +1,5 @@
-//! Calico NetworkPolicy in tiers (`projectcalico.org/v3`).
+//! Calico NetworkPolicy in tiers, and GlobalNetworkPolicy for subjects whose namespaces are told by label
+//! (`projectcalico.org/v3`).
 //!
 //! Every tier of the policies is a Calico tier. In it, denying policies come before allowing ones, and what none of
 //! them matches is passed to the next tier. The last tier denies. So the order of decisions is the language's own,
@@ -14,6 +15,7 @@ use super::{
     Compiled, CompiledFile,
     manifest::Metadata,
     project::{Says, project},
+    scope::{Place, by_scope},
 };
 use crate::{
     document::{Action, Mode},
@@ -47,6 +49,8 @@ struct PolicySpec {
     staged_action: Option<&'static str>,
     tier: String,
     order: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace_selector: Option<String>,
     selector: String,
     types: Vec<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -120,6 +124,7 @@ pub fn calico<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
     let says = Says {
         target: "Calico",
         staged: true,
+        clusterwide: true,
         ..Says::default()
     };
     let policies = project(policies, &says, &mut out);
@@ -129,9 +134,13 @@ pub fn calico<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
     }
     let tried = policies.iter().filter(|p| p.mode != Mode::Enforce);
     let trial: std::collections::BTreeSet<&str> = tried.map(|p| p.name.as_str()).collect();
-    let governing = super::by_workload(&selected, "Calico", &mut out);
+    let governing = by_scope(&selected, "Calico", &mut out);
     let mut tiers: BTreeMap<String, u32> = BTreeMap::new();
-    for (policy, namespace, pods) in governing {
+    for (policy, place, pods) in governing {
+        let (namespace, of_many) = match place {
+            Place::Namespace(namespace) => (Some(namespace), None),
+            Place::Namespaces(namespaces) => (None, Some(selector(namespaces))),
+        };
         let staged = trial.contains(policy.name.as_str());
         tiers.insert(tier_name(policy), policy.tier.into());
         tiers.insert(LAST.to_owned(), LAST_TIER);
@@ -140,13 +149,19 @@ pub fn calico<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
             .into_iter()
             .filter_map(|(what, mut spec)| {
                 spec.staged_action = staged.then_some("Set");
+                spec.namespace_selector.clone_from(&of_many);
                 let resource = Resource {
                     api_version: "projectcalico.org/v3",
-                    kind: if staged { "StagedNetworkPolicy" } else { "NetworkPolicy" },
+                    kind: match (staged, namespace) {
+                        (false, Some(_)) => "NetworkPolicy",
+                        (true, Some(_)) => "StagedNetworkPolicy",
+                        (false, None) => "GlobalNetworkPolicy",
+                        (true, None) => "StagedGlobalNetworkPolicy",
+                    },
                     metadata: Metadata {
                         // Before Calico 3.29, a policy's name has to start with its tier's.
                         name: format!("{}.{}-{what}", spec.tier, policy.name),
-                        namespace: Some(namespace.to_owned()),
+                        namespace: namespace.map(str::to_owned),
                         labels: super::owned(policy),
                         annotations: super::annotations(policy, sha256(&policy.name)),
                     },
@@ -156,7 +171,7 @@ pub fn calico<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
             })
             .collect();
         out.files.push(CompiledFile {
-            path: format!("calico/{namespace}/{}.yaml", policy.name),
+            path: format!("calico/{}/{}.yaml", namespace.unwrap_or("cluster-wide"), policy.name),
             content: format!("{}{}", super::provenance(policy), documents.join("---\n")),
         });
     }
@@ -210,6 +225,7 @@ fn parts(policy: &Policy, selector: &str) -> Vec<(&'static str, PolicySpec)> {
         types.extend(egress.is_some().then_some("Egress"));
         (!types.is_empty()).then(|| PolicySpec {
             staged_action: None,
+            namespace_selector: None,
             tier,
             order,
             selector: selector.to_owned(),

@@ -1,4 +1,4 @@
-//! CiliumNetworkPolicy (`cilium.io/v2`).
+//! CiliumNetworkPolicy, and CiliumClusterwideNetworkPolicy for subjects whose namespaces are told by label (`cilium.io/v2`).
 //!
 //! Cilium has deny rules, but no tiers: a deny rule is stronger than every allow rule. So a deny rule is written as
 //! such where no earlier tier may allow what it denies; elsewhere it is cut out of the allow rules, as for
@@ -13,9 +13,10 @@ use super::{
     kubernetes::{Term, cut, index, labels},
     manifest::{LabelSelector, Metadata},
     project::{Says, project},
+    scope::{self, Place, by_scope, stands_first},
 };
 use crate::{
-    document::{Action, Mode},
+    document::Action,
     ir::{Direction, NAMESPACE_NAME_LABEL, PeerSet, Policy, Rule, SERVICE_ACCOUNT_LABEL},
     sets::{LabelValues, PORT_PROTOCOLS, Selector, ServiceSet},
 };
@@ -172,21 +173,39 @@ pub fn cilium<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
         target: "Cilium",
         icmp_types: true,
         accounts: true,
+        clusterwide: true,
         domains: true,
         requests: true,
         ..Says::default()
     };
     let policies = project(policies, &says, &mut out);
     let policies: Vec<&Policy> = policies.iter().collect();
-    let near = super::by_namespace(&policies);
-    for (policy, namespace, pods) in super::by_workload(&policies, "Cilium", &mut out) {
-        let near = near.get(namespace).map(Vec::as_slice).unwrap_or_default();
-        let folded = |denier: &Policy, direction| !stands_first(denier, direction, near);
-        let pieces = cut(policy, namespace, pods, near, folded, &mut out);
+    // A policy of one namespace meets those of the same, and those of many.
+    let mut near = super::by_namespace(&policies);
+    let of_many = policies.iter().filter(|p| p.subject.workloads.is_none());
+    let of_many: Vec<&Policy> = of_many.copied().filter(|p| p.subject.cluster.is_some()).collect();
+    for near in near.values_mut() {
+        near.extend(&of_many);
+    }
+    for (policy, place, _) in by_scope(&policies, "Cilium", &mut out) {
+        let near = match place {
+            Place::Namespace(namespace) => near.get(namespace).map(Vec::as_slice).unwrap_or_default(),
+            Place::Namespaces(_) => policies.as_slice(),
+        };
+        // A policy of many namespaces is held against everyone who may be in one of them.
+        let folded = |denier: &Policy, direction| {
+            let near = match denier.subject.workloads {
+                Some(_) => near,
+                None => policies.as_slice(),
+            };
+            !stands_first(denier, direction, near)
+        };
+        let pieces = cut(policy, near, folded, &mut out);
         let selectors: Vec<(Selector, [Vec<Term<'_>>; 2])> = pieces
             .into_iter()
             .flat_map(|piece| {
-                let pods = piece.pods.writable();
+                let pods = governed(&piece.subject, place);
+                let pods = if pods.is_empty() { Vec::new() } else { pods.writable() };
                 pods.into_iter().map(move |pods| (pods, piece.terms.clone()))
             })
             .collect();
@@ -227,20 +246,26 @@ pub fn cilium<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
             let (ingress, ingress_deny) = ingress.unzip();
             let manifest = CiliumNetworkPolicy {
                 api_version: "cilium.io/v2",
-                kind: "CiliumNetworkPolicy",
+                kind: match place {
+                    Place::Namespace(_) => "CiliumNetworkPolicy",
+                    Place::Namespaces(_) => "CiliumClusterwideNetworkPolicy",
+                },
                 metadata: Metadata {
                     name: if several {
                         format!("garrison-{}-{i}", policy.name)
                     } else {
                         format!("garrison-{}", policy.name)
                     },
-                    namespace: Some(namespace.to_owned()),
+                    namespace: match place {
+                        Place::Namespace(namespace) => Some(namespace.to_owned()),
+                        Place::Namespaces(_) => None,
+                    },
                     labels: super::owned(policy),
                     annotations,
                 },
                 spec: Spec {
                     description: format!("ZeroTrustPolicy {}", policy.reference()),
-                    endpoint_selector: labels(&own(&pods)),
+                    endpoint_selector: labels(&pods),
                     ingress: ingress.map(|rules| rules.into_iter().map(Into::into).collect()),
                     ingress_deny: ingress_deny.into_iter().flatten().map(Into::into).collect(),
                     egress: egress.map(|rules| rules.into_iter().map(Into::into).collect()),
@@ -250,33 +275,15 @@ pub fn cilium<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option
             documents.extend(serde_saphyr::to_string(&manifest));
         }
         out.files.push(CompiledFile {
-            path: format!("ciliumnetworkpolicy/{namespace}/{}.yaml", policy.name),
+            path: match place {
+                Place::Namespace(namespace) => format!("ciliumnetworkpolicy/{namespace}/{}.yaml", policy.name),
+                Place::Namespaces(_) => format!("ciliumclusterwidenetworkpolicy/{}.yaml", policy.name),
+            },
             content: format!("{}{}", super::provenance(policy), documents.join("---\n")),
         });
     }
     out.files.sort_by(|a, b| a.path.cmp(&b.path));
     out
-}
-
-/// Whether no earlier tier may allow something to pods of the policy, so that its deny rules are the strongest.
-pub(super) fn stands_first<P: Borrow<Policy>>(denier: &Policy, direction: Direction, policies: &[P]) -> bool {
-    let Some((namespace, pods)) = &denier.subject.workloads else {
-        return true;
-    };
-    !policies.iter().map(Borrow::borrow).any(|other| {
-        other.mode == Mode::Enforce
-            && other.tier < denier.tier
-            && other
-                .subject
-                .workloads
-                .as_ref()
-                .is_some_and(|(same, theirs)| same == namespace && !theirs.intersect(pods).is_empty())
-            && other
-                .rules(direction)
-                .unwrap_or_default()
-                .iter()
-                .any(|rule| rule.action == Action::Allow)
-    })
 }
 
 fn write(policy: &Policy, rule: &Rule, peer: &PeerSet, services: &ServiceSet, out: &mut Compiled) -> Vec<Written> {
@@ -333,11 +340,15 @@ fn write(policy: &Policy, rule: &Rule, peer: &PeerSet, services: &ServiceSet, ou
                 );
             }
         }
-        PeerSet::Pods { namespaces, pods } if namespaces.is_empty() || pods.is_empty() => {}
-        PeerSet::Pods { namespaces, pods } => written.push(Written {
-            endpoints: peers(namespaces, pods).writable().iter().map(labels).collect(),
-            ..Written::default()
-        }),
+        PeerSet::Pods { namespaces, pods } => {
+            let pods = peers(namespaces, pods);
+            if !pods.is_empty() {
+                written.push(Written {
+                    endpoints: pods.writable().iter().map(labels).collect(),
+                    ..Written::default()
+                });
+            }
+        }
     }
     if written.is_empty() || services.is_full() {
         return written;
@@ -452,6 +463,22 @@ fn own(pods: &Selector) -> Selector {
         }
         all.and(format!("k8s:{key}"), values.clone())
     })
+}
+
+/// Whom a part of a policy governs, by the labels that Cilium gives pods.
+fn governed(subject: &Selector, place: Place<'_>) -> Selector {
+    let (namespaces, pods) = scope::parts(subject);
+    let all = peers(&namespaces, &pods);
+    match place {
+        Place::Namespaces(_) => all,
+        // The policy's own namespace is not said.
+        Place::Namespace(_) => {
+            let others = all.labels().iter().filter(|(key, _)| *key != NAMESPACE);
+            others.fold(Selector::full(), |all, (key, values)| {
+                all.and(key.clone(), values.clone())
+            })
+        }
+    }
 }
 
 /// Pods of namespaces by the labels that Cilium gives them.

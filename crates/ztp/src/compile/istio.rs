@@ -233,7 +233,7 @@ fn compile<P: Borrow<Policy>>(
             .get(namespace.as_str())
             .map(Vec::as_slice)
             .unwrap_or_default();
-        let folded = |denier: &Policy| !super::cilium::stands_first(denier, Direction::Ingress, near);
+        let folded = |denier: &Policy| !super::scope::stands_first(denier, Direction::Ingress, near);
         let writer = Writer { policy, options, says };
         let mut allow = Vec::new();
         for term in mesh::allowed(policy, near, folded, &mut out) {

@@ -14,6 +14,7 @@ use super::{
         Spec,
     },
     project::{Says, project},
+    scope,
 };
 use crate::{
     document::{Action, Mode},
@@ -35,7 +36,8 @@ pub(super) struct Term<'p> {
 /// A part of a policy's subject and what it may do.
 #[derive(Clone)]
 pub(super) struct Piece<'p> {
-    pub(super) pods: Selector,
+    /// Pods and their namespaces, as [`scope::subject`] has them.
+    pub(super) subject: Selector,
     /// Egress, ingress.
     pub(super) terms: [Vec<Term<'p>>; 2],
 }
@@ -53,9 +55,9 @@ pub fn kubernetes<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Op
     let policies: Vec<&Policy> = policies.iter().collect();
     let policies = policies.as_slice();
     let near = super::by_namespace(policies);
-    for (policy, namespace, pods) in super::by_workload(policies, "Kubernetes", &mut out) {
+    for (policy, namespace, _) in super::by_workload(policies, "Kubernetes", &mut out) {
         let near = near.get(namespace).map(Vec::as_slice).unwrap_or_default();
-        let pieces = cut(policy, namespace, pods, near, |_, _| true, &mut out);
+        let pieces = cut(policy, near, |_, _| true, &mut out);
         let manifests: Vec<String> = write(policy, namespace, pieces, sha256(&policy.name), &mut out)
             .iter()
             .filter_map(|manifest| serde_saphyr::to_string(manifest).ok())
@@ -80,12 +82,13 @@ pub(super) fn index(direction: Direction) -> usize {
 /// the denying policy's rules of that direction itself.
 pub(super) fn cut<'p>(
     policy: &'p Policy,
-    namespace: &str,
-    pods: &Selector,
     policies: &[&'p Policy],
     folded: impl Fn(&Policy, Direction) -> bool,
     out: &mut Compiled,
 ) -> Vec<Piece<'p>> {
+    let Some(subject) = scope::subject(policy) else {
+        return Vec::new();
+    };
     let allowed = |direction| {
         let rules = policy.rules(direction).unwrap_or_default().iter();
         rules
@@ -100,14 +103,11 @@ pub(super) fn cut<'p>(
             .collect()
     };
     let mut pieces = vec![Piece {
-        pods: pods.clone(),
+        subject: subject.clone(),
         terms: [allowed(Direction::Egress), allowed(Direction::Ingress)],
     }];
     for other in policies {
-        let Some((same, other_pods)) = &other.subject.workloads else {
-            continue;
-        };
-        if other.mode != Mode::Enforce || other.tier > policy.tier || same != namespace {
+        if other.mode != Mode::Enforce || other.tier > policy.tier {
             continue;
         }
         let denies = |direction| -> Vec<&'p Rule> {
@@ -120,18 +120,21 @@ pub(super) fn cut<'p>(
         if denies.iter().all(Vec::is_empty) {
             continue;
         }
+        let Some(theirs) = scope::subject(other) else {
+            continue;
+        };
         let mut next = Vec::new();
         for piece in pieces {
-            let both = piece.pods.intersect(other_pods);
+            let both = piece.subject.intersect(&theirs);
             if both.is_empty() {
                 next.push(piece);
                 continue;
             }
-            next.extend(piece.pods.subtract(other_pods).into_iter().map(|pods| Piece {
-                pods,
+            next.extend(piece.subject.subtract(&theirs).into_iter().map(|subject| Piece {
+                subject,
                 terms: piece.terms.clone(),
             }));
-            let mut inside = Piece { pods: both, ..piece };
+            let mut inside = Piece { subject: both, ..piece };
             for (terms, denies) in inside.terms.iter_mut().zip(&denies) {
                 for deny in denies {
                     *terms = deny_terms(policy, std::mem::take(terms), other, deny, out);
@@ -146,7 +149,7 @@ pub(super) fn cut<'p>(
                 format!("deny rules cut the subject into more than {PIECES} parts: nothing is allowed to it"),
             );
             return vec![Piece {
-                pods: pods.clone(),
+                subject,
                 terms: [Vec::new(), Vec::new()],
             }];
         }
@@ -282,7 +285,8 @@ fn write(
     let selectors: Vec<(Selector, [Vec<Term<'_>>; 2])> = pieces
         .into_iter()
         .flat_map(|piece| {
-            let pods = piece.pods.writable();
+            let (_, pods) = scope::parts(&piece.subject);
+            let pods = pods.writable();
             pods.into_iter().map(move |pods| (pods, piece.terms.clone()))
         })
         .collect();

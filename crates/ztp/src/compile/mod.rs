@@ -18,6 +18,7 @@ mod mesh;
 mod nftables;
 mod ordered;
 mod project;
+mod scope;
 mod target;
 
 use std::{borrow::Borrow, collections::BTreeMap};
@@ -83,29 +84,14 @@ fn by_workload<'p, P: Borrow<Policy>>(
     target: &str,
     out: &mut Compiled,
 ) -> Vec<(&'p Policy, &'p str, &'p Selector)> {
-    let mut governing = Vec::new();
-    for policy in policies.iter().map(Borrow::borrow) {
-        if policy.mode != Mode::Enforce {
-            out.gap(&policy.name, unenforced(policy.mode));
-            continue;
-        }
-        let Some((namespace, pods)) = &policy.subject.workloads else {
-            out.gap(
-                &policy.name,
-                format!("the subject has no workloads: {target} selects by labels, and only addresses are given"),
-            );
-            continue;
-        };
-        if pods.is_empty() {
-            out.gap(
-                &policy.name,
-                "the subject's labels contradict each other: no pod has them",
-            );
-            continue;
-        }
-        governing.push((policy, namespace.as_str(), pods));
-    }
+    let governing = scope::by_scope(policies, target, out).into_iter();
     governing
+        .filter_map(|(policy, place, pods)| match place {
+            scope::Place::Namespace(namespace) => Some((policy, namespace, pods)),
+            // The projection leaves none of these for what selects within one namespace.
+            scope::Place::Namespaces(_) => None,
+        })
+        .collect()
 }
 
 /// Policies by the namespace of their workloads; no others meet in a namespace.

@@ -33,6 +33,8 @@ pub(super) struct Says {
     pub(super) requests_denied: bool,
     /// What it can ask of whoever opens a connection.
     pub(super) needs: &'static [Need],
+    /// Whether one policy can select namespaces by their labels.
+    pub(super) clusterwide: bool,
     /// Whether policies in mode `stage` are compiled too.
     pub(super) staged: bool,
 }
@@ -205,6 +207,10 @@ fn subjects(mut policy: Policy, says: &Says, out: &mut Compiled) -> Vec<Policy> 
         return vec![policy];
     };
     let Some(names) = names(&namespaces) else {
+        if says.clusterwide {
+            policy.subject.cluster = Some((namespaces, pods));
+            return vec![policy];
+        }
         out.gap(
             &policy.name,
             "the subject's namespaces are not told by name, and which there are is not known here",

@@ -43,7 +43,7 @@ struct Metadata {
 
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct NetworkPolicy {
+pub(crate) struct NetworkPolicy {
     api_version: String,
     metadata: Metadata,
     spec: Spec,
@@ -55,6 +55,7 @@ struct Spec {
     staged_action: Option<String>,
     tier: String,
     order: f64,
+    namespace_selector: Option<String>,
     selector: String,
     types: Vec<String>,
     #[serde(default)]
@@ -179,7 +180,7 @@ fn unary(rest: &mut &str, labels: &Labels) -> bool {
     value.is_some_and(|v| set.contains(v)) != inverted
 }
 
-fn entity_matches(entity: &Entity, namespace: &str, who: &Endpoint) -> bool {
+fn entity_matches(entity: &Entity, namespace: Option<&str>, who: &Endpoint) -> bool {
     if !entity.nets.is_empty() && !entity.nets.iter().any(|net| net.contains(&who.address)) {
         return false;
     }
@@ -189,12 +190,13 @@ fn entity_matches(entity: &Entity, namespace: &str, who: &Endpoint) -> bool {
     let Some(pod) = &who.pod else { return false };
     let in_namespace = match &entity.namespace_selector {
         Some(selector) => selects(selector, &pod.namespace_labels),
-        None => pod.namespace == namespace,
+        // Of a policy for the whole cluster, pods of every namespace.
+        None => namespace.is_none_or(|own| pod.namespace == own),
     };
     in_namespace && entity.selector.as_ref().is_none_or(|s| selects(s, &pod.labels))
 }
 
-fn rule_matches(rule: &Rule, namespace: &str, src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+fn rule_matches(rule: &Rule, namespace: Option<&str>, src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
     let number = rule.protocol.as_ref().map(|p| match p {
         serde_json::Value::String(name) => match name.as_str() {
             "TCP" => 6,
@@ -243,8 +245,10 @@ fn passes_side(
         let mut here: Vec<_> = policies
             .iter()
             .filter(|p| p.spec.tier == tier.metadata.name && p.spec.types.iter().any(|t| t == wanted))
+            .filter(|p| p.metadata.namespace.as_ref().is_none_or(|own| *own == pod.namespace))
             .filter(|p| {
-                p.metadata.namespace.as_deref() == Some(&pod.namespace) && selects(&p.spec.selector, &pod.labels)
+                let namespaces = p.spec.namespace_selector.as_ref();
+                namespaces.is_none_or(|n| selects(n, &pod.namespace_labels)) && selects(&p.spec.selector, &pod.labels)
             })
             .collect();
         if here.is_empty() {
@@ -263,7 +267,7 @@ fn passes_side(
                 &policy.spec.egress
             };
             for rule in rules {
-                if rule_matches(rule, &pod.namespace, src, dst, protocol, port) {
+                if rule_matches(rule, policy.metadata.namespace.as_deref(), src, dst, protocol, port) {
                     match rule.action.as_str() {
                         "Allow" => return true,
                         "Deny" => return false,
@@ -281,14 +285,27 @@ fn passes_side(
 }
 
 #[derive(Default)]
-struct Output {
+pub(crate) struct Output {
     tiers: Vec<Tier>,
     policies: Vec<NetworkPolicy>,
     staged: Vec<NetworkPolicy>,
-    compiled: compile::Compiled,
+    pub(crate) compiled: compile::Compiled,
 }
 
-fn compile_to(policies: &[Policy]) -> Output {
+impl Output {
+    /// Whether what is enforced lets a connection pass.
+    pub(crate) fn passes(&self, src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+        self.passes_with(&self.policies, src, dst, protocol, port)
+    }
+
+    fn passes_with(&self, policies: &[NetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+        src.address == dst.address
+            || passes_side(&self.tiers, policies, false, src, (src, dst), protocol, port)
+                && passes_side(&self.tiers, policies, true, dst, (src, dst), protocol, port)
+    }
+}
+
+pub(crate) fn compile_to(policies: &[Policy]) -> Output {
     let compiled = compile::calico(policies, |name| Some(format!("sha-of-{name}")));
     let mut output = Output::default();
     for file in &compiled.files {
@@ -296,14 +313,27 @@ fn compile_to(policies: &[Policy]) -> Output {
             let kind = text.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap();
             match kind {
                 "Tier" => output.tiers.push(read(text)),
-                "NetworkPolicy" => output.policies.push(read(text)),
-                "StagedNetworkPolicy" => output.staged.push(read(text)),
+                "NetworkPolicy" | "GlobalNetworkPolicy" => {
+                    let policy: NetworkPolicy = read(text);
+                    assert_eq!(policy.metadata.namespace.is_none(), kind.starts_with("Global"));
+                    output.policies.push(policy);
+                }
+                "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" => {
+                    let policy: NetworkPolicy = read(text);
+                    assert_eq!(policy.metadata.namespace.is_none(), kind.contains("Global"));
+                    output.staged.push(policy);
+                }
                 other => panic!("not written: {other}"),
             }
         }
     }
     for policy in output.policies.iter().chain(&output.staged) {
         assert_eq!(policy.api_version, "projectcalico.org/v3");
+        // Only policies for the whole cluster select namespaces.
+        assert_eq!(
+            policy.metadata.namespace.is_none(),
+            policy.spec.namespace_selector.is_some()
+        );
         assert!(policy.metadata.name.starts_with(&format!("{}.", policy.spec.tier)));
         assert_eq!(policy.metadata.labels["app.kubernetes.io/managed-by"], "garrison");
         assert!(
@@ -351,11 +381,7 @@ proptest! {
         let unsatisfiable = |gap: &compile::Gap| gap.reason.contains("no pod has them");
         prop_assert!(output.compiled.gaps.iter().all(unsatisfiable), "{:#?}", output.compiled.gaps);
         for (src, dst, protocol, port) in connections {
-            let passes = |policies: &[NetworkPolicy]| {
-                src.address == dst.address
-                    || passes_side(&output.tiers, policies, false, &src, (&src, &dst), protocol, port)
-                        && passes_side(&output.tiers, policies, true, &dst, (&src, &dst), protocol, port)
-            };
+            let passes = |policies: &[NetworkPolicy]| output.passes_with(policies, &src, &dst, protocol, port);
             let intended = !denied(&decide(&enforced, &src, &dst, protocol, port, By::Label));
             prop_assert_eq!(passes(&output.policies), intended, "{:?} → {:?} {}/{}\n{:#?}", src, dst, protocol, port, output.compiled);
             if output.policies.is_empty() {

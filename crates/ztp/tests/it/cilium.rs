@@ -29,7 +29,7 @@ pub(crate) struct CiliumNetworkPolicy {
 #[serde(deny_unknown_fields)]
 struct Metadata {
     name: String,
-    namespace: String,
+    namespace: Option<String>,
     labels: Labels,
     #[serde(rename = "annotations")]
     _annotations: Labels,
@@ -197,7 +197,7 @@ fn http_matches(rule: &Http, event: &Event) -> bool {
     plain
 }
 
-fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, event: &Event) -> bool {
+fn rule_matches(rule: &Rule<'_>, namespace: Option<&str>, peer: &Endpoint, event: &Event) -> bool {
     let (protocol, port) = (event.protocol, event.port);
     let kinds = usize::from(rule.endpoints.is_some())
         + usize::from(rule.entities.is_some())
@@ -210,8 +210,9 @@ fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, event: &Event
                 let text = format!("{selector:?}");
                 let says =
                     text.contains("io.kubernetes.pod.namespace") || text.contains("io.cilium.k8s.namespace.labels");
-                // Without a word on the namespace, the policy's own is meant.
-                selects(selector, &labels) && (says || labels["k8s:io.kubernetes.pod.namespace"] == namespace)
+                // Without a word on the namespace, the policy's own is meant, if it has one.
+                selects(selector, &labels)
+                    && (says || namespace.is_none_or(|own| labels["k8s:io.kubernetes.pod.namespace"] == own))
             })
         })
     } else if let Some(entities) = rule.entities {
@@ -282,7 +283,13 @@ fn rule_matches(rule: &Rule<'_>, namespace: &str, peer: &Endpoint, event: &Event
         })
 }
 
-fn passes(policies: &[CiliumNetworkPolicy], src: &Endpoint, dst: &Endpoint, protocol: u8, port: u16) -> bool {
+pub(crate) fn passes(
+    policies: &[CiliumNetworkPolicy],
+    src: &Endpoint,
+    dst: &Endpoint,
+    protocol: u8,
+    port: u16,
+) -> bool {
     let event = Event {
         protocol,
         port,
@@ -303,9 +310,12 @@ pub(crate) fn passes_event(policies: &[CiliumNetworkPolicy], src: &Endpoint, dst
             };
             let here: Vec<_> = policies
                 .iter()
-                .filter(|p| p.metadata.namespace == pod.namespace && selects(&p.spec.endpoint_selector, &labels))
+                .filter(|p| p.metadata.namespace.as_ref().is_none_or(|own| *own == pod.namespace))
+                .filter(|p| selects(&p.spec.endpoint_selector, &labels))
                 .collect();
-            let hit = |rule: Rule<'_>, p: &CiliumNetworkPolicy| rule_matches(&rule, &p.metadata.namespace, peer, event);
+            let hit = |rule: Rule<'_>, p: &CiliumNetworkPolicy| {
+                rule_matches(&rule, p.metadata.namespace.as_deref(), peer, event)
+            };
             let (mut isolated, mut allowed) = (false, false);
             for p in here {
                 let spec = &p.spec;
@@ -339,7 +349,11 @@ pub(crate) fn compile_to(policies: &[Policy]) -> (Vec<CiliumNetworkPolicy>, comp
         .collect();
     for manifest in &manifests {
         assert_eq!(manifest.api_version, "cilium.io/v2");
-        assert_eq!(manifest.kind, "CiliumNetworkPolicy");
+        let expected = match manifest.metadata.namespace {
+            Some(_) => "CiliumNetworkPolicy",
+            None => "CiliumClusterwideNetworkPolicy",
+        };
+        assert_eq!(manifest.kind, expected);
         assert!(manifest.metadata.name.starts_with("garrison-"));
         assert_eq!(manifest.metadata.labels["app.kubernetes.io/managed-by"], "garrison");
     }

@@ -149,6 +149,21 @@ fn the_generator_reaches_everything_beyond_labels_and_ports() {
             let spec = &document.spec;
             saw("mode stage", spec.mode == Mode::Stage);
             saw("ClusterZeroTrustPolicy", document.kind == CLUSTER_KIND);
+            let namespaces = spec
+                .subject
+                .workloads
+                .as_ref()
+                .and_then(|w| w.namespace_selector.as_ref());
+            let by_name = |s: &&LabelSelector| {
+                s.match_expressions
+                    .iter()
+                    .any(|r| r.key == "kubernetes.io/metadata.name")
+            };
+            saw("namespaces by name", namespaces.as_ref().is_some_and(by_name));
+            saw(
+                "namespaces by label",
+                namespaces.is_some() && !namespaces.as_ref().is_some_and(by_name),
+            );
             saw(
                 "subject serviceAccounts",
                 spec.subject

@@ -300,6 +300,41 @@ pub(crate) fn documents(labels: bool, most: usize) -> impl Strategy<Value = Vec<
     })
 }
 
+/// Documents by label, some of them for every namespace that has certain labels.
+pub(crate) fn clusterwide(most: usize) -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
+    let namespaces = prop::option::weighted(0.5, prop::option::weighted(0.9, namespace_selector()));
+    (documents(true, most), prop::collection::vec(namespaces, most)).prop_map(|(mut documents, namespaces)| {
+        for (document, namespaces) in documents.iter_mut().zip(namespaces) {
+            if let (Some(namespaces), Some(workloads)) = (namespaces, &mut document.spec.subject.workloads) {
+                document.kind = CLUSTER_KIND.to_owned();
+                workloads.namespace = String::new();
+                workloads.namespace_selector = namespaces;
+            }
+        }
+        documents
+    })
+}
+
+/// Namespaces by labels, their name among them.
+fn namespace_selector() -> impl Strategy<Value = LabelSelector> {
+    let name = (
+        select(&[LabelOperator::In, LabelOperator::NotIn, LabelOperator::Exists][..]),
+        prop::collection::btree_set(select(&["blue", "green", "red"][..]), 1..3),
+    )
+        .prop_map(|(operator, values)| LabelRequirement {
+            key: "kubernetes.io/metadata.name".to_owned(),
+            operator,
+            values: match operator {
+                LabelOperator::Exists => Vec::new(),
+                _ => values.into_iter().map(str::to_owned).collect(),
+            },
+        });
+    (label_selector(), prop::option::weighted(0.4, name)).prop_map(|(mut labels, name)| {
+        labels.match_expressions.extend(name);
+        labels
+    })
+}
+
 /// What may be added to a rule beyond addresses, labels and ports.
 #[derive(Clone, Debug)]
 pub(crate) struct Extra {
@@ -402,7 +437,7 @@ pub(crate) fn rich(most: usize) -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
         prop::collection::vec(extra(true), 4),
         prop::collection::vec(extra(false), 4),
         prop::option::weighted(0.2, select(&TrustLevel::ALL[..])),
-        prop::bool::weighted(0.2),
+        prop::option::weighted(0.2, prop::option::of(namespace_selector())),
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.5),
@@ -420,17 +455,17 @@ pub(crate) fn rich(most: usize) -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
                 if account && !plain {
                     workloads.service_accounts = vec!["web".to_owned(), "db".to_owned()];
                 }
-                if cluster {
+                if let Some(labels) = cluster {
                     document.kind = CLUSTER_KIND.to_owned();
                     let name = std::mem::take(&mut workloads.namespace);
-                    workloads.namespace_selector = Some(LabelSelector {
+                    workloads.namespace_selector = Some(labels.unwrap_or_else(|| LabelSelector {
                         match_expressions: vec![LabelRequirement {
                             key: "kubernetes.io/metadata.name".to_owned(),
                             operator: LabelOperator::In,
                             values: BTreeSet::from([name, "green".to_owned()]).into_iter().collect(),
                         }],
                         ..LabelSelector::default()
-                    });
+                    }));
                 }
             }
             for (rule, extra) in spec.ingress.iter_mut().flatten().zip(ins) {

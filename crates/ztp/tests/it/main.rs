@@ -6,6 +6,7 @@ mod cilium;
 mod cloud;
 mod cluster;
 mod cluster_network_policy;
+mod clusterwide;
 mod coverage;
 mod documents;
 mod engine;

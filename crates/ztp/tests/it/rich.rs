@@ -4,7 +4,7 @@ use garrison_ztp::{Policy, check, document::*, ir::lower};
 use proptest::{prelude::*, sample::select};
 
 use crate::{
-    cilium, generate,
+    calico, cilium, generate,
     kubernetes::{self, endpoint},
     reference::{By, Event, decide_event, denied},
 };
@@ -87,11 +87,17 @@ proptest! {
         let enforced = attached(&documents, &compiled);
         let (cilium_policies, cilium_compiled) = cilium::compile_to(&lowered);
         let cilium_enforced = attached(&documents, &cilium_compiled);
+        let calico = calico::compile_to(&lowered);
+        let calico_enforced = attached(&documents, &calico.compiled);
         let cilium_exact = cilium_compiled.gaps.iter().all(|gap| gap.reason.contains("the policy is in mode"));
         for (src, dst, event) in events {
             let intended = !denied(&decide_event(&enforced, &src, &dst, &event, By::Label));
             let passed = kubernetes::passes(&network_policies, &src, &dst, event.protocol, event.port);
             prop_assert!(!passed || intended, "NetworkPolicy is wider: {:?} → {:?} {:?}\n{:#?}", src, dst, event, compiled);
+            let passed = calico.passes(&src, &dst, event.protocol, event.port);
+            let intended = !denied(&decide_event(&calico_enforced, &src, &dst, &event, By::Label));
+            prop_assert!(!passed || intended, "Calico is wider: {:?} → {:?} {:?}\n{:#?}", src, dst, event, calico.compiled);
+            prop_assert!(!calico.compiled.gaps.is_empty() || passed == intended, "Calico is narrower: {:?} → {:?} {:?}", src, dst, event);
             let passed = cilium::passes_event(&cilium_policies, &src, &dst, &event);
             let intended = !denied(&decide_event(&cilium_enforced, &src, &dst, &event, By::Label));
             prop_assert!(!cilium_exact || passed == intended, "Cilium is narrower: {:?} → {:?} {:?}\n{:#?}", src, dst, event, cilium_compiled);
