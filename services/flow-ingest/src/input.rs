@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    capture::{CaptureError, CaptureFile, Source},
+    capture::{CaptureError, CaptureFile, Filter, Source},
     domain::{Counts, Limits, Meter, Sink, record::EndReason},
     export::{Collector, CollectorLimits, Outcome, split_file},
     import::{Fault, Format, LogReader, columns},
@@ -151,6 +151,8 @@ pub struct Options {
     pub format: Option<Format>,
     /// Whether what has no column is kept in the column `extra`.
     pub extra: bool,
+    /// Which packets of a capture are metered.
+    pub filter: Option<Filter>,
 }
 
 /// How far a file was read.
@@ -171,6 +173,8 @@ pub struct Summary {
     pub kind: Kind,
     /// What became of packets, datagrams or lines, and of flows.
     pub counts: Counts,
+    /// Packets that the filter did not want; they are in none of the counts.
+    pub left_out: u64,
     /// The first bad lines.
     pub faults: Vec<Fault>,
     /// What ended the file early. Everything before it was read.
@@ -265,6 +269,12 @@ impl Input {
             report,
         };
         let (path, kind) = (self.path, self.kind);
+        if let Some(filter) = options.filter.as_ref().filter(|_| kind != Kind::Capture) {
+            return Err(InputError::Capture(CaptureError::Filter {
+                expression: filter.expression().to_owned(),
+                reason: format!("it selects packets, and {} holds {}", path.display(), kind.name()),
+            }));
+        }
         match kind {
             Kind::Capture => packets(self.source, &path, options, sink, &mut meters),
             Kind::Exports => exports(self.source, &path, options, sink, &mut meters),
@@ -304,6 +314,9 @@ fn packets(
     meters: &mut Meters<'_>,
 ) -> Result<Summary, InputError> {
     let mut file = CaptureFile::new(source, path)?;
+    if let Some(filter) = &options.filter {
+        file.select(filter.clone());
+    }
     let mut meter = Meter::new(&options.sensor, options.limits, options.random);
     let mut turns = 0u32;
     let mut end = EndReason::EndOfFile;
@@ -324,6 +337,7 @@ fn packets(
     Ok(Summary {
         kind: Kind::Capture,
         counts: meter.counts(),
+        left_out: file.left_out(),
         faults: Vec::new(),
         problem,
     })
@@ -378,6 +392,7 @@ fn exports(
     Ok(Summary {
         kind: Kind::Exports,
         counts: collector.counts(),
+        left_out: 0,
         faults,
         problem: None,
     })
@@ -416,6 +431,7 @@ fn log(
     Ok(Summary {
         kind: Kind::Log(format),
         counts: reader.counts(),
+        left_out: 0,
         faults: reader.take_faults(),
         problem,
     })
@@ -443,6 +459,7 @@ fn parquet(
     Ok(Summary {
         kind: Kind::Parquet,
         counts: reader.counts(),
+        left_out: 0,
         faults: reader.take_faults(),
         problem: read.err().map(|problem| InputError::Damaged {
             path: path.to_owned(),

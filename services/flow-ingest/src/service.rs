@@ -25,10 +25,10 @@ use crate::{
         play::{Playing, play},
         recorder::Recorder,
         sensor::Sensor,
-        watch::{now, watch},
+        watch::{Watched, now, watch},
     },
     bus::{hub::Hub, outbound, publish::publish, queue::Queue, spool::Spool},
-    capture::afpacket::RingOptions,
+    capture::{Filter, afpacket::RingOptions},
     config::{Config, Direction, SensorConfig},
     domain::Meter,
     export::{Collector, CollectorLimits},
@@ -52,6 +52,7 @@ const LOOK: Duration = Duration::from_millis(20);
 struct Prepared {
     config: SensorConfig,
     sensor: Arc<Sensor>,
+    filter: Option<Filter>,
     feed: Option<RingFeed>,
 }
 
@@ -109,6 +110,7 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     for Prepared {
         config: sensor_config,
         sensor,
+        filter,
         feed,
     } in prepared
     {
@@ -120,7 +122,8 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
                 (meter, recorder.of_worker(number))
             })
             .collect();
-        workers.push(start_worker(&config, sensor_config, sensor, share, Arc::clone(&stop))?);
+        let stop = Arc::clone(&stop);
+        workers.push(start_worker(&config, sensor_config, sensor, filter, share, stop)?);
     }
     // The outbound thread ends when the last worker's outlet is gone.
     drop(outlet);
@@ -171,7 +174,10 @@ type Started = (Vec<Prepared>, Vec<JoinHandle<()>>);
 fn prepare(config: &Config) -> Result<Started, ConfigError> {
     let mut prepared = Vec::new();
     let mut threads = Vec::new();
-    for sensor in &config.sensors {
+    for (number, sensor) in config.sensors.iter().enumerate() {
+        let filter = sensor.filter.as_deref().map(Filter::new).transpose();
+        let filter =
+            filter.map_err(|error| ConfigError::invalid(format!("sensors[{number}].filter"), error.to_string()))?;
         let mut ring = None;
         let mut feed = None;
         if let Some(options) = &config.ring {
@@ -199,6 +205,7 @@ fn prepare(config: &Config) -> Result<Started, ConfigError> {
                 ring,
             )),
             config: sensor.clone(),
+            filter,
             feed,
         });
     }
@@ -233,6 +240,7 @@ fn start_worker(
     config: &Config,
     sensor_config: SensorConfig,
     sensor: Arc<Sensor>,
+    filter: Option<Filter>,
     share: Vec<(Meter, Recorder)>,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -261,6 +269,7 @@ fn start_worker(
         random,
         format: sensor_config.format,
         extra: sensor_config.extra,
+        filter: filter.clone(),
     };
     if let Some(path) = sensor_config.folder.clone() {
         let watching = Watching {
@@ -293,7 +302,14 @@ fn start_worker(
             play(&sensor, file, playing, share, &stop);
             settle(&sensor, &stop);
         }
-        None => watch(&sensor, sensor_config.all_interfaces(), options, share, &stop),
+        None => {
+            let watched = Watched {
+                interfaces: sensor_config.all_interfaces(),
+                options,
+                filter,
+            };
+            watch(&sensor, watched, share, &stop);
+        }
     })
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use flow_ingest::{
+    capture::Filter,
     domain::{Limits, Sink},
     import,
     input::{Input, Options, Progress, Summary},
@@ -27,6 +28,9 @@ pub struct Read {
     /// What the log is, where it should not be told by its content
     #[arg(long, value_enum)]
     format: Option<LogFormat>,
+    /// Which packets of a capture are metered, in tcpdump's syntax, for example 'tcp port 80'; needs libpcap
+    #[arg(long, value_name = "EXPRESSION")]
+    filter: Option<String>,
     /// Print every record of a flow as it goes on, not only its last
     #[arg(long)]
     updates: bool,
@@ -96,12 +100,14 @@ pub fn run(read: &Read, format: Option<Format>) -> Result<(), CliError> {
         ));
     }
     let input = Input::open(&read.file, read.format.map(Into::into)).map_err(|error| CliError::Input(error.text()))?;
+    let filter = read.filter.as_deref().map(Filter::new).transpose();
     let options = Options {
         sensor: read.sensor.clone(),
         limits: Limits::default(),
         random: uuid::Uuid::new_v4().as_u128(),
         format: read.format.map(Into::into),
         extra: true,
+        filter: filter.map_err(|error| CliError::Input(error.to_string()))?,
     };
     let out: Box<dyn std::io::Write + Send> = match &read.write {
         Some(path) => Box::new(std::fs::File::create(path).map_err(|source| CliError::file("writing", path, source))?),
@@ -167,9 +173,13 @@ fn tell(summary: &Summary, flows: u64, name: &str) {
         let _ = writeln!(err, "{name}:{}: GAR-FLOW-0057: {}", fault.line, fault.problem);
     }
     let unit = summary.kind.unit();
+    let left_out = match summary.left_out {
+        0 => String::new(),
+        packets => format!("; {packets} packets left out by the filter"),
+    };
     let _ = writeln!(
         err,
-        "{}: {} {unit} = {} parsed + {} malformed + {} shed; {} without a flow; {flows} flows",
+        "{}: {} {unit} = {} parsed + {} malformed + {} shed; {} without a flow; {flows} flows{left_out}",
         summary.kind.name(),
         counts.received,
         counts.parsed,

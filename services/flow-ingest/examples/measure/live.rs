@@ -40,7 +40,9 @@ pub fn measure(seconds: u64, workers: usize) -> Result<Value, String> {
         .map_err(|error| text(&error))?;
     std::thread::sleep(Duration::from_millis(500));
     for control in &controls {
-        control.listen_on(&[interface.index]).map_err(|error| text(&error))?;
+        control
+            .listen_on(&[(interface.index, None)])
+            .map_err(|error| text(&error))?;
         control.drops().map_err(|error| text(&error))?;
     }
     // Of this namespace, as sysfs shows the one it was mounted in.

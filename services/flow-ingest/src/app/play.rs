@@ -93,6 +93,9 @@ fn feed(
         (Timestamps::Now, false) => None,
     };
     let mut file = CaptureFile::new(input.into_source(), path)?;
+    if let Some(filter) = &playing.options.filter {
+        file.select(filter.clone());
+    }
     sensor.update(|status| status.link = file.link());
     if workers.len() > 1 && fast {
         share(file, workers, shift, stop)?;

@@ -11,8 +11,9 @@ use std::{
 use super::{recorder::Recorder, sensor::Sensor};
 use crate::{
     capture::{
-        CaptureError,
+        CaptureError, Filter,
         afpacket::{Control, Interface, Ring, RingOptions, wait},
+        filter::Program,
     },
     domain::{Meter, record::EndReason},
 };
@@ -32,8 +33,20 @@ pub fn now() -> i64 {
         .map_or(0, |since| since.as_nanos() as i64)
 }
 
+/// What is captured.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// On these interfaces.
+    pub interfaces: Vec<String>,
+    /// How.
+    pub options: RingOptions,
+    /// Of their packets only those that it wants.
+    pub filter: Option<Filter>,
+}
+
 struct Capture {
     names: Vec<String>,
+    filter: Option<Filter>,
     options: RingOptions,
     workers: usize,
     controls: Vec<Control>,
@@ -45,16 +58,11 @@ struct Capture {
 
 /// Captures until `stop` is set, then ends every flow. Each worker has a ring, a flow table and a thread of its own; the
 /// kernel gives both directions of a flow to the same.
-pub fn watch(
-    sensor: &Arc<Sensor>,
-    interfaces: Vec<String>,
-    options: RingOptions,
-    mut workers: Vec<(Meter, Recorder)>,
-    stop: &AtomicBool,
-) {
+pub fn watch(sensor: &Arc<Sensor>, watched: Watched, mut workers: Vec<(Meter, Recorder)>, stop: &AtomicBool) {
     let mut capture = Capture {
-        names: interfaces,
-        options,
+        names: watched.interfaces,
+        filter: watched.filter,
+        options: watched.options,
         workers: workers.len(),
         controls: Vec::new(),
         listening: Vec::new(),
@@ -147,10 +155,13 @@ impl Capture {
 
     fn follow(&mut self, sensor: &Sensor, opened: &mut Vec<Ring>) -> Result<(), CaptureError> {
         let mut missing = None;
-        let mut found = Vec::new();
+        let (mut found, mut names) = (Vec::new(), Vec::new());
         for name in &self.names {
             match Interface::find(name) {
-                Ok(interface) => found.push(interface),
+                Ok(interface) => {
+                    found.push(interface);
+                    names.push(name);
+                }
                 Err(error) => missing = Some(error),
             }
         }
@@ -167,9 +178,19 @@ impl Capture {
                     source,
                 }
             };
-            let indices: Vec<u32> = found.iter().map(|interface| interface.index).collect();
+            // One expression is one program for each interface, because their frames begin differently.
+            let mut programs: Vec<Option<Program>> = Vec::new();
+            for name in names {
+                let program = self
+                    .filter
+                    .as_ref()
+                    .map(|filter| filter.for_interface(name, self.options.snaplen.max(64)));
+                programs.push(program.transpose()?);
+            }
+            let indices = found.iter().map(|interface| interface.index);
+            let interfaces: Vec<_> = indices.zip(programs.iter().map(Option::as_ref)).collect();
             for ring in &self.controls {
-                ring.listen_on(&indices).map_err(refused("setting a filter"))?;
+                ring.listen_on(&interfaces).map_err(refused("setting a filter"))?;
             }
             // One socket that asks for it is enough for all.
             if let Some(ring) = self.controls.first().filter(|_| self.options.promiscuous) {

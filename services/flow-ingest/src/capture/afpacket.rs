@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use super::CaptureError;
+use super::{
+    CaptureError,
+    filter::{Instruction, MOST, Program, choose},
+};
 use crate::domain::packet::{LinkType, Packet};
 
 /// How a ring is made.
@@ -122,7 +125,7 @@ impl Ring {
             let on: libc::c_int = 1;
             filter_outgoing = set(&socket, libc::PACKET_IGNORE_OUTGOING, &on).is_err();
         }
-        accept(&socket, &[], options.snaplen).map_err(fail("setting a filter"))?;
+        accept(&socket, &[]).map_err(fail("setting a filter"))?;
         let blocks = options.bytes.div_ceil(BLOCK).clamp(2, 8192);
         let request = libc::tpacket_req3 {
             tp_block_size: BLOCK as u32,
@@ -266,15 +269,23 @@ impl Ring {
 }
 
 impl Control {
-    /// Takes from these interfaces, by their numbers, and from no other.
+    /// Takes from these interfaces, by their numbers, and from no other; of each what its program wants, or everything.
     ///
     /// # Errors
-    /// When the kernel refuses the filter, or beyond 250 interfaces.
-    pub fn listen_on(&self, indices: &[u32]) -> io::Result<()> {
-        if indices.len() > MAX_INTERFACES {
+    /// When the kernel refuses the filter, beyond 250 interfaces, or where all programs together are longer than the kernel
+    /// takes.
+    pub fn listen_on(&self, interfaces: &[(u32, Option<&Program>)]) -> io::Result<()> {
+        if interfaces.len() > MAX_INTERFACES {
             return Err(io::Error::other("a sensor takes at most 250 interfaces"));
         }
-        accept(&self.socket, indices, self.snaplen)
+        let steps = choose(interfaces, self.snaplen);
+        if steps.len() > MOST {
+            return Err(io::Error::other(format!(
+                "the filters of all interfaces together have {} instructions; the kernel takes {MOST}",
+                steps.len()
+            )));
+        }
+        accept(&self.socket, &steps)
     }
 
     /// Also takes frames that are not for this host, while the interface lasts.
@@ -466,23 +477,22 @@ fn get<T: Copy>(socket: &OwnedFd, option: libc::c_int, value: &mut T) -> io::Res
 
 const MAX_INTERFACES: usize = 250;
 
-// A filter: is the interface's number one of these, then the first octets of the frame, else nothing.
-fn accept(socket: &OwnedFd, indices: &[u32], snaplen: u32) -> io::Result<()> {
-    let step = |code: u32, jt: usize, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt: jt as u8,
-        jf: 0,
-        k,
+// Without any instruction all is refused.
+fn accept(socket: &OwnedFd, steps: &[Instruction]) -> io::Result<()> {
+    let steps = if steps.is_empty() {
+        choose(&[], 0)
+    } else {
+        steps.to_vec()
     };
-    let number = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX) as u32;
-    let mut filter = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, number)];
-    for (place, index) in indices.iter().enumerate() {
-        // On equality over the remaining comparisons and the refusal.
-        let over = indices.len() - place;
-        filter.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, over, *index));
-    }
-    filter.push(step(libc::BPF_RET | libc::BPF_K, 0, 0));
-    filter.push(step(libc::BPF_RET | libc::BPF_K, 0, snaplen.max(64)));
+    let mut filter: Vec<_> = steps
+        .iter()
+        .map(|step| libc::sock_filter {
+            code: step.code,
+            jt: step.jt,
+            jf: step.jf,
+            k: step.k,
+        })
+        .collect();
     let program = libc::sock_fprog {
         len: filter.len() as libc::c_ushort,
         filter: filter.as_mut_ptr(),

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Burst, CaptureError, pcap, pcapng, source::Source};
-use crate::domain::packet::LinkType;
+use super::{Burst, CaptureError, Filter, pcap, pcapng, source::Source};
+use crate::domain::packet::{LinkType, Packet};
 
 /// Longest packet that is believed, octets: what the format's own tools allow.
 pub(super) const MAX_PACKET: usize = 262_144;
@@ -66,6 +66,10 @@ enum Format {
     Pcapng(pcapng::Format),
 }
 
+fn wanted(filter: &mut Option<Filter>, packet: &Packet<'_>) -> Result<bool, CaptureError> {
+    filter.as_mut().map_or(Ok(true), |filter| filter.wants(packet))
+}
+
 /// A capture file being read from its beginning.
 pub struct CaptureFile<R = Source> {
     path: PathBuf,
@@ -78,6 +82,8 @@ pub struct CaptureFile<R = Source> {
     offset: u64,
     packets: u64,
     ended: bool,
+    filter: Option<Filter>,
+    left_out: u64,
 }
 
 impl CaptureFile<Source> {
@@ -120,6 +126,8 @@ impl<R: Read> CaptureFile<R> {
             offset: 0,
             packets: 0,
             ended: false,
+            filter: None,
+            left_out: 0,
         };
         while file.end < pcap::HEADER && file.fill()? {}
         let start = &file.buffer[..file.end];
@@ -151,6 +159,16 @@ impl<R: Read> CaptureFile<R> {
         }
     }
 
+    /// Gives from now on only the packets that a filter wants.
+    pub fn select(&mut self, filter: Filter) {
+        self.filter = Some(filter);
+    }
+
+    /// Packets that the filter did not want.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
     /// Packets read so far.
     pub fn packets(&self) -> u64 {
         self.packets
@@ -166,10 +184,11 @@ impl<R: Read> CaptureFile<R> {
         self.ended = false;
     }
 
-    /// The next packets. `None` at the end of the file.
+    /// The next packets; none of them where the filter wants none. `None` at the end of the file.
     ///
     /// # Errors
-    /// [`CaptureError`] when the file is cut short or damaged; the packets before it have been given.
+    /// [`CaptureError`] when the file is cut short or damaged, or the filter does not hold for its link type; the packets
+    /// before it have been given.
     pub fn burst(&mut self) -> Result<Option<Burst<'_>>, CaptureError> {
         if !self.reach()? {
             return Ok(None);
@@ -182,30 +201,32 @@ impl<R: Read> CaptureFile<R> {
             offset,
             packets,
             format,
+            filter,
+            left_out,
             ..
         } = self;
         let buffer: &[u8] = &buffer[..*end];
         // A fault behind the first packet is found again, and reported, by the next call.
         while !burst.is_full() && *start < *end {
-            let used = match format {
+            let read = match format {
                 Format::Pcap(format) => match format.packet(&buffer[*start..]) {
-                    Ok(Some((packet, used))) => {
-                        burst.push(packet);
-                        *packets += 1;
-                        used
-                    }
+                    Ok(Some((packet, used))) => (Some(packet), used),
                     _ => break,
                 },
                 Format::Pcapng(format) => match format.block(&buffer[*start..]) {
-                    Ok(Some((pcapng::Block::Packet(packet), used))) => {
-                        burst.push(packet);
-                        *packets += 1;
-                        used
-                    }
-                    Ok(Some((pcapng::Block::Other, used))) => used,
+                    Ok(Some((pcapng::Block::Packet(packet), used))) => (Some(packet), used),
+                    Ok(Some((pcapng::Block::Other, used))) => (None, used),
                     _ => break,
                 },
             };
+            if let (Some(packet), _) = read {
+                *packets += 1;
+                match wanted(filter, &packet)? {
+                    true => burst.push(packet),
+                    false => *left_out += 1,
+                }
+            }
+            let used = read.1;
             *start += used;
             *offset += used as u64;
         }
@@ -229,6 +250,8 @@ impl<R: Read> CaptureFile<R> {
             offset,
             packets,
             format,
+            filter,
+            left_out,
             ..
         } = self;
         let whole: &[u8] = &buffer[..*end];
@@ -246,14 +269,17 @@ impl<R: Read> CaptureFile<R> {
                 },
             };
             if let Some(packet) = read.0 {
-                places.push(Place {
-                    time: packet.time,
-                    start: packet.data.as_ptr().addr() - base,
-                    len: packet.data.len(),
-                    wire_len: packet.wire_len,
-                    link: packet.link,
-                });
                 *packets += 1;
+                match wanted(filter, &packet)? {
+                    true => places.push(Place {
+                        time: packet.time,
+                        start: packet.data.as_ptr().addr() - base,
+                        len: packet.data.len(),
+                        wire_len: packet.wire_len,
+                        link: packet.link,
+                    }),
+                    false => *left_out += 1,
+                }
             }
             *start += read.1;
             *offset += read.1 as u64;

@@ -2,12 +2,14 @@
 
 pub mod afpacket;
 pub mod file;
+pub mod filter;
 mod pcap;
 mod pcapng;
 pub mod source;
 pub mod spread;
 
 pub use file::CaptureFile;
+pub use filter::Filter;
 pub use source::Source;
 
 use std::path::PathBuf;
@@ -171,6 +173,23 @@ pub enum CaptureError {
         interface: String,
         /// The kernel's `ARPHRD_` number.
         hardware: u16,
+    },
+    /// A filter is asked for, and there is nothing that compiles it.
+    #[error(
+        "GAR-FLOW-0014: a capture filter needs libpcap, which is not installed: install the package libpcap0.8 (Debian, \
+         Ubuntu) or libpcap (others); the loader says: {reason}"
+    )]
+    NoLibpcap {
+        /// What the loader says.
+        reason: String,
+    },
+    /// A filter's expression was refused.
+    #[error("GAR-FLOW-0015: the capture filter {expression:?} cannot be used: {reason}")]
+    Filter {
+        /// The expression.
+        expression: String,
+        /// What libpcap says, or what else is wrong.
+        reason: String,
     },
     /// The kernel refused a capture socket.
     #[error("GAR-FLOW-0013: {operation} failed for sensor {sensor:?}")]

@@ -205,6 +205,7 @@ fn zeek_s_own_logs_are_read_to_the_last_line() {
         let options = Options {
             sensor: "zeek".to_owned(),
             limits: Limits::default(),
+            filter: None,
             random: 1,
             format: None,
             extra: true,

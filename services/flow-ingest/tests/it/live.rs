@@ -16,10 +16,10 @@ use flow_ingest::{
     app::{
         recorder::Recorder,
         sensor::Sensor,
-        watch::{now, watch},
+        watch::{Watched, now, watch},
     },
     bus::{hub::Hub, outbound, queue::Queue},
-    capture::afpacket::RingOptions,
+    capture::{Filter, afpacket::RingOptions},
     config::BatchConfig,
     domain::{Limits, Meter},
 };
@@ -28,7 +28,7 @@ use garrison_testkit::lab::Node;
 
 use crate::craft;
 
-fn in_a_namespace(test: &str) {
+pub fn in_a_namespace(test: &str) {
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net"])
         .arg(std::env::current_exe().unwrap())
@@ -65,13 +65,13 @@ fn a_tag_that_the_kernel_took_out_is_known() {
     in_a_namespace("live::inside_tagged");
 }
 
-fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
-struct Watching {
-    sensor: Arc<Sensor>,
+pub struct Watching {
+    pub sensor: Arc<Sensor>,
     queue: Arc<Queue>,
     stop: Arc<AtomicBool>,
     worker: JoinHandle<()>,
@@ -84,6 +84,10 @@ impl Watching {
     }
 
     fn start_with(interfaces: &[&str], workers: usize) -> Self {
+        Self::filtered(interfaces, workers, None)
+    }
+
+    pub fn filtered(interfaces: &[&str], workers: usize, filter: Option<&str>) -> Self {
         let tenant: garrison_proto::TenantId = "acme".parse().unwrap();
         let sensor = Arc::new(Sensor::new(
             "live",
@@ -113,11 +117,13 @@ impl Watching {
         };
         let stop = Arc::new(AtomicBool::new(false));
         let worker = std::thread::spawn({
-            let interfaces = interfaces.iter().map(|&i| i.to_owned()).collect();
+            let watched = Watched {
+                interfaces: interfaces.iter().map(|&i| i.to_owned()).collect(),
+                options,
+                filter: filter.map(|expression| Filter::new(expression).unwrap()),
+            };
             let (sensor, stop) = (Arc::clone(&sensor), Arc::clone(&stop));
-            move || {
-                watch(&sensor, interfaces, options, share, &stop);
-            }
+            move || watch(&sensor, watched, share, &stop)
         });
         Self {
             sensor,
@@ -128,7 +134,7 @@ impl Watching {
         }
     }
 
-    fn until(&self, what: &str, holds: impl Fn(&Sensor) -> bool) {
+    pub fn until(&self, what: &str, holds: impl Fn(&Sensor) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !holds(&self.sensor) {
             assert!(Instant::now() < deadline, "never {what}: {:?}", self.sensor.status());
@@ -136,13 +142,13 @@ impl Watching {
         }
     }
 
-    fn capturing(&self) {
+    pub fn capturing(&self) {
         self.until("capturing", |s| {
             s.status().link.is_some() && s.status().problem.is_none()
         });
     }
 
-    fn finish(self) -> (Arc<Sensor>, Vec<FlowBatch>) {
+    pub fn finish(self) -> (Arc<Sensor>, Vec<FlowBatch>) {
         self.stop.store(true, Ordering::Relaxed);
         self.worker.join().unwrap();
         self.outbound.join().unwrap();
@@ -368,7 +374,7 @@ fn inside_tagged() {
 
 // Puts a frame on an interface as it is.
 #[allow(unsafe_code)]
-fn send(interface: &str, frame: &[u8]) {
+pub fn send(interface: &str, frame: &[u8]) {
     let index = flow_ingest::capture::afpacket::interface_index(interface).unwrap();
     // SAFETY: system calls; the address is a whole `sockaddr_ll` whose length is given, the frame a slice, and both
     // live through the calls.

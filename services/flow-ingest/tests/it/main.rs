@@ -12,6 +12,7 @@ mod corpora;
 mod craft;
 mod disk;
 mod exports;
+mod filter;
 mod inputs;
 mod live;
 mod outage;
