@@ -38,6 +38,10 @@ pub enum Point {
     Linkerd,
     /// Amazon Web Services security groups, and network ACLs beside them
     AwsNetworkAcl,
+    /// Google Cloud firewall policies, for a network or for a folder or organisation
+    GcpFirewallPolicy,
+    /// Microsoft Azure application security groups, and the network security group that names them
+    AzureApplicationGroups,
 }
 
 impl From<Point> for Target {
@@ -55,6 +59,8 @@ impl From<Point> for Target {
             Point::IstioAmbient => Self::IstioAmbient,
             Point::Linkerd => Self::Linkerd,
             Point::AwsNetworkAcl => Self::AwsNetworkAcl,
+            Point::GcpFirewallPolicy => Self::GcpFirewallPolicy,
+            Point::AzureApplicationGroups => Self::AzureApplicationGroups,
         }
     }
 }

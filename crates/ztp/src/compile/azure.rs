@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     ir::{Direction, Policy},
-    sets::ServiceSet,
+    sets::{AddressSet, ServiceSet},
 };
 
 /// The most rules of a group, and the first and last priority.
@@ -24,7 +24,7 @@ const RULES: usize = 1_000;
 const FIRST: usize = 100;
 const LAST: usize = 4_096;
 /// The most addresses and port ranges of a group's rules together.
-const ADDRESSES: usize = 4_000;
+pub(super) const ADDRESSES: usize = 4_000;
 
 /// Compiles the enforced policies to one network security group. When they do not fit, no file is written, and a gap
 /// says why.
@@ -37,21 +37,56 @@ pub fn azure<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     };
     let policies = project(policies, &says, &mut out);
     let policies = by_address(&policies, "Azure", &mut out);
+    let rules = match rules(&policies, None, &mut out) {
+        Ok(rules) => rules,
+        Err(why) => return refused(out, &why),
+    };
+    if rules.is_empty() {
+        return out;
+    }
+    let named = named(&rules);
+    if named > ADDRESSES {
+        return refused(
+            out,
+            &format!("they name {named} addresses and ports where a group takes {ADDRESSES}"),
+        );
+    }
+    out.files.push(file("azure/garrison.tf.json", &terraform(&rules)));
+    out.files.push(file("azure/network-security-group.json", &body(&rules)));
+    out
+}
+
+/// Gives the application security group of a set of addresses, as rules name it, and says whether a set has interfaces
+/// of the network only.
+pub(super) type Groups<'g> = (
+    &'g dyn Fn(&AddressSet) -> Option<Value>,
+    &'g dyn Fn(&AddressSet) -> bool,
+);
+
+/// The rules of the group in both directions, the last ones included; empty without policies.
+///
+/// # Errors
+/// Why they do not fit.
+pub(super) fn rules(
+    policies: &[&Policy],
+    groups: Option<Groups<'_>>,
+    out: &mut Compiled,
+) -> Result<Vec<Value>, String> {
     let mut rules: Vec<Value> = Vec::new();
     for direction in Direction::BOTH {
         let mut priority = FIRST;
-        for entry in entries(&policies, direction) {
-            for rule in write(&entry, direction, priority, rules.len(), &mut out) {
+        for entry in entries(policies, direction) {
+            for rule in write(&entry, direction, (priority, rules.len()), groups, out) {
                 rules.push(rule);
                 priority += 1;
             }
         }
         if priority > LAST {
-            return refused(out, "there are more rules than priorities");
+            return Err("there are more rules than priorities".to_owned());
         }
     }
     if rules.is_empty() {
-        return out;
+        return Ok(rules);
     }
     for direction in ["Inbound", "Outbound"] {
         rules.push(json!({
@@ -70,50 +105,67 @@ pub fn azure<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
         }));
     }
     if rules.len() > RULES {
-        return refused(
-            out,
-            &format!("they are {} rules where a group takes {RULES}", rules.len()),
-        );
+        return Err(format!("they are {} rules where a group takes {RULES}", rules.len()));
     }
-    let entries = |rule: &Value, list: &str| rule["properties"][list].as_array().map_or(0, Vec::len);
-    let addresses: usize = rules
-        .iter()
-        .map(|rule| {
-            [
-                "sourceAddressPrefixes",
-                "destinationAddressPrefixes",
-                "destinationPortRanges",
-            ]
-            .iter()
-            .map(|list| entries(rule, list))
-            .sum::<usize>()
-        })
-        .sum();
-    if addresses > ADDRESSES {
-        return refused(
-            out,
-            &format!("they name {addresses} addresses and ports where a group takes {ADDRESSES}"),
-        );
-    }
-    out.files.push(file("azure/garrison.tf.json", &terraform(&rules)));
-    out.files.push(file(
-        "azure/network-security-group.json",
-        &json!({ "tags": { "managed-by": "garrison" }, "properties": { "securityRules": rules } }),
-    ));
-    out
+    Ok(rules)
 }
 
-fn write(entry: &Entry<'_>, direction: Direction, priority: usize, number: usize, out: &mut Compiled) -> Vec<Value> {
+/// How many addresses and ports the rules name.
+pub(super) fn named(rules: &[Value]) -> usize {
+    let entries = |rule: &Value, list: &str| rule["properties"][list].as_array().map_or(0, Vec::len);
+    let lists = [
+        "sourceAddressPrefixes",
+        "destinationAddressPrefixes",
+        "destinationPortRanges",
+    ];
+    rules
+        .iter()
+        .map(|rule| lists.iter().map(|list| entries(rule, list)).sum::<usize>())
+        .sum()
+}
+
+pub(super) fn body(rules: &[Value]) -> Value {
+    json!({ "tags": { "managed-by": "garrison" }, "properties": { "securityRules": rules } })
+}
+
+fn write(
+    entry: &Entry<'_>,
+    direction: Direction,
+    (priority, number): (usize, usize),
+    groups: Option<Groups<'_>>,
+    out: &mut Compiled,
+) -> Vec<Value> {
     let (word, own, other) = match direction {
-        Direction::Ingress => ("Inbound", "destinationAddressPrefixes", "sourceAddressPrefixes"),
-        Direction::Egress => ("Outbound", "sourceAddressPrefixes", "destinationAddressPrefixes"),
+        Direction::Ingress => ("Inbound", "destination", "source"),
+        Direction::Egress => ("Outbound", "source", "destination"),
+    };
+    let subject = groups.and_then(|(group, _)| group(entry.subject));
+    // Whoever is denied is told by address: not everyone who has one needs to be in a group.
+    let peers = groups.filter(|(_, inside)| entry.allows && inside(&entry.peers));
+    let peers = peers.and_then(|(group, _)| group(&entry.peers));
+    let sides: Vec<[(String, Value); 2]> = match (subject, peers) {
+        (None, None) => families(entry.subject)
+            .into_iter()
+            .zip(families(&entry.peers))
+            .filter(|(subject, peers)| !subject.is_empty() && !peers.is_empty())
+            .map(|(subject, peers)| [prefixes(own, subject), prefixes(other, peers)])
+            .collect(),
+        // A group has interfaces of both families.
+        (Some(subject), None) => families(&entry.peers)
+            .into_iter()
+            .filter(|peers| !peers.is_empty())
+            .map(|peers| [members(own, &subject), prefixes(other, peers)])
+            .collect(),
+        (None, Some(peers)) => families(entry.subject)
+            .into_iter()
+            .filter(|subject| !subject.is_empty())
+            .map(|subject| [prefixes(own, subject), members(other, &peers)])
+            .collect(),
+        (Some(subject), Some(peers)) => vec![[members(own, &subject), members(other, &peers)]],
     };
     let mut rules = Vec::new();
     let protocols = protocols(entry, out);
-    for (subject, peers) in families(entry.subject).into_iter().zip(families(&entry.peers)) {
-        if subject.is_empty() || peers.is_empty() {
-            continue;
-        }
+    for [(own, subject), (other, peers)] in sides {
         for (protocol, ranges) in &protocols {
             let n = rules.len();
             rules.push(json!({
@@ -125,8 +177,8 @@ fn write(entry: &Entry<'_>, direction: Direction, priority: usize, number: usize
                     "priority": priority + n,
                     "access": if entry.allows { "Allow" } else { "Deny" },
                     "protocol": protocol,
-                    own: subject,
-                    other: peers,
+                    own.as_str(): subject,
+                    other.as_str(): peers,
                     "sourcePortRange": "*",
                     "destinationPortRanges": ranges,
                 },
@@ -134,6 +186,14 @@ fn write(entry: &Entry<'_>, direction: Direction, priority: usize, number: usize
         }
     }
     rules
+}
+
+fn prefixes(side: &str, nets: Vec<String>) -> (String, Value) {
+    (format!("{side}AddressPrefixes"), json!(nets))
+}
+
+fn members(side: &str, group: &Value) -> (String, Value) {
+    (format!("{side}ApplicationSecurityGroups"), group.clone())
 }
 
 /// Protocols with their port ranges.
@@ -175,8 +235,14 @@ fn protocols(entry: &Entry<'_>, out: &mut Compiled) -> Vec<(&'static str, Vec<St
 }
 
 /// The same group for Terraform's provider `azurerm`; where it is, is told by variables.
-fn terraform(rules: &[Value]) -> Value {
-    const FIELDS: [(&str, &str); 12] = [
+pub(super) fn terraform(rules: &[Value]) -> Value {
+    const FIELDS: [(&str, &str); 14] = [
+        // Put in terms of resources where there are any.
+        ("sourceApplicationSecurityGroups", "sourceApplicationSecurityGroups"),
+        (
+            "destinationApplicationSecurityGroups",
+            "destinationApplicationSecurityGroups",
+        ),
         ("description", "description"),
         ("direction", "direction"),
         ("priority", "priority"),

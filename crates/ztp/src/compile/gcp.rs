@@ -121,7 +121,7 @@ fn write(entry: &Entry<'_>, direction: Direction, priority: u64, number: usize) 
     rules
 }
 
-fn protocols(set: &ServiceSet) -> Vec<Value> {
+pub(super) fn protocols(set: &ServiceSet) -> Vec<Value> {
     if set.is_full() {
         return vec![json!({ "IPProtocol": "all" })];
     }

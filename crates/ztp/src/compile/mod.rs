@@ -5,11 +5,13 @@
 
 mod aws;
 mod azure;
+mod azure_groups;
 mod calico;
 mod cilium;
 mod cilium_http;
 mod cluster_network_policy;
 mod gcp;
+mod gcp_policy;
 mod istio;
 mod kubernetes;
 mod linkerd;
@@ -25,10 +27,12 @@ use std::{borrow::Borrow, collections::BTreeMap};
 
 pub use aws::{aws, aws_network_acl};
 pub use azure::azure;
+pub use azure_groups::azure_application_groups;
 pub use calico::calico;
 pub use cilium::cilium;
 pub use cluster_network_policy::cluster_network_policy;
 pub use gcp::gcp;
+pub use gcp_policy::gcp_firewall_policy;
 pub use istio::{Issuer, IstioOptions, istio, istio_ambient, istio_with};
 pub use kubernetes::kubernetes;
 pub use linkerd::linkerd;

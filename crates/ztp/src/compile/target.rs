@@ -35,11 +35,15 @@ pub enum Target {
     Linkerd,
     /// Security groups of Amazon Web Services, and network ACLs beside them.
     AwsNetworkAcl,
+    /// Firewall policies of Google Cloud, for a network or for a folder or organisation.
+    GcpFirewallPolicy,
+    /// Application security groups of Microsoft Azure, and the network security group that names them.
+    AzureApplicationGroups,
 }
 
 impl Target {
     /// Every target: those that select by labels first, those closest to the platform before others.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Kubernetes,
         Self::ClusterNetworkPolicy,
         Self::Cilium,
@@ -49,7 +53,9 @@ impl Target {
         Self::Linkerd,
         Self::Nftables,
         Self::Gcp,
+        Self::GcpFirewallPolicy,
         Self::Azure,
+        Self::AzureApplicationGroups,
         Self::Aws,
         Self::AwsNetworkAcl,
     ];
@@ -69,6 +75,8 @@ impl Target {
             Self::IstioAmbient => "istio-ambient",
             Self::Linkerd => "linkerd",
             Self::AwsNetworkAcl => "aws-network-acl",
+            Self::GcpFirewallPolicy => "gcp-firewall-policy",
+            Self::AzureApplicationGroups => "azure-application-groups",
         }
     }
 
@@ -87,6 +95,8 @@ impl Target {
             Self::IstioAmbient => super::istio_ambient(policies, sha256),
             Self::Linkerd => super::linkerd(policies, sha256),
             Self::AwsNetworkAcl => super::aws_network_acl(policies),
+            Self::GcpFirewallPolicy => super::gcp_firewall_policy(policies),
+            Self::AzureApplicationGroups => super::azure_application_groups(policies),
         }
     }
 }

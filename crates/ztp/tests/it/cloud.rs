@@ -86,6 +86,67 @@ fn gcp_side(rules: &Value, word: &str, packet: &Packet) -> bool {
     }
 }
 
+// Firewall policies of Google Cloud: the rule of the lowest priority number decides; `goto_next` leaves it to the next
+// level, and so does nothing that matches.
+
+fn gcp_policy_side(rules: &Value, word: &str, packet: &Packet) -> bool {
+    let matching = list(rules).iter().filter(|rule| {
+        let matcher = &rule["match"];
+        let among = |nets: &Value, address| nets.is_null() || among(nets, address);
+        rule["direction"] == word
+            && among(&matcher["srcIpRanges"], packet.src)
+            && among(&matcher["destIpRanges"], packet.dst)
+            && list(&matcher["layer4Configs"]).iter().any(|entry| {
+                let number = match entry["ipProtocol"].as_str().unwrap() {
+                    "all" => {
+                        assert!(entry["ports"].is_null());
+                        return true;
+                    }
+                    "tcp" => 6,
+                    "udp" => 17,
+                    "sctp" => 132,
+                    "icmp" => 1,
+                    number => number.parse().unwrap(),
+                };
+                assert!(
+                    entry["ports"].is_null() || matches!(number, 6 | 17 | 132),
+                    "only these have ports"
+                );
+                number == packet.protocol && (entry["ports"].is_null() || in_ports(&entry["ports"], packet.port))
+            })
+    });
+    let first = matching.min_by_key(|rule| rule["priority"].as_u64().unwrap()).unwrap();
+    match first["action"].as_str().unwrap() {
+        "allow" | "goto_next" => true,
+        "deny" => false,
+        other => panic!("the provider has no action {other}"),
+    }
+}
+
+fn gcp_policy_passes(compiled: &Compiled, packet: &Packet) -> bool {
+    let Some(policy) = file(compiled, "gcp-network-policy/firewall-policy.json") else {
+        return true;
+    };
+    let rules = &policy["rules"];
+    let above = file(compiled, "gcp-hierarchical-policy/firewall-policy.json").unwrap();
+    assert_eq!(above["rules"], *rules, "both are the same rules");
+    let mut priorities: Vec<u64> = list(rules).iter().map(|r| r["priority"].as_u64().unwrap()).collect();
+    let count = priorities.len();
+    priorities.sort_unstable();
+    priorities.dedup();
+    assert_eq!(priorities.len(), count, "a policy has each priority once");
+    assert_eq!(
+        priorities[count - 4..],
+        [2_147_483_644, 2_147_483_645, 2_147_483_646, 2_147_483_647]
+    );
+    assert!(
+        list(rules)
+            .iter()
+            .all(|rule| rule["ruleName"].as_str().unwrap().len() <= 63)
+    );
+    gcp_policy_side(rules, "EGRESS", packet) && gcp_policy_side(rules, "INGRESS", packet)
+}
+
 fn gcp_passes(compiled: &Compiled, packet: &Packet) -> bool {
     let Some(rules) = file(compiled, "gcp/firewalls.json") else {
         return true;
@@ -109,6 +170,33 @@ fn azure_passes(compiled: &Compiled, packet: &Packet) -> bool {
     let Some(group) = file(compiled, "azure/network-security-group.json") else {
         return true;
     };
+    azure_group_passes(&group, &Value::Null, packet)
+}
+
+/// Every interface with an address of a group is in it.
+fn azure_groups_pass(compiled: &Compiled, packet: &Packet) -> bool {
+    let Some(group) = file(compiled, "azure-application-groups/network-security-group.json") else {
+        return true;
+    };
+    let groups = file(compiled, "azure-application-groups/application-security-groups.json").unwrap();
+    assert!(list(&groups).len() <= 100);
+    azure_group_passes(&group, &groups, packet)
+}
+
+fn azure_group_passes(group: &Value, application: &Value, packet: &Packet) -> bool {
+    let member = |ids: &Value, address: IpAddr| {
+        let mut ids = list(ids).iter().map(|id| id["id"].as_str().unwrap());
+        ids.any(|id| {
+            let name = id.rsplit('/').next().unwrap();
+            let known = list(application)
+                .iter()
+                .find(|g| g["name"] == name)
+                .expect("a group that is written");
+            let nets = list(&known["addresses"]).iter();
+            nets.map(|net| net.as_str().unwrap().parse::<ipnet::IpNet>().unwrap())
+                .any(|net| net.contains(&address))
+        })
+    };
     ["Outbound", "Inbound"].into_iter().all(|word| {
         let mut rules: Vec<&Value> = list(&group["properties"]["securityRules"])
             .iter()
@@ -122,12 +210,22 @@ fn azure_passes(compiled: &Compiled, packet: &Packet) -> bool {
                 "Azure refuses equal priorities"
             );
         }
-        let side = |rule: &Value, one: &str, many: &str, address| match rule[one].as_str() {
-            Some(star) => {
-                assert_eq!(star, "*");
-                true
+        let side = |rule: &Value, side: &str, address| {
+            let (one, many) = (
+                &rule[format!("{side}AddressPrefix")],
+                &rule[format!("{side}AddressPrefixes")],
+            );
+            let groups = &rule[format!("{side}ApplicationSecurityGroups")];
+            let told = [one, many, groups].iter().filter(|value| !value.is_null()).count();
+            assert_eq!(told, 1, "Azure takes one of these");
+            match one.as_str() {
+                Some(star) => {
+                    assert_eq!(star, "*");
+                    true
+                }
+                None if groups.is_null() => among(many, address),
+                None => member(groups, address),
             }
-            None => among(&rule[many], address),
         };
         let hit = rules.into_iter().find(|rule| {
             let protocol = match rule["protocol"].as_str().unwrap() {
@@ -146,13 +244,8 @@ fn azure_passes(compiled: &Compiled, packet: &Packet) -> bool {
             assert!((100..=4_096).contains(&priority));
             protocol
                 && (any_port || in_ports(&rule["destinationPortRanges"], packet.port))
-                && side(rule, "sourceAddressPrefix", "sourceAddressPrefixes", packet.src)
-                && side(
-                    rule,
-                    "destinationAddressPrefix",
-                    "destinationAddressPrefixes",
-                    packet.dst,
-                )
+                && side(rule, "source", packet.src)
+                && side(rule, "destination", packet.dst)
         });
         hit.expect("the last rule matches everything")["access"] == "Allow"
     })
@@ -271,10 +364,12 @@ fn aws_acl_passes(compiled: &Compiled, packet: &Packet) -> bool {
 }
 
 type Interpreter = fn(&Compiled, &Packet) -> bool;
-const CLOUDS: [(Target, Interpreter); 4] = [
+const CLOUDS: [(Target, Interpreter); 6] = [
     (Target::AwsNetworkAcl, aws_acl_passes),
     (Target::Gcp, gcp_passes),
+    (Target::GcpFirewallPolicy, gcp_policy_passes),
     (Target::Azure, azure_passes),
+    (Target::AzureApplicationGroups, azure_groups_pass),
     (Target::Aws, aws_passes),
 ];
 
@@ -368,6 +463,40 @@ fn what_does_not_fit_is_refused_as_a_whole() {
 }
 
 #[test]
+fn whoever_is_allowed_is_told_by_group_and_whoever_is_denied_by_address() {
+    let text = "apiVersion: garrison.dev/v1alpha1
+kind: ZeroTrustPolicy
+metadata: {name: web}
+spec: {mode: enforce, subject: {cidrs: [10.0.1.0/24]}, ingress: []}
+---
+apiVersion: garrison.dev/v1alpha1
+kind: ZeroTrustPolicy
+metadata: {name: db}
+spec:
+  mode: enforce
+  subject: {cidrs: [10.0.2.0/24]}
+  ingress:
+    - {name: web, from: [{cidr: 10.0.1.0/24}], ports: [{protocol: TCP, port: 5432}]}
+    - {name: not-ssh, action: deny, from: [{cidr: 10.0.1.0/24}], ports: [{protocol: TCP, port: 22}]}
+";
+    let checked = garrison_ztp::check(text);
+    let lowered: Vec<Policy> = checked.documents.iter().map(|d| d.lower(1)).collect();
+    let compiled = compile::azure_application_groups(&lowered);
+    assert_eq!(compiled.gaps, []);
+    let group = file(&compiled, "azure-application-groups/network-security-group.json").unwrap();
+    let rule = |name: &str| {
+        let mut rules = list(&group["properties"]["securityRules"]).iter();
+        &rules.find(|rule| rule["name"] == name).unwrap()["properties"]
+    };
+    let named = |ids: &Value| ids[0]["id"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    let (allows, denies) = (rule("garrison-00001-db-web"), rule("garrison-00000-db-not-ssh"));
+    assert_eq!(named(&allows["sourceApplicationSecurityGroups"]), "garrison-web");
+    assert_eq!(named(&allows["destinationApplicationSecurityGroups"]), "garrison-db");
+    assert_eq!(denies["sourceAddressPrefixes"], serde_json::json!(["10.0.1.0/24"]));
+    assert_eq!(named(&denies["destinationApplicationSecurityGroups"]), "garrison-db");
+}
+
+#[test]
 fn terraform_says_the_same_as_the_api_bodies() {
     let text = "apiVersion: garrison.dev/v1alpha1
 kind: ZeroTrustPolicy
@@ -399,6 +528,57 @@ spec:
     assert_eq!(rule["access"], "Allow");
     assert_eq!(rule["destination_port_ranges"], serde_json::json!(["443"]));
     assert_eq!(rule["priority"], 101);
+
+    let policy = compile::gcp_firewall_policy(&lowered);
+    assert_eq!(policy.gaps, []);
+    let bodies = file(&policy, "gcp-network-policy/firewall-policy.json").unwrap();
+    assert_eq!(bodies["name"], "garrison");
+    for (folder, resource) in [
+        (
+            "gcp-network-policy",
+            "google_compute_network_firewall_policy_with_rules",
+        ),
+        ("gcp-hierarchical-policy", "google_compute_firewall_policy_with_rules"),
+    ] {
+        let terraform = file(&policy, &format!("{folder}/garrison.tf.json")).unwrap();
+        let rules = list(&terraform["resource"][resource]["garrison"]["rule"]);
+        // The provider has the last four itself.
+        assert_eq!(rules.len() + 4, list(&bodies["rules"]).len());
+        for (rule, body) in rules.iter().zip(list(&bodies["rules"])) {
+            for (key, other) in [
+                ("priority", "priority"),
+                ("direction", "direction"),
+                ("action", "action"),
+            ] {
+                assert_eq!(rule[key], body[other]);
+            }
+            assert_eq!(rule["match"]["src_ip_ranges"], body["match"]["srcIpRanges"]);
+            assert_eq!(rule["match"]["dest_ip_ranges"], body["match"]["destIpRanges"]);
+        }
+        assert_eq!(rules[0]["action"], "deny");
+        assert_eq!(
+            rules[0]["description"],
+            "ZeroTrustPolicy web@2 guests (spec.ingress[1])"
+        );
+        assert_eq!(
+            rules[1]["match"]["layer4_config"],
+            serde_json::json!([{ "ip_protocol": "tcp", "ports": ["443"] }])
+        );
+    }
+
+    let groups = compile::azure_application_groups(&lowered);
+    assert_eq!(groups.gaps, []);
+    let terraform = file(&groups, "azure-application-groups/garrison.tf.json").unwrap();
+    let rule = &terraform["resource"]["azurerm_network_security_rule"]["garrison_00001_web_https"];
+    let reference = serde_json::json!(["${azurerm_application_security_group.garrison_web.id}"]);
+    assert_eq!(rule["destination_application_security_group_ids"], reference);
+    assert_eq!(rule["source_address_prefixes"], serde_json::json!(["0.0.0.0/0"]));
+    assert!(rule["destination_address_prefixes"].is_null());
+    let members = &terraform["resource"]["azurerm_network_interface_application_security_group_association"];
+    assert_eq!(
+        members["garrison_web"]["for_each"],
+        "${toset(lookup(var.interfaces, \"garrison-web\", []))}"
+    );
 
     let aws = compile::aws(&lowered);
     let terraform = file(&aws, "aws/garrison.tf.json").unwrap();
