@@ -8,12 +8,11 @@ use garrison_bus::Message;
 use garrison_proto::TenantId;
 use sqlx::{
     AssertSqlSafe, PgPool, Postgres, Transaction,
-    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
-    query::Query,
+    postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::sync::{Notify, mpsc};
 
-use crate::{DbConfig, DbError, Tx, error::is_unavailable};
+use crate::{DbConfig, DbError, Lane, Tx, error::is_unavailable};
 
 /// Tenants remembered as known, so that most transactions need not say so again.
 const MAX_KNOWN: usize = 10_000;
@@ -22,8 +21,6 @@ const MAX_URGENT: usize = 256;
 
 /// Stands for all tenants, where row-level security lets it.
 const ALL: &str = "*";
-/// Nobody's name: what is written under it is rolled back.
-const REHEARSAL: &str = "rehearsal";
 
 /// A service's own schema in PostgreSQL. Cheap to clone; clones share the pool.
 #[derive(Clone)]
@@ -56,7 +53,11 @@ impl Db {
     pub fn connect(config: &DbConfig, schema: &'static str) -> Result<Self, DbError> {
         let options = config.options(schema)?;
         let acquire_timeout = Duration::from_millis(config.acquire_timeout_ms.max(1));
-        let pool = pool(config.max_connections, acquire_timeout)
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections)
+            .acquire_timeout(acquire_timeout)
+            // A ping costs every transaction a round trip. What it would find, `open` finds and mends.
+            .test_before_acquire(false)
             .idle_timeout(Duration::from_secs(300))
             .max_lifetime(Duration::from_secs(3_600))
             .connect_lazy_with(options.clone());
@@ -75,35 +76,11 @@ impl Db {
         })
     }
 
-    /// The same database through a few connections of its own, for a path that must not wait: neither for a connection
-    /// behind other work, nor for a connection to be made, nor for the planner, as statements are planned once. Making a
-    /// connection and its plans takes longer than the path itself, so use [`Db::rehearsal`] now and then.
+    /// A path of its own to the same database, for what must not wait.
     #[must_use]
-    pub fn lane(&self, connections: u32) -> Self {
+    pub fn lane(&self, connections: u32) -> Lane {
         let options = self.inner.options.clone();
-        Self {
-            pool: pool(connections, self.inner.acquire_timeout)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .connect_lazy_with(options.options([("plan_cache_mode", "force_generic_plan")])),
-            inner: Arc::clone(&self.inner),
-        }
-    }
-
-    /// A transaction for a tenant that does not exist, in which the statements of a path are run and then rolled back.
-    /// A lane hands out the connection that was idle for longest, and makes one before it waits: as many rehearsals
-    /// as it has connections reach them all.
-    ///
-    /// # Errors
-    /// [`DbError::Unavailable`] when no connection can be had in time.
-    pub async fn rehearsal(&self) -> Result<Tx<'static>, DbError> {
-        let operation = "begin a rehearsal";
-        let tenant = REHEARSAL.parse().map_err(|_| DbError::Config {
-            key: operation,
-            reason: "it is no tenant id".to_owned(),
-        })?;
-        let inner = self.open(REHEARSAL, "").await.map_err(DbError::during(operation))?;
-        Ok(Tx::new(inner, tenant, self.clone()))
+        Lane::new(self.clone(), options, self.inner.acquire_timeout, connections)
     }
 
     /// Begins a transaction that sees and writes rows of this tenant only. Isolation is READ COMMITTED.
@@ -125,25 +102,6 @@ impl Db {
             .await
             .map_err(DbError::during("begin a transaction"))?;
         Ok(Tx::new(inner, tenant.clone(), self.clone()))
-    }
-
-    /// Runs one statement that is a transaction of its own, in one round trip. It calls a function of the service's
-    /// schema that sets `garrison.tenant` before it touches a table: without that, row-level security shows and takes
-    /// nothing. A connection that died while it was idle is an error here, because the statement may have been run.
-    ///
-    /// # Errors
-    /// When the database is away or refuses; whether the statement was committed is then unknown.
-    pub async fn run(
-        &self,
-        tenant: &TenantId,
-        operation: &'static str,
-        statement: Query<'_, Postgres, PgArguments>,
-    ) -> Result<Vec<PgRow>, DbError> {
-        self.remember(tenant).await?;
-        statement
-            .fetch_all(&self.pool)
-            .await
-            .map_err(DbError::during(operation))
     }
 
     /// Every tenant that ever had a transaction here, in order.
@@ -235,7 +193,7 @@ impl Db {
         }
     }
 
-    async fn remember(&self, tenant: &TenantId) -> Result<(), DbError> {
+    pub(crate) async fn remember(&self, tenant: &TenantId) -> Result<(), DbError> {
         let known = self
             .inner
             .known
@@ -264,14 +222,6 @@ impl Db {
         known.insert(tenant.clone());
         Ok(())
     }
-}
-
-fn pool(connections: u32, acquire_timeout: Duration) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(acquire_timeout)
-        // A ping costs every transaction a round trip. What it would find, `open` finds and mends.
-        .test_before_acquire(false)
 }
 
 /// Whether a connection that was made is gone. That none can be had or made is another matter.

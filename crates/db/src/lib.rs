@@ -9,6 +9,7 @@
 mod config;
 mod database;
 mod error;
+mod lane;
 mod migration;
 mod outbox;
 mod outgoing;
@@ -17,6 +18,7 @@ mod transaction;
 pub use config::DbConfig;
 pub use database::Db;
 pub use error::{DbError, disposition, is_unavailable};
+pub use lane::{Lane, Rehearsal};
 pub use migration::migrate;
 pub use outbox::run_outbox_relay;
 pub use outgoing::Outgoing;

@@ -4,6 +4,7 @@
 mod fixture;
 mod inbox;
 mod isolation;
+mod lane;
 mod migrations;
 mod outage;
 mod outbox;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use garrison_bus::{Bus, Message, subject::SHARDS};
-use garrison_db::Db;
+use garrison_db::{Db, Lane};
 use garrison_proto::{TenantId, alert::v1::Alert};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +65,7 @@ const REHEARSE_EVERY: Duration = Duration::from_secs(60);
 pub struct Engine {
     pub(super) db: Db,
     /// For publishing alerts.
-    pub(super) lane: Db,
+    pub(super) lane: Lane,
     pub(super) bus: Bus,
     pub(super) settings: Arc<Settings>,
     pub(super) options: Options,
@@ -269,7 +269,7 @@ impl Engine {
     ) -> Result<R, Error> {
         let _saving = cell.saving.lock().await;
         let mut held = self.hold(id, cell).await?;
-        self.commit_alerts(id, &mut held).await?;
+        self.commit_alerts(id, &mut held, false).await?;
         let Some(tenant) = held.tenant.as_mut() else {
             return Err(Error::State {
                 tenant: id.clone(),

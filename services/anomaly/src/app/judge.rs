@@ -62,7 +62,7 @@ impl Engine {
         let id = &delivery.tenant;
         let cell = self.cell(id)?;
         let mut held = self.hold(id, &cell).await?;
-        self.commit_alerts(id, &mut held).await?;
+        self.commit_alerts(id, &mut held, false).await?;
         let message = *delivery.id.as_bytes();
         if held.tenant.as_ref().is_some_and(|t| t.recent.contains(&message)) {
             return Ok(());
@@ -80,7 +80,9 @@ impl Engine {
         span.record("scored", judged.scored);
         span.record("alerts", judged.alerts.len());
         held.pending = judged.alerts;
-        self.commit_alerts(id, &mut held).instrument(span).await
+        // One that comes again may have been judged before a crash, and its alerts be known.
+        let new = delivery.attempt == 1;
+        self.commit_alerts(id, &mut held, new).instrument(span).await
     }
 
     // From here on the state includes the message.
@@ -116,15 +118,15 @@ impl Engine {
         judged
     }
 
-    /// Commits the alerts that wait, if any.
-    pub(super) async fn commit_alerts(&self, id: &TenantId, held: &mut Held) -> Result<(), Error> {
+    /// Commits the alerts that wait, if any. `new` ones were never published; see [`store::publish_alerts`].
+    pub(super) async fn commit_alerts(&self, id: &TenantId, held: &mut Held, new: bool) -> Result<(), Error> {
         if held.pending.is_empty() {
             return Ok(());
         }
         let started = Instant::now();
         let ids: Vec<&str> = held.pending.iter().map(|a| a.alert_id.as_str()).collect();
         let span = tracing::info_span!("publish alerts", alert_ids = ids.join(","));
-        let new = store::publish_alerts(&self.lane, id, &held.pending)
+        let new = store::publish_alerts(&self.lane, id, &held.pending, new)
             .instrument(span)
             .await?;
         let alerts = std::mem::take(&mut held.pending);

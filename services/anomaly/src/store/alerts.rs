@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use garrison_bus::{Message, subject};
-use garrison_db::{Db, DbError, Outgoing};
+use garrison_db::{Db, DbError, Lane, Outgoing};
 use garrison_proto::{TenantId, Timestamp, alert::v1::Alert, from_timestamp};
 use prost::Message as _;
 use sqlx::{Postgres, Row as _, postgres::PgArguments, query::Query};
@@ -16,11 +16,23 @@ const PUBLISH: &str = "publish alerts";
 /// there already with the same or a higher count, because its messages were taken before a crash and are taken again
 /// now, is left out. Returns the messages of the others, which are on their way.
 ///
+/// Alerts that are `new` leave before they are kept, because containment waits for them. Nothing is lost or doubled by
+/// that: their flows are acknowledged only when they are kept, and judging the flows again gives the same alerts with the
+/// same ids.
+///
 /// # Errors
 /// When the database is away or fails.
-pub async fn publish_alerts(db: &Db, tenant: &TenantId, alerts: &[Alert]) -> Result<Vec<Message>, DbError> {
+pub async fn publish_alerts(
+    lane: &Lane,
+    tenant: &TenantId,
+    alerts: &[Alert],
+    new: bool,
+) -> Result<Vec<Message>, DbError> {
     let rows = Rows::new(tenant, alerts)?;
-    let answer = db.run(tenant, PUBLISH, rows.statement()).await?;
+    if new {
+        lane.db().hurry(rows.messages.clone());
+    }
+    let answer = lane.run(tenant, PUBLISH, rows.statement()).await?;
     let news: Vec<i32> = match answer.first() {
         Some(row) => row.try_get(0).map_err(DbError::during(PUBLISH))?,
         None => Vec::new(),
@@ -31,7 +43,9 @@ pub async fn publish_alerts(db: &Db, tenant: &TenantId, alerts: &[Alert]) -> Res
         position += 1;
         news.contains(&position)
     });
-    db.hurry(messages.clone());
+    if !new {
+        lane.db().hurry(messages.clone());
+    }
     Ok(messages)
 }
 
@@ -40,20 +54,20 @@ pub async fn publish_alerts(db: &Db, tenant: &TenantId, alerts: &[Alert]) -> Res
 ///
 /// # Errors
 /// When the database is away or fails.
-pub async fn rehearse(lane: &Db) -> Result<(), DbError> {
-    let mut tx = lane.rehearsal().await?;
+pub async fn rehearse(lane: &Lane) -> Result<(), DbError> {
+    let mut rehearsal = lane.rehearsal().await?;
     let alert = Alert {
         alert_id: Uuid::now_v7().to_string(),
         detector: "rehearsal".to_owned(),
         count: 1,
         ..Alert::default()
     };
-    let rows = Rows::new(&tx.tenant().clone(), &[alert])?;
+    let rows = Rows::new(&rehearsal.tenant().clone(), &[alert])?;
     rows.statement()
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut *rehearsal)
         .await
         .map_err(DbError::during("rehearse the publication of an alert"))?;
-    tx.rollback().await
+    rehearsal.end().await
 }
 
 /// Deletes alerts that were published longer ago than they are kept. Returns how many.

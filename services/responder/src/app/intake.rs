@@ -11,9 +11,11 @@ use garrison_proto::{
     response::v1::{IncidentStatus, ResponseState},
 };
 use prost::Message as _;
+use sqlx::PgConnection;
+use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
-use super::{App, LANE, Rules, decide::Occasion, effects::Effects};
+use super::{App, Rules, decide::Occasion, effects::Effects};
 use crate::{
     domain::{
         alert::AlertFacts,
@@ -109,7 +111,8 @@ impl App {
     /// more to write than that: a tenant's first alert, incidents that become one, an incident that was closed.
     async fn take_at_once(&self, case: &Case<'_>) -> Result<Option<Taken>, AppError> {
         let lane = &self.inner.lane;
-        let around = self.look_at(case).at_once(lane, LANE).await;
+        let look = self.look_at(case);
+        let around = look.at_once(lane).instrument(info_span!("look around")).await;
         let mut around = around.during("look up what surrounds an alert")?;
         self.keep_allowed(case.tenant, &mut around.situation);
         let rules = around.generation.and_then(|g| self.cached_rules(case.tenant, g));
@@ -128,15 +131,16 @@ impl App {
         let revision = around.revision;
         let effects = Effects::new(&self.inner.info, case.tenant);
         let decision = self.settle(case, &rules, around, incident, effects)?;
-        let entered = decision.entry.at_once(lane, case.tenant, revision).await;
+        let entering = decision.entry.at_once(lane, case.tenant, revision);
+        let entered = entering.instrument(info_span!("enter")).await;
         match entered.during("store an alert")? {
             Entered::Changed => Ok(None),
             Entered::Repeat => Ok(Some(Taken::Repeat)),
             Entered::Taken => {
                 if decision.orders.is_empty() {
-                    lane.outbox_signal();
+                    lane.db().outbox_signal();
                 } else {
-                    lane.hurry(decision.orders);
+                    lane.db().hurry(decision.orders);
                 }
                 self.opened(&decision.taken);
                 Ok(Some(decision.taken))
@@ -202,7 +206,7 @@ impl App {
         }
     }
 
-    pub(super) async fn look_within(&self, tx: &mut Tx<'static>, case: &Case<'_>) -> Result<Surroundings, AppError> {
+    pub(super) async fn look_within(&self, tx: &mut PgConnection, case: &Case<'_>) -> Result<Surroundings, AppError> {
         let around = self.look_at(case).within(tx).await;
         let mut around = around.during("look up what surrounds an alert")?;
         self.keep_allowed(case.tenant, &mut around.situation);

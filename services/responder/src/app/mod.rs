@@ -18,7 +18,7 @@ use std::{
 
 use chrono::{DateTime, Duration, Utc};
 use garrison_bus::Message;
-use garrison_db::{Db, Tx};
+use garrison_db::{Db, Lane, Tx};
 use garrison_proto::TenantId;
 use garrison_service::ServiceInfo;
 use ipnet::IpNet;
@@ -93,7 +93,7 @@ struct Inner {
     info: ServiceInfo,
     db: Db,
     /// For taking alerts in.
-    lane: Db,
+    lane: Lane,
     settings: Settings,
     started: DateTime<Utc>,
     rules: Mutex<HashMap<TenantId, Arc<Rules>>>,
@@ -138,9 +138,9 @@ impl App {
         self.db().begin(tenant).await.during("begin a transaction")
     }
 
-    /// Begins on the lane for alerts with the tenant's lock taken, if the responder has ever worked for the tenant.
+    /// Begins with the tenant's lock taken, if the responder has ever worked for the tenant.
     async fn begin_locked(&self, tenant: &TenantId) -> Result<Tx<'static>, AppError> {
-        let begun = self.inner.lane.begin_with(tenant, LOCK_TENANT).await;
+        let begun = self.db().begin_with(tenant, LOCK_TENANT).await;
         begun.during("begin a transaction")
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::Utc;
-use garrison_db::Tx;
+use garrison_db::Rehearsal;
 use garrison_proto::{
     alert::v1::{Alert, Entity, EntityKind, Severity},
     response::v1::ResponseState,
@@ -52,15 +52,15 @@ impl App {
     /// Database errors.
     pub async fn rehearse(&self) -> Result<(), AppError> {
         for _ in 0..LANE {
-            let mut tx = self.inner.lane.rehearsal().await.during("begin a rehearsal")?;
-            self.walk_through(&mut tx).await?;
-            tx.rollback().await.during("end a rehearsal")?;
+            let mut rehearsal = self.inner.lane.rehearsal().await.during("begin a rehearsal")?;
+            self.walk_through(&mut rehearsal).await?;
+            rehearsal.end().await.during("end a rehearsal")?;
         }
         Ok(())
     }
 
     // Everything that `take_alert` asks of the database, with an alert that blocks its source.
-    async fn walk_through(&self, tx: &mut Tx<'static>) -> Result<(), AppError> {
+    async fn walk_through(&self, tx: &mut Rehearsal) -> Result<(), AppError> {
         let now = Utc::now();
         let tenant = tx.tenant().clone();
         let body = Alert {

@@ -1,7 +1,7 @@
 //! Alerts: taking them in with as few round trips as possible, and reading them again.
 
 use chrono::{DateTime, Utc};
-use garrison_db::{Db, DbError, Outgoing};
+use garrison_db::{DbError, Lane, Outgoing};
 use garrison_proto::TenantId;
 use sqlx::{
     PgConnection, Postgres, Row as _,
@@ -83,12 +83,12 @@ impl<'a> Look<'a> {
     ///
     /// # Errors
     /// When the database is away or fails.
-    pub async fn at_once(&self, lane: &Db, connections: u32) -> Result<Surroundings, DbError> {
+    pub async fn at_once(&self, lane: &Lane) -> Result<Surroundings, DbError> {
         let operation = "look up what surrounds an alert";
         let mut dead = 0;
         let answer = loop {
             match lane.run(self.tenant, operation, self.statement()).await {
-                Err(error) if error.is_unavailable() && dead < connections => dead += 1,
+                Err(error) if error.is_unavailable() && dead < lane.connections() => dead += 1,
                 other => break other?,
             }
         };
@@ -138,7 +138,7 @@ fn read_surroundings(row: &PgRow) -> Result<Surroundings, sqlx::Error> {
 ///
 /// # Errors
 /// When the database is away or fails.
-pub async fn incident_at_once(lane: &Db, tenant: &TenantId, id: Uuid) -> Result<Option<Incident>, DbError> {
+pub async fn incident_at_once(lane: &Lane, tenant: &TenantId, id: Uuid) -> Result<Option<Incident>, DbError> {
     let operation = "load an incident";
     let answer = lane.run(tenant, operation, one_incident(tenant, id)).await?;
     let found = answer.first().map(incidents::read).transpose();
@@ -208,7 +208,7 @@ impl Entry<'_> {
     ///
     /// # Errors
     /// When the database is away or fails. Whether it is written is then unknown: take the delivery again.
-    pub async fn at_once(&self, lane: &Db, tenant: &TenantId, revision: i64) -> Result<Entered, DbError> {
+    pub async fn at_once(&self, lane: &Lane, tenant: &TenantId, revision: i64) -> Result<Entered, DbError> {
         let operation = "store an alert";
         let answer = lane.run(tenant, operation, self.statement(Some(revision))).await?;
         let row = answer.first().ok_or_else(|| corrupt("take_alert"));

@@ -75,14 +75,14 @@ impl Engine {
             }
             seen.found += found.len() as u64;
             let mut held = self.hold(id, &cell).await?;
-            self.commit_alerts(id, &mut held).await?;
+            self.commit_alerts(id, &mut held, false).await?;
             let now = (self.clock)();
             let slot = &mut *held;
             if let Some(tenant) = slot.tenant.as_mut() {
                 slot.pending = tenant.look_back(shard, &found, now);
                 slot.changed = true;
             }
-            self.commit_alerts(id, &mut held).await?;
+            self.commit_alerts(id, &mut held, false).await?;
         }
         self.metrics.looked_back(seen.rows, seen.found);
         Ok(seen)
