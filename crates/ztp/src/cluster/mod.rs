@@ -8,6 +8,9 @@ mod calico;
 mod cilium;
 mod cluster_network_policy;
 mod exposure;
+mod istio;
+mod linkerd;
+mod mesh;
 mod network_policy;
 mod tree;
 mod workload;
@@ -110,6 +113,8 @@ struct Collected {
     cluster_policies: Vec<cluster_network_policy::Ranked>,
     zero_trust: Vec<crate::Policy>,
     calico: calico::Calico,
+    istio: istio::Istio,
+    linkerd: linkerd::Linkerd,
     networks: BTreeSet<String>,
     seen: BTreeMap<(String, String, String), (String, u32)>,
 }
@@ -318,6 +323,22 @@ fn read(
             "projectcalico.org" | "crd.projectcalico.org",
             "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" | "StagedKubernetesNetworkPolicy",
         ) => {}
+        ("security.istio.io", "AuthorizationPolicy") => {
+            once(&resource, all, f);
+            istio::authorization(&resource, all, f);
+        }
+        ("security.istio.io", "PeerAuthentication") => {
+            once(&resource, all, f);
+            istio::authentication(&resource, all, f);
+        }
+        // It refuses requests with wrong tokens, and lets those without one pass.
+        ("security.istio.io", "RequestAuthentication") => {}
+        ("policy.linkerd.io", "Server" | "AuthorizationPolicy" | "MeshTLSAuthentication" | "NetworkAuthentication") => {
+            once(&resource, all, f);
+            linkerd::read(&resource, all, f);
+        }
+        // It tells how requests are routed; policies for one are told.
+        ("policy.linkerd.io", "HTTPRoute") => {}
         ("garrison.dev", crate::document::KIND | crate::document::CLUSTER_KIND) => zero_trust::read(document, all, f),
         (group, kind) if POLICY_GROUPS.contains(&group) => f.warn_at(
             Code::UnknownKind,
@@ -332,8 +353,15 @@ fn read(
 
 /// A second policy of the same name replaces the first in a cluster; which one is meant is not known here.
 fn once(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<'_>) {
+    // Two meshes have a kind of the same name.
+    let version = resource.node.text_at("apiVersion").unwrap_or_default();
+    let of = if version.starts_with("policy.linkerd.io/") {
+        "Linkerd "
+    } else {
+        ""
+    };
     let key = (
-        resource.kind.to_owned(),
+        format!("{of}{}", resource.kind),
         resource.namespace.clone(),
         resource.name.clone(),
     );
@@ -382,6 +410,9 @@ fn assemble(mut all: Collected, cluster: &mut Cluster) {
     }
 
     let mut own = vec![kubernetes_plane(&mut all, cluster)];
+    let accounts = mesh::Accounts::of(&all.endpoints);
+    own.extend(istio::plane(std::mem::take(&mut all.istio), &accounts));
+    own.extend(linkerd::plane(std::mem::take(&mut all.linkerd), &accounts));
     own.extend(zero_trust::plane(&all.zero_trust));
     // Every name that a rule speaks of is an endpoint.
     let mut domains = BTreeSet::new();

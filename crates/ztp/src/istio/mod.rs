@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use crate::sets::{Labels, Selector};
 
+pub(crate) use read::policy;
 pub use read::read;
 
 /// What a policy does with what it matches.

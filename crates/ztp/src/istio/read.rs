@@ -48,7 +48,8 @@ pub fn read(text: &str) -> Result<Vec<AuthorizationPolicy>, Vec<Diagnostic>> {
     }
 }
 
-fn policy(tree: &Node, f: &mut Findings<'_>) -> Option<AuthorizationPolicy> {
+/// Reads one AuthorizationPolicy. What is wrong is among the findings.
+pub(crate) fn policy(tree: &Node, f: &mut Findings<'_>) -> Option<AuthorizationPolicy> {
     let metadata = tree.at("metadata");
     let field = |name| metadata.and_then(|m| m.text_at(name)).unwrap_or_default().to_owned();
     let mut namespace = field("namespace");

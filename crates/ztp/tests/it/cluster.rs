@@ -19,7 +19,7 @@ use crate::{
     reference::{By, Endpoint, decide, denied},
 };
 
-fn read(text: &str) -> Cluster {
+pub(crate) fn read(text: &str) -> Cluster {
     import(&[Source {
         file: "test.yaml".to_owned(),
         text: text.to_owned(),
@@ -27,7 +27,7 @@ fn read(text: &str) -> Cluster {
 }
 
 /// Read without any finding.
-fn clean(text: &str) -> Cluster {
+pub(crate) fn clean(text: &str) -> Cluster {
     let cluster = read(text);
     assert_eq!(cluster.findings, []);
     cluster
@@ -40,7 +40,7 @@ fn pod(namespace: &str, name: &str, more: &str) -> String {
 }
 
 /// The endpoints as manifests: pods with their addresses, and their namespaces.
-fn manifests(endpoints: &[Endpoint]) -> String {
+pub(crate) fn manifests(endpoints: &[Endpoint]) -> String {
     let mut text = String::new();
     let mut namespaces = BTreeMap::new();
     for (i, endpoint) in endpoints.iter().enumerate() {
@@ -50,8 +50,9 @@ fn manifests(endpoints: &[Endpoint]) -> String {
         writeln!(
             text,
             "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{i}, namespace: {}, labels: {labels}}}, \
-             status: {{podIP: {:?}}}}}",
+             spec: {{serviceAccountName: {}}}, status: {{podIP: {:?}}}}}",
             pod.namespace,
+            pod.account,
             endpoint.address.to_string()
         )
         .unwrap();
@@ -68,7 +69,7 @@ fn manifests(endpoints: &[Endpoint]) -> String {
 }
 
 /// Whom an endpoint of the world is among those of the reach.
-fn find(reach: &Reach<'_>, i: usize, endpoint: &Endpoint) -> usize {
+pub(crate) fn find(reach: &Reach<'_>, i: usize, endpoint: &Endpoint) -> usize {
     let name = format!("p{i}");
     reach
         .endpoints()
@@ -81,7 +82,7 @@ fn find(reach: &Reach<'_>, i: usize, endpoint: &Endpoint) -> usize {
         .unwrap()
 }
 
-fn world() -> impl Strategy<Value = Vec<Endpoint>> {
+pub(crate) fn world() -> impl Strategy<Value = Vec<Endpoint>> {
     prop::collection::vec(endpoint(), 2..9).prop_map(|mut endpoints| {
         // One endpoint an address: two pods cannot share one.
         let mut seen = std::collections::BTreeSet::new();
@@ -108,7 +109,7 @@ const SERVICES: &[(u8, u16)] = &[
 ];
 
 /// Every pair of the world is let through for exactly the services that `wanted` says.
-fn lets_through(
+pub(crate) fn lets_through(
     cluster: &Cluster,
     world: &[Endpoint],
     text: &str,
@@ -366,7 +367,7 @@ proptest! {
     }
 }
 
-fn lines(cluster: &Cluster) -> Vec<String> {
+pub(crate) fn lines(cluster: &Cluster) -> Vec<String> {
     Reach::of(&cluster.program)
         .connections(false)
         .iter()
@@ -374,7 +375,7 @@ fn lines(cluster: &Cluster) -> Vec<String> {
         .collect()
 }
 
-fn between<'l>(lines: &'l [String], src: &str, dst: &str) -> Option<&'l str> {
+pub(crate) fn between<'l>(lines: &'l [String], src: &str, dst: &str) -> Option<&'l str> {
     lines
         .iter()
         .find_map(|line| line.strip_prefix(&format!("{src} → {dst}: ")))

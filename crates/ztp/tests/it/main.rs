@@ -5,6 +5,7 @@ mod calico;
 mod cilium;
 mod cloud;
 mod cluster;
+mod cluster_mesh;
 mod cluster_network_policy;
 mod clusterwide;
 mod coverage;

@@ -22,7 +22,7 @@ use crate::{
 
 const ISSUER: &str = "https://iam.test";
 
-fn documents_of(compiled: &Compiled) -> Vec<Value> {
+pub(crate) fn documents_of(compiled: &Compiled) -> Vec<Value> {
     compiled
         .files
         .iter()
@@ -82,7 +82,7 @@ fn request(src: &Endpoint, dst: &Endpoint, event: &Event) -> Request {
 }
 
 /// Whether Istio lets it reach its destination.
-fn istio_passes(
+pub(crate) fn istio_passes(
     policies: &[AuthorizationPolicy],
     others: &[Value],
     src: &Endpoint,
@@ -119,9 +119,14 @@ fn istio_passes(
 
 /// Whether Linkerd lets it reach its destination, if its pod has the annotation that the output asks for.
 fn linkerd_passes(resources: &[Value], src: &Endpoint, dst: &Endpoint, event: &Event) -> bool {
-    let Some(pod) = &dst.pod else { return true };
+    linkerd_decides(resources, src, dst, event).unwrap_or(false)
+}
+
+/// What a Server decides about it; `None` when none is for its port.
+pub(crate) fn linkerd_decides(resources: &[Value], src: &Endpoint, dst: &Endpoint, event: &Event) -> Option<bool> {
+    let Some(pod) = &dst.pod else { return Some(true) };
     if src.address == dst.address {
-        return true;
+        return Some(true);
     }
     let in_namespace = |kind: &str| {
         let kind = kind.to_owned();
@@ -137,7 +142,7 @@ fn linkerd_passes(resources: &[Value], src: &Endpoint, dst: &Endpoint, event: &E
         })
         .collect();
     assert!(servers.len() <= 1, "two servers have one port of a pod: {servers:?}");
-    let Some(server) = servers.first() else { return false };
+    let server = servers.first()?;
     let held = |reference: &Value| {
         let kind = reference["kind"].as_str().unwrap();
         let found = in_namespace(kind)
@@ -174,7 +179,7 @@ fn linkerd_passes(resources: &[Value], src: &Endpoint, dst: &Endpoint, event: &E
             other => panic!("not written: {other}"),
         }
     };
-    in_namespace("AuthorizationPolicy")
+    let let_in = in_namespace("AuthorizationPolicy")
         .filter(|policy| policy["spec"]["targetRef"]["name"] == server["metadata"]["name"])
         .any(|policy| {
             policy["spec"]["requiredAuthenticationRefs"]
@@ -182,7 +187,8 @@ fn linkerd_passes(resources: &[Value], src: &Endpoint, dst: &Endpoint, event: &E
                 .unwrap()
                 .iter()
                 .all(held)
-        })
+        });
+    Some(let_in)
 }
 
 fn intended(documents: &[&ZeroTrustPolicy], src: &Endpoint, dst: &Endpoint, event: &Event) -> Side {
@@ -195,7 +201,7 @@ fn seen_by_a_mesh(event: &Event) -> bool {
 }
 
 /// Options with an issuer, so that people are known.
-fn options() -> IstioOptions {
+pub(crate) fn options() -> IstioOptions {
     IstioOptions {
         issuer: Some(Issuer {
             issuer: ISSUER.to_owned(),
@@ -206,7 +212,7 @@ fn options() -> IstioOptions {
 }
 
 /// Documents that meshes can say more of: pods by account and namespace only.
-fn by_account() -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
+pub(crate) fn by_account() -> impl Strategy<Value = Vec<ZeroTrustPolicy>> {
     rich(3).prop_map(|mut documents| {
         for document in &mut documents {
             let spec = &mut document.spec;
