@@ -88,6 +88,8 @@ fn random_policies(cases: u32) -> Result<()> {
             "test",
             "--locked",
             "--quiet",
+            // What takes minutes then would take an hour.
+            "--release",
             "-p",
             "garrison-ztp",
             "--test",
