@@ -64,8 +64,8 @@ enum Command {
     #[command(subcommand)]
     Alerts(commands::alerts::Alerts),
     /// Steer what is learnt as normal
-    #[command(subcommand)]
-    Model(commands::alerts::Model),
+    #[command(subcommand, visible_alias = "models")]
+    Model(commands::models::Model),
     /// Show what threat intelligence knows
     #[command(subcommand)]
     Intel(commands::intel::Intel),

@@ -2,16 +2,18 @@ use clap::{Subcommand, ValueEnum};
 use garrison_proto::{
     Timestamp,
     alert::v1::{
-        Alert, Entity, FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ListRankedAlertsRequest,
-        Model as ModelMessage, RecordVerdictRequest, Severity, StartLearningRequest, Verdict,
-        detection_service_client::DetectionServiceClient, verdict_service_client::VerdictServiceClient,
+        Alert, Classification, Entity, ListDetectorsRequest, ListRankedAlertsRequest, RecordVerdictRequest, Severity,
+        Verdict, detection_service_client::DetectionServiceClient, verdict_service_client::VerdictServiceClient,
     },
     response::v1::{GetAlertRequest, ListAlertsRequest, alert_service_client::AlertServiceClient},
 };
 
 use crate::{
     Context,
-    commands::{intel, pages, parse_time},
+    commands::{
+        budget::{Budget, Held, release},
+        intel, pages, parse_time,
+    },
     error::CliError,
     output::{time, word},
 };
@@ -95,6 +97,20 @@ pub enum Alerts {
         #[arg(long, default_value = "")]
         comment: String,
     },
+    /// Show how many alerts a day are promised and how the promise is kept, or promise another number
+    Budget(Budget),
+    /// List alerts that were held back for the promise, latest first, each with the reason
+    ///
+    /// For example: garrison alerts held --group model
+    Held(Held),
+    /// Raise an alert that was held back, and its repeats from then on
+    Release {
+        /// Its id
+        alert: String,
+        /// Why
+        #[arg(long, default_value = "")]
+        comment: String,
+    },
 }
 
 /// A verdict as an argument.
@@ -173,6 +189,9 @@ impl Alerts {
                 context.printer.record(&answer, &show(&alert, &answer.incident));
                 Ok(())
             }
+            Self::Budget(budget) => budget.run(context).await,
+            Self::Held(held) => held.run(context).await,
+            Self::Release { alert, comment } => release(context, alert, comment).await,
             Self::Rank { hours, limit } => rank(context, hours, limit).await,
             Self::Verdict {
                 alert,
@@ -260,6 +279,14 @@ pub fn entities(entities: &[Entity], most: usize) -> String {
     text.join(", ")
 }
 
+fn looks_like(class: &Classification) -> String {
+    let percent = 100.0 * class.probability;
+    match class.name.as_str() {
+        "" => format!("nothing known for sure (the likeliest class has {percent:.0} %)"),
+        name => format!("{name} ({percent:.0} %)"),
+    }
+}
+
 fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
     let techniques: Vec<String> = alert
         .techniques
@@ -314,6 +341,10 @@ fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
         ("to whom", entities(&alert.targets, 20)),
         ("technique", techniques.join("\n")),
         (
+            "looks like",
+            alert.classification.as_ref().map(looks_like).unwrap_or_default(),
+        ),
+        (
             "indicators",
             alert.indicators.iter().map(intel::said).collect::<Vec<_>>().join("\n"),
         ),
@@ -327,47 +358,4 @@ fn show(alert: &Alert, incident: &str) -> Vec<(&'static str, String)> {
         ("flows", flows.join("\n")),
         ("incident", incident.to_owned()),
     ]
-}
-
-/// Steer the model.
-#[derive(Subcommand)]
-pub enum Model {
-    /// Show the model and how it does
-    Status,
-    /// Start learning what is normal
-    Learn,
-    /// Train on what was learnt, and start scoring
-    Finish,
-}
-
-impl Model {
-    pub async fn run(self, context: &Context) -> Result<(), CliError> {
-        let mut client = DetectionServiceClient::new(context.remote.service("anomaly").await?);
-        let model = match self {
-            Self::Status => client.get_model(GetModelRequest {}).await?.into_inner().model,
-            Self::Learn => client.start_learning(StartLearningRequest {}).await?.into_inner().model,
-            Self::Finish => {
-                client
-                    .finish_learning(FinishLearningRequest {})
-                    .await?
-                    .into_inner()
-                    .model
-            }
-        };
-        let model: ModelMessage = model.ok_or(CliError::Answer("anomaly", "the model"))?;
-        let fields = [
-            ("phase", word(model.phase().as_str_name(), "MODEL_PHASE_")),
-            ("version", model.version.to_string()),
-            ("learnt flows", model.learnt_flows.to_string()),
-            ("trained", time(model.trained.as_ref())),
-            ("validation loss", format!("{:.6}", model.validation_loss)),
-            ("threshold", format!("{:.6}", model.threshold)),
-            ("scored flows", model.scored_flows.to_string()),
-            ("above threshold", format!("{:.5} of scored flows", model.realised_rate)),
-            ("weights", model.weights_sha256.clone()),
-            ("features", model.features.join(", ")),
-        ];
-        context.printer.record(&model, &fields);
-        Ok(())
-    }
 }

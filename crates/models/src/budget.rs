@@ -1,10 +1,11 @@
 //! A promise of so many alerts a day, kept whatever the traffic does.
 //!
-//! A [`Spot`] says how rare a score is now. How rare it must be for an alert follows from the promise and from how many
-//! scores come: `promised alerts a day / scores a day`. What a tail that has moved, a busy hour or a new kind of traffic
-//! makes of this is set right by what was issued: alerts ahead of the promise make the bound stricter, alerts behind it
-//! laxer, by the exponential of how many they are (the idea of correcting a promised error rate by the realised one:
-//! Gibbs and Candès 2021). So the promise holds over days even where the model of the tail does not.
+//! Something else says how rare a score is now: a [`Spot`] for scores with a tail, or a rank among the last ones. How
+//! rare it must be for an alert follows from the promise and from how many scores come: `promised alerts a day / scores
+//! a day`. What a tail that has moved, a busy hour or a new kind of traffic makes of this is set right by what was
+//! issued: alerts ahead of the promise make the bound stricter, alerts behind it laxer, by the exponential of how many
+//! they are (the idea of correcting a promised error rate by the realised one: Gibbs and Candès 2021). So the promise
+//! holds over days even where the model of the tail does not.
 //!
 //! Nothing is lost by it: whoever asks gets for every score that the promise alone would have let through whether it was
 //! issued, and if not, why.
@@ -21,6 +22,9 @@ const MOST_CORRECTION: f64 = 4.0;
 // A gap in the stream longer than this promises nothing: nobody was watching.
 const LONGEST_GAP: f64 = 3_600.0;
 
+/// The widest bound on scores whose rarity a [`Spot`] tells: it knows nothing of what is below the tail.
+pub const WIDEST_OF_A_TAIL: f64 = 0.5;
+
 /// The promise.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +33,8 @@ pub struct Promise {
     pub alerts_a_day: f64,
     /// Scores a day, as far as is known at the start, above 0.
     pub scores_a_day: f64,
+    /// For how many seconds of watching that counts: the less, the sooner what really comes takes its place.
+    pub known_for: f64,
 }
 
 /// Why an unusual score is no alert.
@@ -72,76 +78,143 @@ pub struct BudgetState {
     pub held: u64,
 }
 
-/// Keeps the promise.
-#[derive(Clone, Debug, PartialEq)]
+/// Keeps the promise. It knows nothing of scores, only of how rare they are, so that what says so can be replaced while
+/// the promise goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AlarmBudget {
-    promise: Promise,
-    floor: f64,
-    spot: Spot,
+    alerts_a_day: f64,
     state: BudgetState,
 }
 
 impl AlarmBudget {
-    /// Starts with a threshold that knows the tail. Scores below `floor` are never an alert.
-    pub fn new(promise: Promise, floor: f64, spot: Spot) -> Self {
-        let state = BudgetState {
-            scores: promise.scores_a_day.max(1.0),
-            seconds: DAY,
-            ..BudgetState::default()
-        };
+    /// Starts to promise.
+    pub fn new(promise: Promise) -> Self {
         Self {
-            promise,
-            floor,
-            spot,
-            state,
+            alerts_a_day: promise.alerts_a_day,
+            state: BudgetState {
+                scores: promise.scores_a_day.max(1.0) * promise.known_for / DAY,
+                seconds: promise.known_for,
+                ..BudgetState::default()
+            },
         }
     }
 
     /// Goes on from what was stored.
-    pub fn restore(promise: Promise, floor: f64, spot: Spot, state: BudgetState) -> Self {
-        Self {
-            promise,
-            floor,
-            spot,
-            state,
-        }
+    pub fn restore(alerts_a_day: f64, state: BudgetState) -> Self {
+        Self { alerts_a_day, state }
     }
 
-    /// What to store beside the threshold.
+    /// What to store.
     pub fn state(&self) -> BudgetState {
         self.state
     }
 
-    /// The threshold beneath.
-    pub fn spot(&self) -> &Spot {
-        &self.spot
+    /// Alerts promised a day.
+    pub fn alerts_a_day(&self) -> f64 {
+        self.alerts_a_day
+    }
+
+    /// Promises another number from now on. What was issued before counts on, as far as the new promise lets it.
+    pub fn promise(&mut self, alerts_a_day: f64) {
+        self.alerts_a_day = alerts_a_day;
+        self.limit();
+    }
+
+    /// Takes another guess at the scores a day while nothing was promised yet; later what was counted is better.
+    pub fn guess(&mut self, scores_a_day: f64) {
+        if self.state.promised <= 0.0 && scores_a_day.is_finite() {
+            self.state.scores = scores_a_day.max(1.0) * self.state.seconds / DAY;
+        }
+    }
+
+    /// Time passes, in seconds, and is promised for. Times that go back count as the latest. Returns how many alerts
+    /// were promised for it.
+    pub fn pass(&mut self, time: f64) -> f64 {
+        if !time.is_finite() {
+            return 0.0;
+        }
+        let state = &mut self.state;
+        let gone = state
+            .latest
+            .map_or(0.0, |latest| (time - latest).clamp(0.0, LONGEST_GAP));
+        state.latest = Some(state.latest.map_or(time, |latest| latest.max(time)));
+        let kept = (-gone / MEMORY).exp();
+        state.scores *= kept;
+        state.seconds = state.seconds * kept + gone;
+        let due = self.alerts_a_day * gone / DAY;
+        state.promised += due;
+        state.ahead -= due;
+        self.limit();
+        due
+    }
+
+    /// Time passes while nobody watches: nothing is promised for it.
+    pub fn skip(&mut self, time: f64) {
+        if time.is_finite() {
+            self.state.latest = Some(self.state.latest.map_or(time, |latest| latest.max(time)));
+        }
+    }
+
+    /// Counts scores, whatever becomes of them.
+    pub fn count(&mut self, scores: u64) {
+        self.state.scores += scores as f64;
+    }
+
+    /// Share of the scores that may be alerts; above 1 when fewer come than are promised.
+    pub fn share(&self) -> f64 {
+        let scores_a_day = self.state.scores / self.state.seconds.max(1.0) * DAY;
+        self.alerts_a_day / scores_a_day.max(1.0)
     }
 
     /// How rare a score must be now to be an alert.
     pub fn bound(&self) -> f64 {
-        (self.share() * self.correction().exp()).min(0.5)
+        // A quarter of a day's alerts ahead makes the bound stricter by e.
+        let step = (0.25 * self.alerts_a_day).max(1.0);
+        self.share()
+            * (-self.state.ahead / step)
+                .clamp(-MOST_CORRECTION, MOST_CORRECTION)
+                .exp()
     }
 
-    /// Takes a score of a time in seconds. Times that go back count as the latest.
-    pub fn observe(&mut self, time: f64, score: f64) -> (Verdict, Judgement) {
-        self.pass(time);
-        let judgement = self.spot.observe(score);
-        let rare = judgement.tail_probability;
-        let (bound, share) = (self.bound(), self.share());
-        let verdict = if rare <= bound && score >= self.floor {
-            self.state.issued += 1;
-            self.state.ahead += 1.0;
+    /// Counts an alert.
+    pub fn issue(&mut self) {
+        self.state.issued += 1;
+        self.state.ahead += 1.0;
+    }
+
+    /// Counts a score that was held back.
+    pub fn hold(&mut self) {
+        self.state.held += 1;
+    }
+
+    /// What becomes of a score, by how rare it is and whether it is below the floor. Nothing is counted.
+    pub fn verdict(&self, rarity: f64, below_floor: bool, widest: f64) -> Verdict {
+        if !below_floor && rarity <= self.bound().min(widest) {
             Verdict::Alert
-        } else if rare <= share {
-            self.state.held += 1;
-            Verdict::Held(if score < self.floor {
+        } else if rarity <= self.share().min(widest) {
+            Verdict::Held(if below_floor {
                 Held::BelowFloor
             } else {
                 Held::AheadOfPromise
             })
         } else {
             Verdict::Quiet
-        };
+        }
+    }
+
+    /// Takes a score of a time in seconds, each of which would be an alert of its own. Scores below `floor` are never
+    /// one.
+    pub fn observe(&mut self, spot: &mut Spot, floor: f64, time: f64, score: f64) -> (Verdict, Judgement) {
+        self.pass(time);
+        self.count(1);
+        let judgement = spot.observe(score);
+        // What is no number is above every floor.
+        let verdict = self.verdict(judgement.tail_probability, score < floor, WIDEST_OF_A_TAIL);
+        match verdict {
+            Verdict::Alert => self.issue(),
+            Verdict::Held(_) => self.hold(),
+            Verdict::Quiet => {}
+        }
         (verdict, judgement)
     }
 
@@ -154,34 +227,10 @@ impl AlarmBudget {
         }
     }
 
-    // Share of the scores that may be alerts.
-    fn share(&self) -> f64 {
-        let scores_a_day = self.state.scores / self.state.seconds.max(1.0) * DAY;
-        (self.promise.alerts_a_day / scores_a_day.max(1.0)).min(0.5)
-    }
-
-    // A quarter of a day's alerts ahead makes the bound stricter by e.
-    fn correction(&self) -> f64 {
-        let step = (0.25 * self.promise.alerts_a_day).max(1.0);
-        (-self.state.ahead / step).clamp(-MOST_CORRECTION, MOST_CORRECTION)
-    }
-
-    fn pass(&mut self, time: f64) {
-        let gone = match self.state.latest {
-            Some(latest) => (time - latest).clamp(0.0, LONGEST_GAP),
-            None => 0.0,
-        };
-        if time.is_finite() {
-            self.state.latest = Some(self.state.latest.map_or(time, |latest| latest.max(time)));
-        }
-        let kept = (-gone / MEMORY).exp();
-        self.state.scores = self.state.scores * kept + 1.0;
-        self.state.seconds = self.state.seconds * kept + gone;
-        let due = self.promise.alerts_a_day * gone / DAY;
-        self.state.promised += due;
-        // A quiet week must not end in a storm, nor a storm in a week of silence.
-        let most = self.promise.alerts_a_day.max(1.0);
-        self.state.ahead = (self.state.ahead - due).clamp(-most, 4.0 * most);
+    // A quiet week must not end in a storm, nor a storm in a week of silence.
+    fn limit(&mut self) {
+        let most = self.alerts_a_day.max(1.0);
+        self.state.ahead = self.state.ahead.clamp(-most, 4.0 * most);
     }
 }
 

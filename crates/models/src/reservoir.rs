@@ -40,18 +40,25 @@ impl Reservoir {
 
     /// Offers a row of the right width.
     pub fn offer(&mut self, row: impl Iterator<Item = f32>) {
+        self.place(row);
+    }
+
+    /// Offers a row of the right width, and says which place it got, if any.
+    pub fn place(&mut self, row: impl Iterator<Item = f32>) -> Option<usize> {
         self.offered += 1;
         if self.len() < self.capacity {
             self.rows.extend(row.take(self.width));
-            return;
+            return Some(self.len() - 1);
         }
         let at = self.rng.below(self.offered) as usize;
-        if at < self.capacity {
-            let slot = &mut self.rows[at * self.width..(at + 1) * self.width];
-            for (kept, v) in slot.iter_mut().zip(row) {
-                *kept = v;
-            }
+        if at >= self.capacity {
+            return None;
         }
+        let slot = &mut self.rows[at * self.width..(at + 1) * self.width];
+        for (kept, v) in slot.iter_mut().zip(row) {
+            *kept = v;
+        }
+        Some(at)
     }
 
     /// Rows kept.

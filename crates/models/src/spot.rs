@@ -204,6 +204,18 @@ impl Spot {
         (self.threshold + self.drift_mean()).max(self.settings.floor)
     }
 
+    /// The value that is exceeded with a probability, in the unit of the values and never below the floor. Nothing below
+    /// the tail is told: there it is where the tail begins.
+    pub fn value_at(&self, probability: f64) -> f64 {
+        let share = (self.peaks.len() as f64 / self.represented.max(1.0)).min(1.0);
+        let excess = match self.tail {
+            Some(tail) if share > probability => tail.quantile_above((probability / share).max(f64::MIN_POSITIVE)),
+            Some(_) => 0.0,
+            None => self.threshold - self.base,
+        };
+        (self.base + excess + self.drift_mean()).max(self.settings.floor)
+    }
+
     /// Values observed since calibration.
     pub fn observed(&self) -> u64 {
         self.observed
@@ -398,6 +410,21 @@ mod tests {
         assert!(spot.threshold().is_finite());
         assert_eq!(Spot::calibrate(settings(1e-4, 0), &[f64::NAN; 500]), None);
         assert_eq!(Spot::calibrate(settings(1e-4, 0), &[]), None);
+    }
+
+    #[test]
+    fn a_value_is_as_rare_as_the_probability_that_it_was_asked_for() {
+        let mut rng = SplitMix64::new(4);
+        let sample: Vec<f64> = (0..8_000).map(|_| rng.normal().exp()).collect();
+        let spot = Spot::calibrate(settings(1e-3, 0), &sample).unwrap();
+        for probability in [1e-2, 1e-3, 1e-5] {
+            let value = spot.value_at(probability);
+            let mut there = spot.clone();
+            let judged = there.observe(value).tail_probability;
+            assert!((judged / probability - 1.0).abs() < 1e-6, "{probability}: {judged}");
+        }
+        assert!((spot.value_at(1e-3) - spot.threshold()).abs() < 1e-9);
+        assert!(spot.value_at(0.5) <= spot.value_at(0.019));
     }
 
     #[test]

@@ -121,7 +121,7 @@ fn feed(tenant: &mut Tenant, batches: &[FlowBatch], first: usize) -> (f64, u64) 
 }
 
 fn run(what: &str, settings: Settings, batches: &[FlowBatch]) -> Result<(), Box<dyn std::error::Error>> {
-    let mut tenant = Tenant::new("bench".parse()?, Arc::new(settings), 16);
+    let mut tenant = Tenant::new("bench".parse()?, Arc::new(settings.without_budget()), 16);
     let (learnt, judged) = batches.split_at(BATCHES / 5);
     tenant.start_learning(0, false)?;
     feed(&mut tenant, learnt, 0);

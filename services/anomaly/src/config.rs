@@ -5,6 +5,8 @@ mod intel;
 pub use intel::{FeedConfig, FeedFormat, IntelConfig};
 
 pub mod behaviours;
+pub mod budget;
+pub mod model;
 
 use garrison_bus::subject::SHARDS;
 use garrison_service::{ConfigError, Core, ServiceConfig};
@@ -16,6 +18,8 @@ use crate::config::behaviours::{
     BeaconConfig, DistributedScanConfig, FloodConfig, GeneratedConfig, LateralConfig, LongConfig, SlowScanConfig,
     SwitchConfig, TunnelConfig, VolumeConfig,
 };
+use crate::config::budget::BudgetConfig;
+use crate::config::model::{CandidateConfig, NetworkConfig};
 use crate::domain::{
     detector::Detector,
     settings::{Bounds, Network, Settings, ShortSession, Threshold, WideBounds},
@@ -36,6 +40,9 @@ pub struct Config {
     /// The autoencoder and its threshold.
     #[serde(default)]
     pub model: ModelConfig,
+    /// How many alerts people are promised.
+    #[serde(default)]
+    pub budget: BudgetConfig,
     /// The behaviours.
     #[serde(default)]
     pub detectors: DetectorsConfig,
@@ -74,8 +81,9 @@ pub struct LearningConfig {
 pub struct ModelConfig {
     /// Whether flows are scored.
     pub enabled: bool,
-    /// Promised share of scored records above the threshold, above 0 and at most 0.01. The threshold adapts to
-    /// keep it (streaming extreme-value theory).
+    /// Share of scored records that is taken for the far tail, above 0 and at most 0.01: how many of them may teach the
+    /// threshold, and what is let through until it is known how many come a day. How many alerts there are is decided
+    /// by `budget.model.alerts_per_day`.
     pub alarm_rate: f64,
     /// Scores below this never raise an alert. A score is `ln(1 + e)`, where `e` is the mean squared error in
     /// squared spreads of the learnt period.
@@ -84,6 +92,10 @@ pub struct ModelConfig {
     pub tail_scores: usize,
     /// Number of recent normal scores whose mean the threshold follows. 0: no drift is followed.
     pub drift_flows: usize,
+    /// What new models are made of.
+    pub network: NetworkConfig,
+    /// How a newly learnt model takes the place of the one that is live.
+    pub candidate: CandidateConfig,
 }
 
 /// The behaviours.
@@ -267,6 +279,8 @@ impl Default for ModelConfig {
             least_score: 0.3,
             tail_scores: 500,
             drift_flows: 1_000,
+            network: NetworkConfig::default(),
+            candidate: CandidateConfig::default(),
         }
     }
 }
@@ -451,6 +465,10 @@ impl ServiceConfig for Config {
         within("learning.auto_seconds", self.learning.auto_seconds, 0, 90 * 86_400)?;
         within("model.tail_scores", self.model.tail_scores as u64, 50, 100_000)?;
         within("model.drift_flows", self.model.drift_flows as u64, 0, 100_000)?;
+        self.model.network.validate()?;
+        // The sample of a short learnt period bounds the recent one only where somebody set it so.
+        let most_recent = self.learning.sample_flows.max(CandidateConfig::default().sample_flows);
+        self.model.candidate.validate(most_recent)?;
         let rate = self.model.alarm_rate;
         if !(rate > 0.0 && rate <= 0.01) {
             let reason = format!("{rate} is not above 0 and at most 0.01");
@@ -460,6 +478,7 @@ impl ServiceConfig for Config {
             return Err(ConfigError::invalid("model.least_score", "it is not a number"));
         }
         self.intel.validate()?;
+        self.budget.validate()?;
         within("alerts.fold_seconds", self.alerts.fold_seconds.into(), 1, 7 * 86_400)?;
         within("alerts.flows", self.alerts.flows as u64, 1, 256)?;
         within("alerts.targets", self.alerts.targets as u64, 1, 256)?;
@@ -496,6 +515,7 @@ pub fn default_settings() -> Settings {
     Sections {
         learning: &LearningConfig::default(),
         model: &ModelConfig::default(),
+        budget: &BudgetConfig::default(),
         detectors: &DetectorsConfig::default(),
         alerts: &AlertsConfig::default(),
         limits: &LimitsConfig::default(),
@@ -508,6 +528,7 @@ pub fn default_settings() -> Settings {
 struct Sections<'a> {
     learning: &'a LearningConfig,
     model: &'a ModelConfig,
+    budget: &'a BudgetConfig,
     detectors: &'a DetectorsConfig,
     alerts: &'a AlertsConfig,
     limits: &'a LimitsConfig,
@@ -520,6 +541,7 @@ impl Config {
         Sections {
             learning: &self.learning,
             model: &self.model,
+            budget: &self.budget,
             detectors: &self.detectors,
             alerts: &self.alerts,
             limits: &self.limits,
@@ -595,6 +617,8 @@ impl Sections<'_> {
                 .iter()
                 .map(|net| Network::new(net.addr(), net.prefix_len()))
                 .collect(),
+            network: self.model.network.kind(),
+            candidate: self.model.candidate.settings(),
             spot: SpotSettings {
                 rate: self.model.alarm_rate,
                 level: 0.98,
@@ -602,6 +626,7 @@ impl Sections<'_> {
                 drift_depth: self.model.drift_flows,
                 floor: self.model.least_score,
             },
+            budget: self.budget.settings(),
             fold: seconds(self.alerts.fold_seconds.into()),
             flows_an_alert: self.alerts.flows,
             targets_an_alert: self.alerts.targets,
@@ -677,6 +702,20 @@ key_file = "k"
         for (text, key) in [
             ("[model]\nalarm_rate = 0.5", "model.alarm_rate"),
             ("[model]\nalarm_rate = 0", "model.alarm_rate"),
+            (
+                "[budget.model]\nalerts_per_day = 0",
+                "key `budget.model.alerts_per_day`: 0 is not 0.1 to 1000000",
+            ),
+            (
+                "[budget.behaviour]\nalerts_per_day = nan",
+                "budget.behaviour.alerts_per_day",
+            ),
+            (
+                "[budget]\nnever_held = [\"scam.*\"]",
+                "key `budget.never_held[0]`: \"scam.*\" is no detector",
+            ),
+            ("[budget]\nheld_days = 0", "budget.held_days"),
+            ("[budget.model]\nnever_held_severity = \"worst\"", "never_held_severity"),
             (
                 "[detectors.scan_vertical]\ndistinct = 1",
                 "detectors.scan_vertical.distinct",

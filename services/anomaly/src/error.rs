@@ -7,7 +7,7 @@ use garrison_db::DbError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::domain::{autoencoder::ModelError, tenant::PhaseError};
+use crate::domain::{autoencoder::ModelError, registry::RegistryError, tenant::PhaseError};
 
 /// An operation of anomaly failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,9 @@ pub enum Error {
     /// The model could not be trained or read.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A version of the model cannot take the role that was asked for.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A stored checkpoint cannot be read.
     #[error("GAR-ANOM-0007: stored state of tenant {tenant}: {problem}")]
     State {
@@ -43,6 +46,12 @@ pub enum Error {
     /// There is no such alert.
     #[error("GAR-ANOM-0012: alerts/{alert} is not there")]
     NoAlert {
+        /// Its id.
+        alert: uuid::Uuid,
+    },
+    /// There is no such alert among those that were held back.
+    #[error("GAR-ANOM-0030: alerts/{alert} is not among those that were held back")]
+    NoHeldAlert {
         /// Its id.
         alert: uuid::Uuid,
     },
@@ -75,6 +84,9 @@ impl Error {
             Self::Phase(PhaseError::TooLittle { .. }) | Self::Model(ModelError::TooLittle { .. }) => {
                 (Code::FailedPrecondition, "GAR-ANOM-0003")
             }
+            Self::Registry(RegistryError::NoVersion { .. }) => (Code::NotFound, "GAR-ANOM-0020"),
+            Self::Registry(RegistryError::Objection { .. }) => (Code::FailedPrecondition, "GAR-ANOM-0021"),
+            Self::Registry(RegistryError::NotNow(_)) => (Code::FailedPrecondition, "GAR-ANOM-0022"),
             Self::Model(ModelError::Diverged { .. }) => (Code::Internal, "GAR-ANOM-0004"),
             Self::Model(ModelError::Unusable(_)) => (Code::Internal, "GAR-ANOM-0005"),
             Self::Model(ModelError::Tensor { .. }) => (Code::Internal, "GAR-ANOM-0006"),
@@ -82,6 +94,7 @@ impl Error {
             Self::TooManyTenants { .. } => (Code::ResourceExhausted, "GAR-ANOM-0009"),
             Self::Argument { .. } => (Code::InvalidArgument, "GAR-ANOM-0011"),
             Self::NoAlert { .. } => (Code::NotFound, "GAR-ANOM-0012"),
+            Self::NoHeldAlert { .. } => (Code::NotFound, "GAR-ANOM-0030"),
             Self::Database(error) if error.is_unavailable() => (Code::Unavailable, "GAR-DB-0002"),
             Self::Database(_) => (Code::Internal, "GAR-DB-0003"),
             Self::Bus(_) => (Code::Unavailable, "GAR-BUS-0002"),

@@ -1,5 +1,7 @@
 //! gRPC: convert, ask the use case, convert. The layer in front has authenticated and authorised the caller.
 
+pub mod budget;
+pub mod models;
 pub mod verdicts;
 
 use std::sync::Arc;
@@ -10,13 +12,19 @@ use garrison_proto::alert::v1::{
     Detector as DetectorMessage, FinishLearningRequest, FinishLearningResponse, GetModelRequest, GetModelResponse,
     ListDetectorsRequest, ListDetectorsResponse, ListIndicatorFeedsRequest, ListIndicatorFeedsResponse,
     LookupIndicatorRequest, LookupIndicatorResponse, StartLearningRequest, StartLearningResponse,
+    budget_service_server::BudgetServiceServer,
     detection_service_server::{DetectionService, DetectionServiceServer},
+    model_service_server::ModelServiceServer,
     verdict_service_server::VerdictServiceServer,
 };
 use garrison_service::audit::caller_actor;
 use tonic::{Request, Response, Status, service::Routes};
 
-use crate::{app::Engine, domain::detector::Detector, error::Error};
+use crate::{
+    app::Engine,
+    domain::{detector::Detector, tenant::Origin},
+    error::Error,
+};
 
 /// Serves `garrison.alert.v1.DetectionService`.
 pub struct Api(pub Arc<Engine>);
@@ -24,6 +32,8 @@ pub struct Api(pub Arc<Engine>);
 /// The gRPC services of anomaly.
 pub fn routes(engine: Arc<Engine>) -> Routes {
     Routes::new(DetectionServiceServer::new(Api(Arc::clone(&engine))))
+        .add_service(ModelServiceServer::new(models::Models(Arc::clone(&engine))))
+        .add_service(BudgetServiceServer::new(budget::Budgets(Arc::clone(&engine))))
         .add_service(VerdictServiceServer::new(verdicts::Verdicts(engine)))
 }
 
@@ -60,7 +70,13 @@ impl DetectionService for Api {
         request: Request<StartLearningRequest>,
     ) -> Result<Response<StartLearningResponse>, Status> {
         let caller = caller(&request)?;
-        let model = self.0.start_learning(&caller.tenant, caller_actor(&caller)).await?;
+        let origin = if request.get_ref().include_unusual {
+            Origin::WholePeriod
+        } else {
+            Origin::Period
+        };
+        let actor = caller_actor(&caller);
+        let model = self.0.start_learning(&caller.tenant, actor, origin).await?;
         Ok(Response::new(StartLearningResponse { model: Some(model) }))
     }
 

@@ -1,7 +1,13 @@
 //! What anomaly measures. Labels hold detectors and reasons, never addresses. The model's and the entities' gauges are
 //! by tenant: an operator asks for them by tenant, and tenants are bounded.
 
+mod budget;
+mod models;
+
 use std::time::Duration;
+
+pub use budget::BudgetMetrics;
+pub use models::ModelMetrics;
 
 use garrison_proto::TenantId;
 use opentelemetry::{
@@ -41,6 +47,8 @@ pub struct Metrics {
     realised_rate: Gauge<f64>,
     looked_back: Counter<u64>,
     looked_back_found: Counter<u64>,
+    budget: BudgetMetrics,
+    models: ModelMetrics,
 }
 
 impl Default for Metrics {
@@ -117,8 +125,10 @@ impl Default for Metrics {
             ),
             realised_rate: number(
                 "garrison_anomaly_model_realised_rate",
-                "Share of scores above the threshold",
+                "Share of scores in the far tail, which model.alarm_rate sets",
             ),
+            budget: BudgetMetrics::default(),
+            models: ModelMetrics::default(),
         }
     }
 }
@@ -194,10 +204,12 @@ impl Metrics {
         self.entities
             .record(shards().map(|s| s.entities() as u64).sum(), &labels);
         self.evicted.record(shards().map(|s| s.evicted()).sum(), &labels);
-        self.model_version.record(tenant.version, &labels);
+        self.model_version.record(tenant.models.roles.live, &labels);
         self.model_phase.record(tenant.phase.to_proto() as u64, &labels);
+        self.budget.stand(id, tenant);
+        self.models.stand(id, tenant);
         if let Some(live) = &tenant.live {
-            self.threshold.record(live.spot.threshold(), &labels);
+            self.threshold.record(tenant.budgets.threshold(&live.spot), &labels);
             self.realised_rate.record(live.spot.realised_rate(), &labels);
         }
     }

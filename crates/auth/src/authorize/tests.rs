@@ -235,6 +235,18 @@ fn sensitive_methods_admit_exactly_these_roles() {
         ("policy.v1.PolicyService/GetPolicy", &ROLES, &ROLES),
         ("alert.v1.DetectionService/StartLearning", &["analyst", "admin"], &[]),
         ("alert.v1.DetectionService/FinishLearning", &["analyst", "admin"], &[]),
+        ("alert.v1.BudgetService/SetAlarmBudget", &["analyst", "admin"], &[]),
+        ("alert.v1.BudgetService/GetAlarmBudget", &ROLES, &ROLES),
+        ("alert.v1.BudgetService/ListHeldAlerts", &ROLES, &ROLES),
+        (
+            "alert.v1.BudgetService/ReleaseHeldAlert",
+            &["analyst", "responder", "admin"],
+            &["analyst", "responder", "admin"],
+        ),
+        ("alert.v1.ModelService/UpdateModel", &["analyst", "admin"], &[]),
+        ("alert.v1.ModelService/PromoteModel", &["analyst", "admin"], &[]),
+        ("alert.v1.ModelService/RollBackModel", &["analyst", "admin"], &[]),
+        ("alert.v1.ModelService/ListModelVersions", &ROLES, &ROLES),
         (
             "forensics.v1.EvidenceService/CreateBundle",
             &["analyst", "responder", "admin"],

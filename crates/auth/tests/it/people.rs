@@ -184,18 +184,20 @@ async fn a_change_needs_role_and_factor_and_is_recorded_either_way() {
     let fixture = Fixture::start().await;
     let mut client = fixture.stranger();
     let viewer = fixture.token(|c| c.roles = vec!["viewer".into()]);
-    let result = client.start_learning(bearer(StartLearningRequest {}, &viewer)).await;
+    let result = client
+        .start_learning(bearer(StartLearningRequest::default(), &viewer))
+        .await;
     assert_eq!(refusal(result), (Code::PermissionDenied, "GAR-AUTH-0006".to_owned()));
     let password_only = fixture.token(|c| c.amr = vec!["pwd".into()]);
     let result = client
-        .start_learning(bearer(StartLearningRequest {}, &password_only))
+        .start_learning(bearer(StartLearningRequest::default(), &password_only))
         .await;
     assert_eq!(refusal(result), (Code::PermissionDenied, "GAR-AUTH-0010".to_owned()));
-    let mut good = bearer(StartLearningRequest {}, &fixture.token(|_| {}));
+    let mut good = bearer(StartLearningRequest::default(), &fixture.token(|_| {}));
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     good.metadata_mut().insert("traceparent", trace.parse().unwrap());
     client.start_learning(good).await.unwrap();
-    refusal(client.start_learning(StartLearningRequest {}).await);
+    refusal(client.start_learning(StartLearningRequest::default()).await);
 
     let records = fixture.records();
     let decisions: Vec<_> = records
@@ -233,7 +235,9 @@ async fn a_caller_without_rights_cannot_flood_the_audit_log() {
     let mut client = fixture.stranger();
     let viewer = fixture.token(|c| c.roles = vec!["viewer".into()]);
     for _ in 0..50 {
-        let result = client.start_learning(bearer(StartLearningRequest {}, &viewer)).await;
+        let result = client
+            .start_learning(bearer(StartLearningRequest::default(), &viewer))
+            .await;
         assert_eq!(refusal(result).1, "GAR-AUTH-0006");
     }
     assert_eq!(fixture.records().len(), 1);
@@ -254,7 +258,7 @@ async fn a_caller_without_rights_cannot_flood_the_audit_log() {
     let analyst = fixture.token(|_| {});
     for _ in 0..3 {
         client
-            .start_learning(bearer(StartLearningRequest {}, &analyst))
+            .start_learning(bearer(StartLearningRequest::default(), &analyst))
             .await
             .unwrap();
     }
@@ -267,10 +271,14 @@ async fn what_cannot_be_recorded_is_not_done() {
     fixture.recorder.broken.store(true, Ordering::SeqCst);
     let mut client = fixture.stranger();
     let text = fixture.token(|_| {});
-    let result = client.start_learning(bearer(StartLearningRequest {}, &text)).await;
+    let result = client
+        .start_learning(bearer(StartLearningRequest::default(), &text))
+        .await;
     assert_eq!(refusal(result), (Code::Unavailable, "GAR-AUTH-0009".to_owned()));
     let viewer = fixture.token(|c| c.roles = vec!["viewer".into()]);
-    let result = client.start_learning(bearer(StartLearningRequest {}, &viewer)).await;
+    let result = client
+        .start_learning(bearer(StartLearningRequest::default(), &viewer))
+        .await;
     assert_eq!(
         refusal(result).1,
         "GAR-AUTH-0006",

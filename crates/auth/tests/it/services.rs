@@ -65,7 +65,7 @@ async fn a_certificate_of_another_service_or_node_is_not_enough() {
     refusal(
         fixture
             .peer("svc/forensics")
-            .start_learning(StartLearningRequest {})
+            .start_learning(StartLearningRequest::default())
             .await,
     );
     let record = fixture.records().remove(0);

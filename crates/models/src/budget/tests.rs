@@ -20,30 +20,33 @@ fn promise() -> Promise {
     Promise {
         alerts_a_day: PROMISED,
         scores_a_day: A_DAY,
+        known_for: 3_600.0,
     }
 }
 
-fn start(rng: &mut SplitMix64) -> AlarmBudget {
+fn start(rng: &mut SplitMix64) -> (AlarmBudget, Spot) {
     let sample: Vec<f64> = (0..6_000).map(|_| rng.normal().exp()).collect();
-    AlarmBudget::new(promise(), 0.0, Spot::calibrate(settings(), &sample).unwrap())
+    (
+        AlarmBudget::new(promise()),
+        Spot::calibrate(settings(), &sample).unwrap(),
+    )
 }
 
 // Days of traffic; what a score is and how many there are at a time is the caller's.
 fn run(days: f64, volume: impl Fn(f64) -> f64, score: impl Fn(f64, &mut SplitMix64) -> f64, restart: bool) -> f64 {
     let mut rng = SplitMix64::new(11);
-    let mut budget = start(&mut rng);
+    let (mut budget, mut spot) = start(&mut rng);
     let mut time = 0.0;
     let mut restarted = !restart;
     while time < days * DAY {
         time += -(1.0 - rng.unit()).ln() * DAY / volume(time / DAY);
         let value = score(time / DAY, &mut rng);
-        budget.observe(time, value);
+        budget.observe(&mut spot, 0.0, time, value);
         if !restarted && time > 0.5 * days * DAY {
             restarted = true;
-            let spot = Spot::restore(settings(), budget.spot().state());
-            let again = AlarmBudget::restore(promise(), 0.0, spot, budget.state());
+            let again = AlarmBudget::restore(PROMISED, budget.state());
             assert_eq!(again, budget);
-            budget = again;
+            (budget, spot) = (again, Spot::restore(settings(), spot.state()));
         }
     }
     budget.state().issued as f64 / (PROMISED * days)
@@ -77,7 +80,7 @@ fn the_promise_is_kept_whatever_the_traffic_does() {
 #[test]
 fn a_threshold_alone_breaks_it_where_the_traffic_grows() {
     let mut rng = SplitMix64::new(11);
-    let mut spot = start(&mut rng).spot().clone();
+    let (_, mut spot) = start(&mut rng);
     let days = 4;
     let mut alerts = 0;
     for _ in 0..days * 3 * A_DAY as usize {
@@ -89,7 +92,7 @@ fn a_threshold_alone_breaks_it_where_the_traffic_grows() {
 #[test]
 fn what_a_flood_would_have_told_beyond_the_promise_is_counted_as_held() {
     let mut rng = SplitMix64::new(3);
-    let mut budget = start(&mut rng);
+    let (mut budget, mut spot) = start(&mut rng);
     let (mut alerts, mut held) = (0, 0);
     for i in 0..A_DAY as usize {
         // One in ten is far out: twenty times as many as are promised.
@@ -98,7 +101,7 @@ fn what_a_flood_would_have_told_beyond_the_promise_is_counted_as_held() {
         } else {
             rng.normal().exp()
         };
-        match budget.observe(i as f64 * DAY / A_DAY, score).0 {
+        match budget.observe(&mut spot, 0.0, i as f64 * DAY / A_DAY, score).0 {
             Verdict::Alert => alerts += 1,
             Verdict::Held(Held::AheadOfPromise) => held += 1,
             Verdict::Held(Held::BelowFloor) | Verdict::Quiet => {}
@@ -111,11 +114,49 @@ fn what_a_flood_would_have_told_beyond_the_promise_is_counted_as_held() {
 #[test]
 fn silence_and_clocks_that_go_back_promise_nothing() {
     let mut rng = SplitMix64::new(3);
-    let mut budget = start(&mut rng);
-    budget.observe(1_000_000.0, 1.0);
-    budget.observe(10.0, 1.0);
+    let (mut budget, mut spot) = start(&mut rng);
+    budget.observe(&mut spot, 0.0, 1_000_000.0, 1.0);
+    budget.observe(&mut spot, 0.0, 10.0, 1.0);
     assert_eq!(budget.state().promised, 0.0);
-    budget.observe(1_000_000.0 + 30.0 * DAY, 1.0);
+    budget.observe(&mut spot, 0.0, 1_000_000.0 + 30.0 * DAY, 1.0);
     assert!(budget.state().promised <= PROMISED / 24.0 + 1e-9);
     assert!(budget.bound() > 0.0 && budget.bound() <= 0.5);
+}
+
+#[test]
+fn another_promise_and_another_guess_hold_from_then_on() {
+    let mut budget = AlarmBudget::new(promise());
+    let share = budget.share();
+    assert!((share - PROMISED / A_DAY).abs() < 1e-12);
+    budget.guess(10.0 * A_DAY);
+    assert!((budget.share() - share / 10.0).abs() < 1e-12);
+    for _ in 0..500 {
+        budget.issue();
+    }
+    budget.promise(2.0);
+    // Being far ahead of what is promised now silences it for days, not for years.
+    assert_eq!((budget.alerts_a_day(), budget.state().ahead), (2.0, 8.0));
+    for hour in 0..48 {
+        budget.pass(f64::from(hour) * 3_600.0);
+    }
+    budget.guess(1.0);
+    assert!(
+        budget.share() < 1.0,
+        "a guess counts for nothing once hours were counted"
+    );
+}
+
+#[test]
+fn where_fewer_scores_come_than_are_promised_each_is_an_alert() {
+    let mut budget = AlarmBudget::new(Promise {
+        alerts_a_day: 200.0,
+        scores_a_day: 20.0,
+        known_for: DAY,
+    });
+    for n in 0..40 {
+        budget.pass(f64::from(n) * 60.0);
+        budget.count(1);
+        assert_eq!(budget.verdict(1.0, false, f64::INFINITY), Verdict::Alert, "the {n}th");
+        budget.issue();
+    }
 }

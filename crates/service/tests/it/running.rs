@@ -155,7 +155,7 @@ async fn a_change_is_on_the_audit_stream_with_decision_and_effect() {
 
     // The broker is away: the record waits in the outbox and the call goes on.
     fleet.stack.nats().stop();
-    let mut request = bearer(StartLearningRequest {}, &token);
+    let mut request = bearer(StartLearningRequest::default(), &token);
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     request.metadata_mut().insert("traceparent", trace.parse().unwrap());
     client.start_learning(request).await.unwrap();

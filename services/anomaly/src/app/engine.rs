@@ -15,17 +15,19 @@ use garrison_proto::{TenantId, alert::v1::Alert};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use super::Intel;
+use super::{Intel, registry::NewModel};
 use crate::{
     config::Config,
-    domain::{autoencoder::Autoencoder, features, settings::Settings, tenant::Tenant, window::Nanos},
+    domain::{budget::HeldChange, settings::Settings, tenant::Tenant, window::Nanos},
     error::Error,
     metrics::Metrics,
-    store::{self, entries, snapshot},
+    store::{self, entries, models, roles, snapshot},
 };
 
 /// Where the state that the shards share is kept among them.
 const SHARED: u16 = SHARDS;
+/// Where the recent rows are kept that the next model is learnt from.
+const RECENT: u16 = SHARDS + 1;
 
 /// Tells the time, nanoseconds since the epoch.
 pub type Clock = Arc<dyn Fn() -> Nanos + Send + Sync>;
@@ -39,6 +41,8 @@ pub struct Options {
     pub auto_learning: Duration,
     /// Days for which alerts are kept.
     pub retention_days: u32,
+    /// Days for which alerts that were held back are kept, and how many at most.
+    pub held: (u32, u64),
     /// Most tenants in memory.
     pub tenants: usize,
     /// Between two checkpoints.
@@ -52,6 +56,7 @@ impl Options {
             min_flows: config.learning.min_flows,
             auto_learning: Duration::from_secs(config.learning.auto_seconds),
             retention_days: config.alerts.retention_days,
+            held: (config.budget.held_days, config.budget.held_alerts),
             tenants: config.limits.tenants,
             checkpoint: Duration::from_millis(config.checkpoint.interval_ms),
         }
@@ -95,6 +100,8 @@ pub(super) struct Slot {
     pub(super) changed: bool,
     /// Alerts of a batch that the state includes already, and that are not committed yet.
     pub(super) pending: Vec<Alert>,
+    /// What the budget held back, to be saved with the state.
+    pub(super) held_back: Vec<HeldChange>,
 }
 
 /// A loaded tenant, locked.
@@ -120,6 +127,7 @@ struct Checkpoint {
     applied: u64,
     tenant: Vec<u8>,
     shards: Vec<(u16, Vec<u8>)>,
+    held_back: Vec<HeldChange>,
 }
 
 impl Engine {
@@ -192,29 +200,18 @@ impl Engine {
                 tenant.wide = entries::read_wide(id, &self.settings, &bytes)?;
                 continue;
             }
+            if shard == RECENT {
+                let (sample, seed) = (self.settings.candidate.sample, self.settings.seed);
+                tenant.models.recent = roles::read_recent(id, sample, seed, &bytes)?;
+                continue;
+            }
             let state = snapshot::read_shard(id, &self.settings, &bytes)?;
             if let Some(slot) = tenant.shards.get_mut(usize::from(shard)) {
                 *slot = Some(Box::new(state));
             }
         }
-        if let Some(threshold) = threshold {
-            let model = store::load_model(&self.db, id, tenant.version).await?;
-            match model
-                .as_ref()
-                .map(|stored| Autoencoder::load(stored, features::names()))
-            {
-                Some(Ok(model)) => snapshot::attach_model(&mut tenant, model, threshold),
-                Some(Err(error)) => {
-                    // Behaviours go on; the operator learns anew.
-                    tracing::error!(%error, tenant = %id, "the stored model cannot be used; learn again");
-                    tenant.without_model();
-                }
-                None => {
-                    tracing::error!(tenant = %id, version = tenant.version, "the model is not stored; learn again");
-                    tenant.without_model();
-                }
-            }
-        }
+        self.attach_models(id, &mut tenant, threshold, roles::pending(&bytes))
+            .await?;
         tracing::info!(tenant = %id, applied = tenant.applied, phase = ?tenant.phase.to_proto(), "loaded a tenant");
         Ok((tenant, true))
     }
@@ -233,7 +230,7 @@ impl Engine {
         outcome
     }
 
-    async fn checkpoint_one(&self, id: &TenantId, cell: &Cell) -> Result<(), Error> {
+    pub(super) async fn checkpoint_one(&self, id: &TenantId, cell: &Cell) -> Result<(), Error> {
         let started = Instant::now();
         let saving = cell.saving.lock().await;
         let checkpoint = {
@@ -246,15 +243,15 @@ impl Engine {
                 None => return Ok(()),
             }
         };
+        let bytes = checkpoint.tenant.len() + checkpoint.shards.iter().map(|(_, s)| s.len()).sum::<usize>();
         let written = self.write(id, &checkpoint, &[]).await;
         let mut slot = cell.slot.lock().await;
         match &written {
             Ok(()) => slot.saved = true,
-            Err(_) => slot.put_back(&checkpoint),
+            Err(_) => slot.put_back(checkpoint),
         }
         drop((slot, saving));
         written?;
-        let bytes = checkpoint.tenant.len() + checkpoint.shards.iter().map(|(_, s)| s.len()).sum::<usize>();
         self.metrics.saved(started.elapsed(), bytes);
         Ok(())
     }
@@ -265,7 +262,7 @@ impl Engine {
         id: &TenantId,
         cell: &Cell,
         change: impl FnOnce(&mut Tenant) -> Result<(R, Vec<Message>), Error>,
-        model: Option<(&crate::domain::autoencoder::StoredModel, chrono::DateTime<chrono::Utc>)>,
+        model: Option<NewModel<'_>>,
     ) -> Result<R, Error> {
         let _saving = cell.saving.lock().await;
         let mut held = self.hold(id, cell).await?;
@@ -276,8 +273,9 @@ impl Engine {
                 problem: "it was not loaded".to_owned(),
             });
         };
-        let before = tenant.memento();
+        let (before, budgets) = (tenant.memento(), tenant.budgets.clone());
         let (answer, messages) = change(tenant)?;
+        let model = model.map(|new| (new, tenant.models.roles.in_use()));
         let checkpoint = held.take_checkpoint();
         let written = match &checkpoint {
             Some(checkpoint) => self.write_with(id, checkpoint, &messages, model).await,
@@ -289,11 +287,12 @@ impl Engine {
                 Ok(answer)
             }
             Err(error) => {
-                if let Some(checkpoint) = &checkpoint {
+                if let Some(checkpoint) = checkpoint {
                     held.put_back(checkpoint);
                 }
                 if let Some(tenant) = held.tenant.as_mut() {
                     tenant.restore(before);
+                    tenant.budgets = budgets;
                 }
                 Err(error)
             }
@@ -309,13 +308,14 @@ impl Engine {
         id: &TenantId,
         checkpoint: &Checkpoint,
         messages: &[Message],
-        model: Option<(&crate::domain::autoencoder::StoredModel, chrono::DateTime<chrono::Utc>)>,
+        model: Option<(NewModel<'_>, Vec<u64>)>,
     ) -> Result<(), Error> {
         let mut tx = self.db.begin(id).await?;
-        if let Some((model, trained)) = model {
-            store::insert_model(&mut tx, model, trained).await?;
+        if let Some((new, in_use)) = model {
+            models::insert(&mut tx, new.stored, new.profile, new.trained, &in_use).await?;
         }
         store::save(&mut tx, checkpoint.applied, &checkpoint.tenant, &checkpoint.shards).await?;
+        store::held::keep(&mut tx, &checkpoint.held_back).await?;
         tx.publish_all(messages).await?;
         tx.commit().await?;
         Ok(())
@@ -332,9 +332,12 @@ impl Engine {
         let Some(checkpoint) = slot.take_checkpoint() else {
             return Ok(());
         };
-        self.write(id, &checkpoint, &[]).await?;
-        slot.saved = true;
-        Ok(())
+        let written = self.write(id, &checkpoint, &[]).await;
+        match &written {
+            Ok(()) => slot.saved = true,
+            Err(_) => slot.put_back(checkpoint),
+        }
+        written
     }
 
     /// Saves and shows the tenants from time to time until shutdown.
@@ -371,6 +374,7 @@ impl Engine {
 
     async fn forget_alerts(&self) {
         for (id, _) in self.cells() {
+            self.forget_held_alerts(&id).await;
             match store::forget_alerts(&self.db, &id, self.options.retention_days).await {
                 Ok(0) => {}
                 Ok(n) => tracing::info!(tenant = %id, alerts = n, "forgot alerts that were kept long enough"),
@@ -403,7 +407,11 @@ impl Slot {
         if std::mem::take(&mut tenant.wide.dirty) {
             shards.push((SHARED, entries::write_wide(&tenant.wide)));
         }
+        if tenant.models.recent.to_be_saved() {
+            shards.push((RECENT, roles::write_recent(&tenant.models.recent)));
+        }
         Some(Checkpoint {
+            held_back: std::mem::take(&mut self.held_back),
             applied: tenant.applied,
             shards,
             tenant: snapshot::write_tenant(tenant),
@@ -411,12 +419,14 @@ impl Slot {
     }
 
     // The checkpoint was not written: what it held is to be saved still.
-    fn put_back(&mut self, checkpoint: &Checkpoint) {
+    fn put_back(&mut self, checkpoint: Checkpoint) {
         self.changed = true;
+        self.held_back.splice(..0, checkpoint.held_back);
         if let Some(tenant) = self.tenant.as_mut() {
             for (shard, _) in &checkpoint.shards {
                 match tenant.dirty.get_mut(usize::from(*shard)) {
                     Some(dirty) => *dirty = true,
+                    None if *shard == RECENT => tenant.models.recent.not_saved(),
                     None => tenant.wide.dirty = true,
                 }
             }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
+        detector::Detector,
         finding::message_id,
         tenant::{Arrival, Judged, Phase},
     },
@@ -80,6 +81,7 @@ impl Engine {
         span.record("scored", judged.scored);
         span.record("alerts", judged.alerts.len());
         held.pending = judged.alerts;
+        held.held_back.extend(judged.held);
         // One that comes again may have been judged before a crash, and its alerts be known.
         let new = delivery.attempt == 1;
         self.commit_alerts(id, &mut held, new).instrument(span).await
@@ -101,6 +103,9 @@ impl Engine {
         }
         let published = delivery.time.timestamp_nanos_opt().unwrap_or(now);
         tenant.intel = self.intel().view(&tenant.id);
+        let stored = delivery.stored.timestamp_nanos_opt().unwrap_or(published);
+        let scoring = tenant.live.is_some() && self.settings.runs(Detector::ModelAutoencoder);
+        tenant.budgets.begin(stored, scoring, &self.settings.budget);
         let judged = tenant.judge(&Arrival {
             id: *delivery.id.as_bytes(),
             shard,

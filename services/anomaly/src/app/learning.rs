@@ -13,13 +13,12 @@ use garrison_proto::{
 use garrison_service::audit;
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::{Engine, registry::NewModel};
 use crate::{
     INFO,
     domain::{
         detector::Detector,
-        tenant::{Phase, Tenant, Trained, TrainingJob},
-        window::timestamp,
+        tenant::{Origin, Phase, Tenant, Trained, TrainingJob},
     },
     error::Error,
 };
@@ -45,12 +44,14 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Phase`] while training; otherwise when it cannot be saved, and then nothing has changed.
-    pub async fn start_learning(&self, id: &TenantId, actor: Actor) -> Result<Model, Error> {
+    pub async fn start_learning(&self, id: &TenantId, actor: Actor, origin: Origin) -> Result<Model, Error> {
         let cell = self.cell(id)?;
         let now = (self.clock)();
         let start = |tenant: &mut Tenant| {
-            tenant.start_learning(now, false)?;
-            let record = changed(id, actor, "learning.started", tenant.version, BTreeMap::new());
+            tenant.start_learning_from(now, false, origin)?;
+            let whole = (origin == Origin::WholePeriod).to_string();
+            let details = BTreeMap::from([("include_unusual".to_owned(), whole)]);
+            let record = changed(id, actor, "learning.started", tenant.version, details);
             Ok((tenant.model(), vec![record]))
         };
         self.change(id, &cell, start, None).await
@@ -96,6 +97,18 @@ impl Engine {
                         }
                     }
                     Some(Due::Train) => self.train(&id),
+                    Some(Due::Update) => {
+                        let actor = audit::service_actor(&INFO);
+                        if let Err(error) = self.update_model(&id, actor).await {
+                            tracing::warn!(%error, tenant = %id, "no candidate could be learnt; trying again");
+                        }
+                    }
+                    Some(Due::Promote(version)) => {
+                        let actor = audit::service_actor(&INFO);
+                        if let Err(error) = self.promote_model(&id, actor, version, false).await {
+                            tracing::warn!(%error, tenant = %id, version, "a candidate could not be promoted; trying again");
+                        }
+                    }
                     Some(Due::Nothing) | None => {}
                 }
             }
@@ -111,12 +124,32 @@ impl Engine {
                 if over && enough { Due::Finish } else { Due::Nothing }
             }
             Phase::Training(_) => Due::Train,
+            Phase::Scoring => self.due_candidate(tenant),
             _ => Due::Nothing,
         }
     }
 
+    fn due_candidate(&self, tenant: &Tenant) -> Due {
+        let (settings, roles) = (&tenant.settings.candidate, &tenant.models.roles);
+        if let Some(candidate) = roles.candidate.as_ref().filter(|_| settings.automatic)
+            && candidate.hindrance(settings, tenant.settings.spot.rate).is_empty()
+        {
+            return Due::Promote(candidate.version());
+        }
+        let Some(live) = tenant.live.as_ref().filter(|_| settings.update_every > 0) else {
+            return Due::Nothing;
+        };
+        let since = (self.clock)().saturating_sub(roles.updated.max(live.trained));
+        let enough = tenant.models.recent.len() as u64 >= self.options.min_flows;
+        if since >= settings.update_every && enough {
+            Due::Update
+        } else {
+            Due::Nothing
+        }
+    }
+
     // Trains beside the stream of messages. A tenant trains once at a time.
-    fn train(self: &Arc<Self>, id: &TenantId) {
+    pub(super) fn train(self: &Arc<Self>, id: &TenantId) {
         let Ok(cell) = self.cell(id) else { return };
         if !Self::begin_training(&cell) {
             return;
@@ -165,40 +198,40 @@ impl Engine {
         match result {
             Ok(trained) => {
                 let stored = trained.stored.clone();
+                let profile = Arc::clone(&trained.profile);
                 let manifest = &stored.manifest;
+                let (version, loss) = (manifest.version(), manifest.validation_loss());
                 let install = |tenant: &mut Tenant| {
-                    tenant.install(trained.clone(), now);
-                    let event = ModelChanged {
-                        version: manifest.version,
-                        weights_sha256: manifest.weights_sha256.clone(),
-                        learnt_flows: manifest.learnt_flows,
-                        trained: Some(timestamp(now)),
-                    };
+                    let live = tenant.install(trained.clone(), now);
                     let details = BTreeMap::from([
-                        ("weights_sha256".to_owned(), manifest.weights_sha256.clone()),
-                        ("learnt_flows".to_owned(), manifest.learnt_flows.to_string()),
-                        ("validation_loss".to_owned(), manifest.validation_loss.to_string()),
-                        ("seed".to_owned(), manifest.seed.to_string()),
+                        ("weights_sha256".to_owned(), manifest.weights_sha256().to_owned()),
+                        ("learnt_flows".to_owned(), manifest.learnt_flows().to_string()),
+                        ("validation_loss".to_owned(), loss.to_string()),
+                        ("seed".to_owned(), manifest.seed().to_string()),
+                        ("role".to_owned(), if live { "live" } else { "candidate" }.to_owned()),
+                        ("objection".to_owned(), profile.objection.clone()),
                     ]);
                     let actor = audit::service_actor(&INFO);
-                    let messages = vec![
-                        changed(id, actor, "model.trained", manifest.version, details),
-                        Message::proto(subject::events(id, "model"), INFO.name, &event),
-                    ];
-                    Ok(((), messages))
+                    let mut messages = vec![changed(id, actor, "model.trained", version, details)];
+                    if live {
+                        messages.push(self.model_changed(tenant));
+                    }
+                    Ok((live, messages))
                 };
-                let time = DateTime::from_timestamp_nanos(now);
-                let installed = self.change(id, cell, install, Some((&stored, time))).await;
+                let new = NewModel {
+                    stored: &stored,
+                    profile: &profile,
+                    trained: DateTime::from_timestamp_nanos(now),
+                };
+                let installed = self.change(id, cell, install, Some(new)).await;
                 match installed {
-                    Ok(()) => {
-                        tracing::info!(
-                            tenant = %id,
-                            version = manifest.version,
-                            learnt = manifest.learnt_flows,
-                            validation_loss = manifest.validation_loss,
-                            epochs = manifest.epochs,
-                            "a model is at work"
-                        );
+                    Ok(live) => {
+                        let (learnt, objection) = (manifest.learnt_flows(), &profile.objection);
+                        if live {
+                            tracing::info!(tenant = %id, version, learnt, validation_loss = loss, "a model is at work");
+                        } else {
+                            tracing::info!(tenant = %id, version, learnt, objection, "a candidate is tried");
+                        }
                         Ok(())
                     }
                     Err(error) => Err((error, Ok(trained))),
@@ -220,20 +253,42 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Tells of the model that is live.
+    pub(super) fn model_changed(&self, tenant: &Tenant) -> Message {
+        let model = tenant.model();
+        let event = ModelChanged {
+            version: model.version,
+            weights_sha256: model.weights_sha256,
+            learnt_flows: model.learnt_flows,
+            trained: model.trained,
+        };
+        Message::proto(subject::events(&tenant.id, "model"), INFO.name, &event)
+    }
+}
+
 enum Due {
     Nothing,
     Finish,
     Train,
+    Update,
+    Promote(u64),
 }
 
-fn missing(id: &TenantId) -> Error {
+pub(super) fn missing(id: &TenantId) -> Error {
     Error::State {
         tenant: id.clone(),
         problem: "it was not loaded".to_owned(),
     }
 }
 
-fn changed(id: &TenantId, actor: Actor, action: &str, version: u64, details: BTreeMap<String, String>) -> Message {
+pub(super) fn changed(
+    id: &TenantId,
+    actor: Actor,
+    action: &str,
+    version: u64,
+    details: BTreeMap<String, String>,
+) -> Message {
     let resource = format!("models/{version}");
     let record = audit::record(&INFO, id, actor, action, &resource, Decision::Allow, "", details);
     audit::message(&INFO, &record)

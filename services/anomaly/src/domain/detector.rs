@@ -297,6 +297,16 @@ pub fn hinted_technique(feature: &str) -> Option<Technique> {
     Some(technique(hint))
 }
 
+/// The technique that a class of the threat classifier stands for.
+pub fn class_technique(class: &str) -> Option<Technique> {
+    let stands_for = match class {
+        "scan" => NETWORK_SERVICE_DISCOVERY,
+        "command-and-control" => APPLICATION_LAYER,
+        _ => return None,
+    };
+    Some(technique(stands_for))
+}
+
 fn technique((id, name, tactic): (&str, &str, &str)) -> Technique {
     Technique {
         id: id.to_owned(),

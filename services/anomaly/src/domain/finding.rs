@@ -12,6 +12,7 @@ use super::{
     bounded::BoundedMap,
     detector::Detector,
     settings::Settings,
+    threat::ThreatClass,
     window::{FlowRef, Host, Nanos, timestamp},
 };
 
@@ -46,6 +47,8 @@ pub struct Finding {
     pub threshold: f64,
     /// When it is graver than its severity says.
     pub loud: Option<Loud>,
+    /// What it looks like to the classifier of threats, where that was asked.
+    pub class: Option<ThreatClass>,
 }
 
 impl Finding {
@@ -66,6 +69,7 @@ impl Finding {
             score: 1.0,
             threshold: 1.0,
             loud: None,
+            class: None,
         }
     }
 }
@@ -133,6 +137,8 @@ pub struct Fold {
     pub period_score: f64,
     /// It was loud once, and is grave since.
     pub loud: bool,
+    /// The budget held it back, and it was not told since.
+    pub held: bool,
 }
 
 impl Fold {
@@ -145,6 +151,7 @@ impl Fold {
             period: trigger,
             period_score: 0.0,
             loud: false,
+            held: false,
         }
     }
 
@@ -164,15 +171,39 @@ impl Fold {
     }
 }
 
-/// Folds a finding. Returns the alert when it is the first, when the count reached the next step of
-/// 1, 2, 5, 10, 20, 50, 100, …, or when it has become loud. The alert keeps its id.
-pub fn fold(
-    folds: &mut BoundedMap<Fingerprint, Fold>,
+/// A finding that was counted in its fold.
+pub struct Step<'a> {
+    /// What it is about.
+    pub fingerprint: Fingerprint,
+    /// The fold, with it.
+    pub fold: &'a mut Fold,
+    /// It is the first, the count reached the next step of 1, 2, 5, 10, 20, 50, 100, …, or it has become loud.
+    pub due: bool,
+}
+
+impl Step<'_> {
+    /// How grave the alert is by now.
+    pub fn severity(&self, finding: &Finding) -> i32 {
+        if self.fold.loud {
+            (finding.severity as i32).max(Severity::High.into())
+        } else {
+            finding.severity.into()
+        }
+    }
+
+    /// The alert as it is by now.
+    pub fn alert(&self, finding: &Finding, settings: &Settings, detected: Nanos) -> Alert {
+        alert(finding, self, settings, detected)
+    }
+}
+
+/// Counts a finding in its fold, which begins anew when its time is over.
+pub fn advance<'a>(
+    folds: &'a mut BoundedMap<Fingerprint, Fold>,
     finding: &Finding,
     tenant: &TenantId,
     settings: &Settings,
-    detected: Nanos,
-) -> Option<Alert> {
+) -> Step<'a> {
     let fingerprint = fingerprint(tenant, finding);
     let first_flow = finding.flows.iter().map(|f| f.first_seen).min();
     let first_seen = first_flow.unwrap_or(finding.trigger).min(finding.trigger);
@@ -184,13 +215,23 @@ pub fn fold(
     fold.count += 1;
     fold.first_seen = fold.first_seen.min(first_seen);
     let grew_loud = fold.grows_loud(finding);
-    if fold.count < fold.next && !grew_loud {
-        return None;
-    }
+    let due = fold.count >= fold.next || grew_loud;
     if fold.count >= fold.next {
         fold.next = next_step(fold.next);
     }
-    Some(alert(finding, fingerprint, *fold, settings, detected))
+    Step { fingerprint, fold, due }
+}
+
+/// Folds a finding that is never held back. Returns the alert, which keeps its id, when it is due.
+pub fn fold(
+    folds: &mut BoundedMap<Fingerprint, Fold>,
+    finding: &Finding,
+    tenant: &TenantId,
+    settings: &Settings,
+    detected: Nanos,
+) -> Option<Alert> {
+    let step = advance(folds, finding, tenant, settings);
+    step.due.then(|| step.alert(finding, settings, detected))
 }
 
 fn next_step(step: u64) -> u64 {
@@ -227,7 +268,7 @@ fn first_half(hash: &[u8]) -> [u8; 16] {
 
 // A UUIDv7 whose time is that of the first finding's trigger and whose other bits come from what makes the alert
 // itself, so that its repeats and a replay of the same messages give the same id.
-fn alert_id(fingerprint: &Fingerprint, fold: Fold) -> Uuid {
+pub(super) fn alert_id(fingerprint: &Fingerprint, fold: Fold) -> Uuid {
     timed_id(fold.opened / 1_000_000, fingerprint, fold.opened.to_be_bytes())
 }
 
@@ -253,18 +294,15 @@ fn timed_id(millis: i64, what: &[u8; 16], which: [u8; 8]) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(0), &random).into_uuid()
 }
 
-fn alert(finding: &Finding, fingerprint: Fingerprint, fold: Fold, settings: &Settings, detected: Nanos) -> Alert {
+fn alert(finding: &Finding, step: &Step<'_>, settings: &Settings, detected: Nanos) -> Alert {
+    let (fold, fingerprint) = (*step.fold, step.fingerprint);
     let skip = finding.flows.len().saturating_sub(settings.flows_an_alert);
     let last_flow = finding.flows.iter().map(|f| f.last_seen).max();
     Alert {
         alert_id: alert_id(&fingerprint, fold).to_string(),
         detector: finding.detector.id().to_owned(),
         title: finding.title.clone(),
-        severity: if fold.loud {
-            (finding.severity as i32).max(Severity::High.into())
-        } else {
-            finding.severity.into()
-        },
+        severity: step.severity(finding),
         confidence: finding.confidence.clamp(0.0, 1.0),
         entity: Some(Target::Host(finding.source).to_proto()),
         targets: finding
@@ -287,6 +325,7 @@ fn alert(finding: &Finding, fingerprint: Fingerprint, fold: Fold, settings: &Set
         score: finding.score,
         threshold: finding.threshold,
         indicators: Vec::new(),
+        classification: finding.class.as_ref().map(ThreatClass::to_proto),
     }
 }
 
@@ -317,6 +356,7 @@ mod tests {
                 score: 75.0,
                 within: 60 * SECOND,
             }),
+            class: None,
         }
     }
 

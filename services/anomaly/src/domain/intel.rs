@@ -334,6 +334,7 @@ impl View {
             score: confidence.into(),
             threshold: 0.0,
             loud: None,
+            class: None,
         }
     }
 

@@ -4,16 +4,23 @@
 pub use garrison_models::{autoencoder, reservoir, rng, spot};
 
 pub mod activity;
+pub mod anchor;
 pub mod behaviour;
 pub mod bounded;
+pub mod budget;
 pub mod detector;
+pub mod drift;
 pub mod facts;
 pub mod features;
 pub mod finding;
 pub mod intel;
+pub mod network;
 pub mod ranking;
+pub mod registry;
+pub mod sample;
 pub mod settings;
 pub mod shard;
 pub mod tenant;
+pub mod threat;
 pub mod wide;
 pub mod window;

@@ -1,8 +1,11 @@
 //! What the operator decides, compiled from the configuration.
 
 use super::{
+    budget::BudgetSettings,
     detector::Detector,
     finding::Loud,
+    network::Kind,
+    registry::CandidateSettings,
     spot::SpotSettings,
     window::{Host, Nanos, Span},
 };
@@ -24,8 +27,14 @@ pub struct Settings {
     pub short_session: ShortSession,
     /// Networks whose hosts are internal.
     pub internal: Vec<Network>,
+    /// What new models are made of.
+    pub network: Kind,
+    /// Candidates, and what they are learnt from.
+    pub candidate: CandidateSettings,
     /// The model's threshold.
     pub spot: SpotSettings,
+    /// How many alerts are promised.
+    pub budget: BudgetSettings,
     /// How long repeats are folded into one alert.
     pub fold: Nanos,
     /// Flows an alert refers to at most.
@@ -261,6 +270,13 @@ impl Settings {
     /// The detector runs.
     pub fn runs(&self, detector: Detector) -> bool {
         self.enabled[detector.index()]
+    }
+
+    /// The same, with nothing ever held back: what the detectors find by themselves.
+    pub fn without_budget(&self) -> Self {
+        let mut settings = self.clone();
+        settings.budget.never_held = [true; Detector::ALL.len()];
+        settings
     }
 
     /// The host belongs to an internal network.

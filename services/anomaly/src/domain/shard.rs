@@ -396,6 +396,9 @@ pub(crate) mod tests {
     use super::*;
     use crate::domain::{
         detector::Detector,
+        network::Kind,
+        registry::CandidateSettings,
+        sample::SampleSettings,
         settings::{
             BeaconSettings, DistributedSettings, FloodSettings, GeneratedSettings, LateralSettings, LongSettings,
             Network, ShortSession, SlowSettings, Threshold, TunnelSettings, VolumeSettings, WideBounds,
@@ -427,12 +430,40 @@ pub(crate) mod tests {
                 most_bytes: 8_000,
             },
             internal: vec![Network::new("10.0.0.0".parse().unwrap(), 8)],
+            network: Kind::Ensemble(garrison_models::ensemble::Shape {
+                hidden: vec![24],
+                members: 2,
+                masked: 0.5,
+                steps: 500,
+            }),
+            candidate: CandidateSettings {
+                every: 1,
+                shadow_rows: 1_000,
+                automatic: false,
+                update_every: 0,
+                sample: SampleSettings {
+                    rows: 2_000,
+                    memory: seconds(1_000),
+                    source_share: 0.1,
+                },
+                most_lost: 0.1,
+                guarded: true,
+            },
             spot: SpotSettings {
                 rate: 1e-3,
                 level: 0.98,
                 peaks: 500,
                 drift_depth: 0,
                 floor: 0.2,
+            },
+            budget: crate::domain::budget::BudgetSettings {
+                alerts_a_day: [100.0, 200.0],
+                never_held_severity: [
+                    garrison_proto::alert::v1::Severity::Critical,
+                    garrison_proto::alert::v1::Severity::High,
+                ],
+                never_held: Detector::ALL.map(|d| d.id().starts_with("scan.")),
+                kept: 1_000,
             },
             fold: seconds(3_600),
             flows_an_alert: 32,

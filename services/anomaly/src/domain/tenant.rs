@@ -1,29 +1,34 @@
 //! One tenant: its shards, its model and threshold, and the phases in which it learns. Nothing here is shared
 //! with another tenant.
 
+mod lifecycle;
+
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
 };
 
 use garrison_flow::{Columns, FlowBatch};
-use garrison_models::Matrix;
+use garrison_models::{Matrix, error::ModelError};
 use garrison_proto::{
     TenantId,
-    alert::v1::{Alert, Model, ModelPhase, Severity},
+    alert::v1::{Alert, Model, Severity},
 };
 
+pub use self::lifecycle::{Learning, Live, Memento, Origin, Phase, PhaseError, Trained, TrainingJob};
 use super::{
-    autoencoder::{Autoencoder, ModelError, Scores, StoredModel, Training},
+    budget::{Budgets, Group, HeldChange, Outcome, Rare},
     detector::{Detector, hinted_technique},
     facts::Facts,
-    features::{self, FEATURES, WIDTH},
-    finding::{Finding, Target, fold},
+    features::{self, FEATURES},
+    finding::{self, Finding, Target, fold},
     intel::{Matched, View},
-    reservoir::Reservoir,
+    network::{Network, Scores},
+    registry::{self, Models},
+    sample::tag,
     settings::Settings,
     shard::{Context, Shard, feature},
-    spot::{Judgement, Spot},
+    threat::Threats,
     wide::Wide,
     window::{Nanos, timestamp},
 };
@@ -31,58 +36,11 @@ use super::{
 /// Messages remembered to tell repeats.
 const RECENT_MESSAGES: usize = 4_096;
 
+/// Findings of a batch that say what would have been normal; in a flood of them the rest does without.
+const EXPLAINED: usize = 4;
+
 /// Features an alert of the model names at most, and the share of the error they explain together.
 const TOP_FEATURES: (usize, f64) = (5, 0.9);
-
-/// What the tenant's model is doing.
-#[derive(Clone, Debug, Default)]
-pub enum Phase {
-    /// No model, and not learning.
-    #[default]
-    Idle,
-    /// Sampling flows.
-    Learning(Learning),
-    /// Training on the sample.
-    Training(Learning),
-    /// Scoring with the model.
-    Scoring,
-}
-
-impl Phase {
-    /// As the API names it.
-    pub fn to_proto(&self) -> ModelPhase {
-        match self {
-            Self::Idle => ModelPhase::Idle,
-            Self::Learning(_) => ModelPhase::Learning,
-            Self::Training(_) => ModelPhase::Training,
-            Self::Scoring => ModelPhase::Scoring,
-        }
-    }
-}
-
-/// A learnt period in progress.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Learning {
-    /// When it began, by the service's clock.
-    pub started: Nanos,
-    /// It ends by itself after the configured time.
-    pub automatic: bool,
-    /// The sample of feature rows.
-    pub sample: Reservoir,
-    /// Flow time of the first and last record.
-    pub window: (Nanos, Nanos),
-}
-
-/// A model at work with its threshold.
-#[derive(Clone, Debug)]
-pub struct Live {
-    /// The model.
-    pub model: Arc<Autoencoder>,
-    /// Its threshold.
-    pub spot: Spot,
-    /// When it was trained, by the service's clock.
-    pub trained: Nanos,
-}
 
 /// Ids of the latest messages.
 #[derive(Debug, Default)]
@@ -130,6 +88,10 @@ pub struct Tenant {
     pub live: Option<Live>,
     /// Version of the last model trained; 0 before the first.
     pub version: u64,
+    /// The other models, and what is gathered for the next.
+    pub models: Models,
+    /// How many alerts are promised, and what became of the promise.
+    pub budgets: Budgets,
     /// Alerts published by detector, repeats included.
     pub alerts: [u64; Detector::ALL.len()],
     /// State by shard of the source host.
@@ -167,6 +129,8 @@ pub struct Arrival<'a> {
 pub struct Judged {
     /// Alerts to publish.
     pub alerts: Vec<Alert>,
+    /// What the budget held back, and what of it was told after all.
+    pub held: Vec<HeldChange>,
     /// Rows in the batch.
     pub rows: u64,
     /// Rows the model scored.
@@ -187,47 +151,28 @@ pub struct Judged {
     pub model_error: Option<ModelError>,
 }
 
-/// Training that is to be done, away from the stream of messages.
-pub struct TrainingJob {
-    sample: Matrix,
-    training: Training,
-    settings: Arc<Settings>,
-}
-
-/// What training gave.
-#[derive(Clone, Debug)]
-pub struct Trained {
-    /// As it is to be stored.
-    pub stored: StoredModel,
-    model: Arc<Autoencoder>,
-    spot: Spot,
-}
-
-/// What a change of phase may have to take back.
-#[derive(Debug)]
-pub struct Memento {
-    phase: Phase,
-    live: Option<Live>,
-    version: u64,
-}
-
-/// A change of phase is not possible now.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PhaseError {
-    /// There is nothing to finish.
-    #[error("GAR-ANOM-0002: the model is not learning")]
-    NotLearning,
-    /// Training is under way.
-    #[error("GAR-ANOM-0002: the model is being trained; wait until it scores")]
-    Training,
-    /// Too little was learnt.
-    #[error("GAR-ANOM-0003: {learnt} flows were learnt and training needs {needed}")]
-    TooLittle {
-        /// Flows learnt.
-        learnt: u64,
-        /// Flows needed.
-        needed: u64,
-    },
+impl Judged {
+    // Returns how many alerts are new by it.
+    fn note(&mut self, outcome: Outcome, now: Nanos) -> u64 {
+        match outcome {
+            Outcome::Told {
+                alert,
+                first,
+                held_before,
+            } => {
+                if let (true, Ok(alert)) = (held_before, alert.alert_id.parse()) {
+                    self.held.push(HeldChange::Told { alert, at: now });
+                }
+                self.alerts.push(alert);
+                u64::from(first)
+            }
+            Outcome::Held(held) => {
+                self.held.push(HeldChange::Held(held));
+                0
+            }
+            Outcome::Folded => 0,
+        }
+    }
 }
 
 impl Tenant {
@@ -236,6 +181,8 @@ impl Tenant {
         Self {
             id,
             wide: Wide::new(settings.wide),
+            models: Models::new(&settings.candidate, settings.seed),
+            budgets: Budgets::new(&settings),
             settings,
             phase: Phase::Idle,
             live: None,
@@ -274,33 +221,37 @@ impl Tenant {
         let usual = |name: &str| usual(model.as_deref(), name);
         let context = Context {
             settings: &settings,
-            learning: matches!(self.phase, Phase::Learning(_) | Phase::Training(_)),
-            learnt: matches!(self.phase, Phase::Scoring),
+            learning: self.phase.is_a_period(),
+            learnt: matches!(self.phase, Phase::Scoring) || (self.live.is_some() && !self.phase.is_a_period()),
             usual: &usual,
             intel: self.intel.as_ref().filter(|_| settings.runs(Detector::IntelMatch)),
         };
         let mut shard = self.shards[slot]
             .take()
             .unwrap_or_else(|| Box::new(Shard::new(settings.bounds)));
-        let mut pass = shard.pass(&mut self.wide, &columns, &mut facts, &context);
+        let pass = shard.pass(&mut self.wide, &columns, &mut facts, &context);
         judged.repeated = pass.repeated;
         judged.late = pass.late;
         judged.unusable = pass.unusable;
-        if !pass.scorable.is_empty() && !matches!(self.phase, Phase::Idle | Phase::Training(_)) {
+        let grave = |f: &&Finding| f.severity as i32 >= Severity::Medium as i32;
+        let told = pass.findings.iter().chain(pass.matched.iter().map(|m| &m.finding));
+        self.models.suspect(told.filter(grave), settings.fold);
+        let mut rare = Vec::new();
+        if !pass.scorable.is_empty() && (self.live.is_some() || matches!(self.phase, Phase::Learning(_))) {
             let rows = features::compute(columns, &facts).select(&pass.scorable);
             match self.model_pass(&columns, &facts, &pass.scorable, &rows, &mut judged) {
-                Ok(found) => pass.findings.extend(found),
+                Ok(found) => rare = found,
                 Err(error) => judged.model_error = Some(error),
             }
         }
-        for finding in &pass.findings {
+        let found = pass.findings.iter().map(|finding| (finding, None));
+        for (finding, rare) in found.chain(rare.iter().map(|(finding, rare)| (finding, Some(*rare)))) {
             judged.findings[finding.detector.index()] += 1;
-            let alert = fold(&mut shard.folds, finding, &self.id, &settings, arrival.now);
-            if let Some(alert) = alert {
-                // Later ones tell the same alert anew.
-                self.alerts[finding.detector.index()] += u64::from(alert.count == 1);
-                judged.alerts.push(alert);
-            }
+            let folds = &mut shard.folds;
+            let outcome = self
+                .budgets
+                .admit(folds, finding, rare, &self.id, &settings, arrival.now);
+            self.alerts[finding.detector.index()] += judged.note(outcome, arrival.now);
         }
         for matched in &pass.matched {
             judged.findings[Detector::IntelMatch.index()] += 1;
@@ -334,8 +285,34 @@ impl Tenant {
     // Later ones tell the same alert anew.
     fn tell(&mut self, matched: &Matched, mut alert: Alert) -> Alert {
         self.alerts[Detector::IntelMatch.index()] += u64::from(alert.count == 1);
+        if alert.count == 1 {
+            self.budgets.exempt(Group::Intelligence);
+        }
         matched.complete(&mut alert);
         alert
+    }
+
+    /// A person raised an alert that was held back: its repeats are told from now on.
+    pub fn released(&mut self, alert: &Alert) {
+        let group = Detector::ALL.iter().find(|d| d.id() == alert.detector);
+        if let Some(detector) = group {
+            self.budgets.released(Group::of(*detector));
+            self.alerts[detector.index()] += 1;
+        }
+        let mut fingerprint = [0; 16];
+        if hex::decode_to_slice(&alert.fingerprint, &mut fingerprint).is_err() {
+            return;
+        }
+        for (slot, shard) in self.shards.iter_mut().enumerate() {
+            let Some(shard) = shard else { continue };
+            // A later fold of the same is another alert.
+            if let Some(fold) = shard.folds.get_mut(&fingerprint)
+                && finding::alert_id(&fingerprint, *fold).to_string() == alert.alert_id
+            {
+                fold.held = false;
+                self.dirty[slot] = true;
+            }
+        }
     }
 
     // Learns or scores.
@@ -346,148 +323,59 @@ impl Tenant {
         indices: &[usize],
         rows: &Matrix,
         judged: &mut Judged,
-    ) -> Result<Vec<Finding>, ModelError> {
-        if let Phase::Learning(learning) = &mut self.phase {
+    ) -> Result<Vec<(Finding, Rare)>, ModelError> {
+        let mut found = Vec::new();
+        let (mut exceeded, mut places) = (Vec::new(), Vec::new());
+        let settings = Arc::clone(&self.settings);
+        if let Some(live) = self.live.as_mut().filter(|_| settings.runs(Detector::ModelAutoencoder)) {
+            let scores = live.model.score(rows)?;
+            judged.scored = indices.len() as u64;
+            exceeded.reserve(indices.len());
             for (row, &i) in indices.iter().enumerate() {
-                learning.sample.offer(rows.row(row));
-                let time = facts.time[i];
-                learning.window = (learning.window.0.min(time), learning.window.1.max(time));
+                let score = scores.values()[row];
+                let (judgement, rare) = self.budgets.score(&mut live.spot, score, settings.spot.floor);
+                exceeded.push(judgement.exceeds || rare.is_some());
+                if let Some(rare) = rare {
+                    let scored = Scored {
+                        model: &live.model,
+                        rows,
+                        row,
+                        scores: &scores,
+                        rare,
+                        whole: found.len() < EXPLAINED,
+                    };
+                    found.push((unusual(columns, facts, i, &scored), rare));
+                    places.push(row);
+                }
+            }
+            name_threats(rows, &places, &mut found);
+            self.models
+                .suspect(found.iter().map(|(finding, _)| finding), settings.fold);
+            let batch = registry::Scored {
+                rows,
+                indices,
+                facts,
+                scores: &scores,
+                exceeded: &exceeded,
+            };
+            // A candidate that cannot score takes nothing away from the model at work.
+            judged.model_error = self.models.follow(&settings.candidate, &batch).err();
+            if let Phase::Learning(learning) = &mut self.phase {
+                let whole = learning.origin == Origin::WholePeriod;
+                for (row, &i) in indices.iter().enumerate() {
+                    if whole || self.models.may_teach(&settings.candidate, &batch, row) {
+                        learning.offer(rows.row(row), tag(facts.src[i]), facts.time[i]);
+                        judged.learnt += 1;
+                    }
+                }
+            }
+        } else if let Phase::Learning(learning) = &mut self.phase {
+            for (row, &i) in indices.iter().enumerate() {
+                learning.offer(rows.row(row), tag(facts.src[i]), facts.time[i]);
             }
             judged.learnt = indices.len() as u64;
-            return Ok(Vec::new());
-        }
-        let Some(live) = &mut self.live else {
-            return Ok(Vec::new());
-        };
-        if !self.settings.runs(Detector::ModelAutoencoder) {
-            return Ok(Vec::new());
-        }
-        let scores = live.model.score(rows)?;
-        judged.scored = indices.len() as u64;
-        let mut found = Vec::new();
-        for (row, &i) in indices.iter().enumerate() {
-            let judgement = live.spot.observe(scores.values[row]);
-            if judgement.exceeds {
-                let scored = Scored {
-                    model: &live.model,
-                    rows,
-                    row,
-                    scores: &scores,
-                    judgement,
-                };
-                found.push(unusual(columns, facts, i, &scored, self.settings.spot.rate));
-            }
         }
         Ok(found)
-    }
-
-    /// Starts a learnt period, in place of one that is under way. The present model rests meanwhile.
-    ///
-    /// # Errors
-    /// [`PhaseError::Training`].
-    pub fn start_learning(&mut self, now: Nanos, automatic: bool) -> Result<(), PhaseError> {
-        if matches!(self.phase, Phase::Training(_)) {
-            return Err(PhaseError::Training);
-        }
-        let seed = self.settings.seed.wrapping_add(self.version);
-        self.phase = Phase::Learning(Learning {
-            started: now,
-            automatic,
-            sample: Reservoir::new(WIDTH, self.settings.sample_rows, seed),
-            window: (Nanos::MAX, Nanos::MIN),
-        });
-        Ok(())
-    }
-
-    /// Ends the learnt period; what comes next is training.
-    ///
-    /// # Errors
-    /// Every [`PhaseError`]; the phase is then unchanged.
-    pub fn finish_learning(&mut self, least: u64) -> Result<(), PhaseError> {
-        match std::mem::take(&mut self.phase) {
-            Phase::Learning(learning) if learning.sample.len() as u64 >= least => {
-                self.phase = Phase::Training(learning);
-                Ok(())
-            }
-            Phase::Learning(learning) => {
-                let learnt = learning.sample.len() as u64;
-                self.phase = Phase::Learning(learning);
-                Err(PhaseError::TooLittle { learnt, needed: least })
-            }
-            other => {
-                let error = match other {
-                    Phase::Training(_) => PhaseError::Training,
-                    _ => PhaseError::NotLearning,
-                };
-                self.phase = other;
-                Err(error)
-            }
-        }
-    }
-
-    /// The training to be done, while the phase is training.
-    pub fn training_job(&self) -> Option<TrainingJob> {
-        let Phase::Training(learning) = &self.phase else {
-            return None;
-        };
-        Some(TrainingJob {
-            sample: Matrix::from_rows(WIDTH, learning.sample.rows()),
-            training: Training {
-                features: features::names().map(str::to_owned).collect(),
-                seed: self.settings.seed.wrapping_add(self.version),
-                version: self.version + 1,
-                least_rows: 1,
-                window: learning.window,
-                learnt_flows: learning.sample.offered(),
-            },
-            settings: Arc::clone(&self.settings),
-        })
-    }
-
-    /// Puts a trained model to work.
-    pub fn install(&mut self, trained: Trained, now: Nanos) {
-        self.version = trained.stored.manifest.version;
-        self.live = Some(Live {
-            model: trained.model,
-            spot: trained.spot,
-            trained: now,
-        });
-        self.phase = Phase::Scoring;
-    }
-
-    /// Gives up a training that failed: back to the model there was, or to none.
-    pub fn abandon_training(&mut self) {
-        if matches!(self.phase, Phase::Training(_)) {
-            self.phase = if self.live.is_some() {
-                Phase::Scoring
-            } else {
-                Phase::Idle
-            };
-        }
-    }
-
-    /// Goes on without the model, which cannot be used.
-    pub fn without_model(&mut self) {
-        self.live = None;
-        if matches!(self.phase, Phase::Scoring) {
-            self.phase = Phase::Idle;
-        }
-    }
-
-    /// What phase and model are now.
-    pub fn memento(&self) -> Memento {
-        Memento {
-            phase: self.phase.clone(),
-            live: self.live.clone(),
-            version: self.version,
-        }
-    }
-
-    /// Puts phase and model back to what they were.
-    pub fn restore(&mut self, memento: Memento) {
-        self.phase = memento.phase;
-        self.live = memento.live;
-        self.version = memento.version;
     }
 
     /// The model as the API shows it.
@@ -500,13 +388,14 @@ impl Tenant {
         };
         if let Some(live) = &self.live {
             let manifest = live.model.manifest();
-            model.learnt_flows = manifest.learnt_flows;
+            model.version = manifest.version();
+            model.learnt_flows = manifest.learnt_flows();
             model.trained = Some(timestamp(live.trained));
-            model.threshold = live.spot.threshold();
+            model.threshold = self.budgets.threshold(&live.spot);
             model.realised_rate = live.spot.realised_rate();
-            model.weights_sha256 = manifest.weights_sha256.clone();
+            model.weights_sha256 = manifest.weights_sha256().to_owned();
             model.scored_flows = live.spot.observed();
-            model.validation_loss = f64::from(manifest.validation_loss);
+            model.validation_loss = manifest.validation_loss();
         }
         if let Phase::Learning(learning) | Phase::Training(learning) = &self.phase {
             model.learnt_flows = learning.sample.offered();
@@ -515,43 +404,48 @@ impl Tenant {
     }
 }
 
-impl TrainingJob {
-    /// Trains, and sets the threshold. Takes seconds of one processor.
-    ///
-    /// # Errors
-    /// Any [`ModelError`].
-    pub fn run(self) -> Result<Trained, ModelError> {
-        let (model, stored, calibration) = Autoencoder::train(&self.sample, &self.training)?;
-        let spot = Spot::calibrate(self.settings.spot, &calibration).ok_or(ModelError::TooLittle {
-            learnt: calibration.len(),
-            needed: Spot::MIN_CALIBRATION,
-        })?;
-        Ok(Trained {
-            stored,
-            model: Arc::new(model),
-            spot,
-        })
+// Says of what was found in some rows what it looks like, all in one pass of the classifier.
+fn name_threats(rows: &Matrix, places: &[usize], found: &mut [(Finding, Rare)]) {
+    let Some(threats) = Threats::shipped().filter(|_| !places.is_empty()) else {
+        return;
+    };
+    match threats.classify(&rows.select(places)) {
+        Ok(classes) => {
+            for ((finding, _), class) in found.iter_mut().zip(classes) {
+                if let Some(technique) = class.technique() {
+                    finding.techniques.retain(|t| t.id != technique.id);
+                    finding.techniques.insert(0, technique);
+                }
+                finding.class = Some(class);
+            }
+        }
+        // The alert stands without it.
+        Err(error) => tracing::error!(%error, "what was found could not be classified"),
     }
 }
 
 struct Scored<'a> {
-    model: &'a Autoencoder,
+    model: &'a Network,
     rows: &'a Matrix,
     row: usize,
     scores: &'a Scores,
-    judgement: Judgement,
+    rare: Rare,
+    // Also say what would have been normal, which takes scoring it several times.
+    whole: bool,
 }
 
-fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>, rate: f64) -> Finding {
+fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>) -> Finding {
     let values: Vec<f32> = scored.rows.row(scored.row).collect();
     let mut features = Vec::new();
     let mut techniques: Vec<garrison_proto::alert::v1::Technique> = Vec::new();
     let mut explained = 0.0;
+    let mut named = Vec::new();
     for (j, share) in scored.scores.shares(scored.row) {
         if features.len() == TOP_FEATURES.0 || explained >= TOP_FEATURES.1 {
             break;
         }
         explained += share;
+        named.push(j);
         let f = &FEATURES[j];
         let value = f.transform.invert(values[j]);
         features.push(feature(
@@ -568,13 +462,21 @@ fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>, 
             techniques.push(technique);
         }
     }
-    let Judgement {
+    if scored.whole
+        && let Ok(normal) = scored.model.normal_values(&values, &named, scored.rare.threshold)
+    {
+        for ((feature, j), value) in features.iter_mut().zip(named).zip(normal) {
+            feature.normal = value.map(|v| FEATURES[j].transform.invert(v));
+        }
+    }
+    let Rare {
         threshold,
-        tail_probability,
+        rarity,
+        bound,
         ..
-    } = scored.judgement;
+    } = scored.rare;
     // How many times rarer than what is let through.
-    let rarity = (rate / tail_probability.max(1e-300)).log10();
+    let rarity = (bound / rarity.max(1e-300)).log10();
     let (src, dst) = (facts.src[i], facts.dst[i]);
     let target = Target::Service(dst, columns.dst_port.value(i), columns.protocol.value(i));
     let why = features.first().map_or(String::new(), |f| {
@@ -596,13 +498,14 @@ fn unusual(columns: &Columns<'_>, facts: &Facts, i: usize, scored: &Scored<'_>, 
         features,
         flows: vec![facts.flow_ref(columns, i)],
         trigger: facts.time[i],
-        score: scored.scores.values[scored.row],
+        score: scored.scores.values()[scored.row],
         threshold,
         loud: None,
+        class: None,
     }
 }
 
-fn usual(model: Option<&Autoencoder>, name: &str) -> f64 {
+fn usual(model: Option<&Network>, name: &str) -> f64 {
     let index = FEATURES.iter().position(|f| f.name == name);
     match (model, index) {
         (Some(model), Some(index)) => FEATURES[index].transform.invert(model.median(index)),

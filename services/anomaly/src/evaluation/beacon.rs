@@ -89,7 +89,7 @@ pub fn simulate(network: Network, settings: &Settings) -> Outcome {
     let started = simulation.beacons(network);
     simulation.events.sort_by(|a, b| a.at.total_cmp(&b.at));
 
-    let mut tenant = Tenant::new(tenant_id(), Arc::new(settings.clone()), 16);
+    let mut tenant = Tenant::new(tenant_id(), Arc::new(settings.without_budget()), 16);
     let mut outcome = Outcome {
         flows: simulation.events.len() as u64,
         ..Outcome::default()
@@ -455,7 +455,7 @@ pub fn rank(folder: &Path, settings: &Settings) -> Result<(Vec<Ranked>, u64), Ev
         });
     }
     rows.sort_by_key(|r| r.last_seen);
-    let mut tenant = Tenant::new(tenant_id(), Arc::new(settings.clone()), 16);
+    let mut tenant = Tenant::new(tenant_id(), Arc::new(settings.without_budget()), 16);
     let mut alerts = 0;
     for (n, rows) in rows.chunks(500).enumerate() {
         let mut builder = FlowBatchBuilder::new(rows.len());

@@ -2,7 +2,10 @@
 //! service; `cargo xtask eval anomaly` and the tests call it.
 
 pub mod beacon;
+pub mod budget;
 pub mod dns;
+pub mod networks;
+pub mod threats;
 pub mod zeek;
 
 use std::{fmt, path::PathBuf};

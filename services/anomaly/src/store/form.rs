@@ -25,6 +25,12 @@ pub(super) struct TenantState {
     pub(super) applied: u64,
     #[prost(sfixed64, tag = "9")]
     pub(super) trained: i64,
+    /// The alarm budgets; none in what was saved before there were any.
+    #[prost(message, repeated, tag = "30")]
+    pub(super) budgets: Vec<super::budget::GroupState>,
+    /// Who is live, who is a candidate, what drifted, whom there are alerts about.
+    #[prost(message, optional, tag = "20")]
+    pub(super) roles: Option<super::roles::RolesState>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -46,6 +52,12 @@ pub(super) struct LearningState {
     /// Names of the features of a row: a sample of others is of no use.
     #[prost(string, repeated, tag = "8")]
     pub(super) features: Vec<String>,
+    /// 0 a period, 1 a period with what the live model takes for unusual, 2 recent rows.
+    #[prost(uint32, tag = "9")]
+    pub(super) origin: u32,
+    /// The source of each row; 0 where it is not known.
+    #[prost(fixed32, repeated, tag = "10")]
+    pub(super) tags: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -271,4 +283,6 @@ pub(super) struct FoldState {
     pub(super) period_score: f64,
     #[prost(bool, tag = "8")]
     pub(super) loud: bool,
+    #[prost(bool, tag = "9")]
+    pub(super) held: bool,
 }

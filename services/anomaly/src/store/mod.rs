@@ -1,21 +1,19 @@
 //! The only SQL.
 
 mod alerts;
+mod budget;
 pub mod entries;
 mod form;
+pub mod held;
+pub mod models;
+pub mod roles;
 pub mod snapshot;
 pub mod verdicts;
 
-use chrono::{DateTime, Utc};
 use garrison_db::{Db, DbError, Tx};
 use garrison_proto::TenantId;
 
-use crate::domain::autoencoder::{Manifest, StoredModel};
-
 pub use alerts::{forget_alerts, publish_alerts, rehearse};
-
-/// Models of a tenant that are kept.
-const MODELS_KEPT: i64 = 10;
 
 /// What was saved of a tenant.
 #[derive(Debug, Default)]
@@ -89,53 +87,4 @@ pub async fn save(tx: &mut Tx<'_>, applied: u64, tenant: &[u8], shards: &[(u16, 
     .await
     .map_err(DbError::during("save the shards' state"))?;
     Ok(())
-}
-
-/// Stores a model and forgets the oldest.
-///
-/// # Errors
-/// When the database is away or fails.
-pub async fn insert_model(tx: &mut Tx<'_>, model: &StoredModel, trained: DateTime<Utc>) -> Result<(), DbError> {
-    let id = tx.tenant().clone();
-    let version = i64::try_from(model.manifest.version).unwrap_or(i64::MAX);
-    sqlx::query(
-        "INSERT INTO model (tenant_id, version, manifest, weights, trained) VALUES ($1, $2, $3, $4, $5) \
-         ON CONFLICT (tenant_id, version) DO UPDATE SET manifest = excluded.manifest, weights = excluded.weights, \
-         trained = excluded.trained",
-    )
-    .bind(id.as_str())
-    .bind(version)
-    .bind(sqlx::types::Json(&model.manifest))
-    .bind(&model.weights)
-    .bind(trained)
-    .execute(&mut **tx)
-    .await
-    .map_err(DbError::during("store a model"))?;
-    sqlx::query("DELETE FROM model WHERE tenant_id = $1 AND version <= $2")
-        .bind(id.as_str())
-        .bind(version - MODELS_KEPT)
-        .execute(&mut **tx)
-        .await
-        .map_err(DbError::during("forget old models"))?;
-    Ok(())
-}
-
-/// Loads a model.
-///
-/// # Errors
-/// When the database is away or fails, or the manifest is not one.
-pub async fn load_model(db: &Db, tenant: &TenantId, version: u64) -> Result<Option<StoredModel>, DbError> {
-    let mut tx = db.begin(tenant).await?;
-    let row: Option<(sqlx::types::Json<Manifest>, Vec<u8>)> =
-        sqlx::query_as("SELECT manifest, weights FROM model WHERE tenant_id = $1 AND version = $2")
-            .bind(tenant.as_str())
-            .bind(i64::try_from(version).unwrap_or(i64::MAX))
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(DbError::during("load a model"))?;
-    tx.rollback().await?;
-    Ok(row.map(|(manifest, weights)| StoredModel {
-        manifest: manifest.0,
-        weights,
-    }))
 }

@@ -10,15 +10,15 @@ use prost::Message as _;
 use crate::{
     domain::{
         activity::{BUCKETS, Bucket, Distinct, SourceActivity},
-        autoencoder::Autoencoder,
         bounded::BoundedMap,
         features::{FEATURES, WIDTH},
         finding::Fold,
+        network::Network,
         reservoir::Reservoir,
         settings::Settings,
         shard::{Contacts, FlowMemory, Shard},
         spot::{Peak, Spot, SpotState},
-        tenant::{Learning, Live, Phase, Tenant},
+        tenant::{Learning, Live, Origin, Phase, Tenant},
         window::{Attempt, CountWindow, DistinctWindow, FlowRef, Host},
     },
     error::Error,
@@ -30,7 +30,9 @@ use crate::{
 };
 
 /// Version of the form. A checkpoint of a newer one is refused.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+/// The oldest that is read: what it lacks begins anew.
+const OLDEST: u32 = 1;
 
 /// Writes a tenant's own state.
 pub fn write_tenant(tenant: &Tenant) -> Vec<u8> {
@@ -46,26 +48,17 @@ pub fn write_tenant(tenant: &Tenant) -> Vec<u8> {
                 offered: learning.sample.offered(),
                 chance,
                 features: FEATURES.iter().map(|f| f.name.to_owned()).collect(),
+                origin: match learning.origin {
+                    Origin::Period => 0,
+                    Origin::WholePeriod => 1,
+                    Origin::Recent => 2,
+                },
+                tags: learning.tags.clone(),
             })
         }
         Phase::Idle | Phase::Scoring => None,
     };
-    let threshold = tenant.live.as_ref().map(|live| {
-        let state = live.spot.state();
-        ThresholdState {
-            base: state.base,
-            threshold: state.threshold,
-            tail: state.tail.map(|(a, b)| vec![a, b]).unwrap_or_default(),
-            peaks: state.peaks.iter().map(|p| p.excess).collect(),
-            alarms: state.peaks.iter().map(|p| p.alarm).collect(),
-            represented: state.represented,
-            peaks_until_fit: state.peaks_until_fit,
-            drift: state.drift,
-            drift_sum: state.drift_sum,
-            observed: state.observed,
-            exceeded: state.exceeded,
-        }
-    });
+    let threshold = tenant.live.as_ref().map(|live| spot_state(&live.spot));
     TenantState {
         version: VERSION,
         phase: tenant.phase.to_proto() as u32,
@@ -76,8 +69,27 @@ pub fn write_tenant(tenant: &Tenant) -> Vec<u8> {
         recent_messages: tenant.recent.iter().flatten().copied().collect(),
         applied: tenant.applied,
         trained: tenant.live.as_ref().map_or(0, |live| live.trained),
+        budgets: super::budget::write(&tenant.budgets),
+        roles: Some(super::roles::write(&tenant.models)),
     }
     .encode_to_vec()
+}
+
+pub(super) fn spot_state(spot: &Spot) -> ThresholdState {
+    let state = spot.state();
+    ThresholdState {
+        base: state.base,
+        threshold: state.threshold,
+        tail: state.tail.map(|(a, b)| vec![a, b]).unwrap_or_default(),
+        peaks: state.peaks.iter().map(|p| p.excess).collect(),
+        alarms: state.peaks.iter().map(|p| p.alarm).collect(),
+        represented: state.represented,
+        peaks_until_fit: state.peaks_until_fit,
+        drift: state.drift,
+        drift_sum: state.drift_sum,
+        observed: state.observed,
+        exceeded: state.exceeded,
+    }
 }
 
 /// Reads a tenant's own state. `Some` version when a model belongs to it, which [`attach_model`] then adds.
@@ -99,17 +111,28 @@ pub fn read_tenant(id: &TenantId, settings: Arc<Settings>, bytes: &[u8]) -> Resu
             .iter()
             .map(String::as_str)
             .eq(FEATURES.iter().map(|f| f.name));
-        same.then(|| Learning {
-            started: learning.started,
-            automatic: learning.automatic,
-            window: (learning.first, learning.last),
-            sample: Reservoir::restore(
+        same.then(|| {
+            let sample = Reservoir::restore(
                 WIDTH,
                 tenant.settings.sample_rows,
                 learning.rows,
                 learning.offered,
                 learning.chance,
-            ),
+            );
+            let mut tags = learning.tags;
+            tags.resize(sample.len(), 0);
+            Learning {
+                started: learning.started,
+                automatic: learning.automatic,
+                origin: match learning.origin {
+                    1 => Origin::WholePeriod,
+                    2 => Origin::Recent,
+                    _ => Origin::Period,
+                },
+                tags,
+                window: (learning.first, learning.last),
+                sample,
+            }
         })
     });
     tenant.phase = match (state.phase, learning) {
@@ -126,6 +149,8 @@ pub fn read_tenant(id: &TenantId, settings: Arc<Settings>, bytes: &[u8]) -> Resu
         tenant.recent.insert(*id);
     }
     tenant.applied = state.applied;
+    super::budget::read(&mut tenant.budgets, state.budgets);
+    super::roles::read(&mut tenant.models, state.roles);
     let threshold = state.threshold.map(|state| Threshold {
         trained: 0,
         state: threshold_state(state),
@@ -142,7 +167,7 @@ pub struct Threshold {
 }
 
 /// Puts the model that belongs to the saved state back to work.
-pub fn attach_model(tenant: &mut Tenant, model: Autoencoder, threshold: Threshold) {
+pub fn attach_model(tenant: &mut Tenant, model: Network, threshold: Threshold) {
     tenant.live = Some(Live {
         model: Arc::new(model),
         spot: Spot::restore(tenant.settings.spot, threshold.state),
@@ -150,7 +175,7 @@ pub fn attach_model(tenant: &mut Tenant, model: Autoencoder, threshold: Threshol
     });
 }
 
-fn threshold_state(state: ThresholdState) -> SpotState {
+pub(super) fn threshold_state(state: ThresholdState) -> SpotState {
     SpotState {
         base: state.base,
         threshold: state.threshold,
@@ -253,6 +278,7 @@ pub fn write_shard(shard: &Shard) -> Vec<u8> {
         period: fold.period,
         period_score: fold.period_score,
         loud: fold.loud,
+        held: fold.held,
     });
     ShardState {
         version: VERSION,
@@ -359,6 +385,7 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
             period: f.period,
             period_score: f.period_score,
             loud: f.loud,
+            held: f.held,
         };
         shard.folds.get_or_insert_with(sixteen(&f.fingerprint), || fold);
     }
@@ -371,11 +398,11 @@ pub fn read_shard(id: &TenantId, settings: &Settings, bytes: &[u8]) -> Result<Sh
 }
 
 pub(super) fn check_version(version: u32) -> Result<(), String> {
-    if version == VERSION {
+    if (OLDEST..=VERSION).contains(&version) {
         Ok(())
     } else {
         Err(format!(
-            "version {version} is not {VERSION}: it was saved by another release"
+            "version {version} is not {OLDEST} to {VERSION}: it was saved by another release"
         ))
     }
 }

@@ -13,7 +13,7 @@ use anomaly::{
 use chrono::Utc;
 use garrison_auth::{Caller, Principal};
 use garrison_bus::{Bus, Delivery, Disposition, subject};
-use garrison_db::Db;
+use garrison_db::{Db, DbConfig};
 use garrison_proto::{
     TenantId,
     alert::v1::{
@@ -32,17 +32,22 @@ use crate::{
     world::tenant,
 };
 
-struct Bench {
-    engine: Arc<Engine>,
-    api: Api,
+pub(crate) struct Bench {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) api: Api,
     position: AtomicI64,
 }
 
 impl Bench {
     async fn new() -> Self {
+        let database = Stack::shared().await.database("anomaly", &anomaly::MIGRATOR).await;
+        Self::on(&database, "").await
+    }
+
+    /// On a database that may have been used before.
+    pub(crate) async fn on(database: &DbConfig, extra: &str) -> Self {
         let stack = Stack::shared().await;
-        let database = stack.database("anomaly", &anomaly::MIGRATOR).await;
-        let db = Db::connect(&database, "anomaly").unwrap();
+        let db = Db::connect(database, "anomaly").unwrap();
         let bus = Bus::connect(&stack.bus_config("svc/anomaly"), "anomaly").await.unwrap();
         let text = r#"
             core.identity = { trust_domain = "t", cert_file = "c", key_file = "k", ca_file = "a" }
@@ -50,7 +55,7 @@ impl Bench {
         "#;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("anomaly.toml");
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, format!("{text}\n{extra}")).unwrap();
         let config: Config = garrison_service::read_config(&path).unwrap();
         let clock = Arc::new(|| Utc::now().timestamp_nanos_opt().unwrap());
         let engine = Arc::new(Engine::new(db, bus, &config, clock));
@@ -61,7 +66,7 @@ impl Bench {
         }
     }
 
-    async fn take(&self, tenant: &TenantId, flows: &[Flow]) {
+    pub(crate) async fn take(&self, tenant: &TenantId, flows: &[Flow]) {
         let delivery = Delivery {
             id: Uuid::now_v7(),
             subject: subject::flows(tenant, subject::shard_of(flows[0].src)),
@@ -79,7 +84,7 @@ impl Bench {
         assert_eq!(self.engine.take(&delivery).await, Disposition::Ack);
     }
 
-    async fn model(&self, tenant: &TenantId) -> Model {
+    pub(crate) async fn model(&self, tenant: &TenantId) -> Model {
         let answer = self.api.get_model(by(tenant, GetModelRequest {})).await.unwrap();
         answer.into_inner().model.unwrap()
     }
@@ -114,7 +119,7 @@ async fn learning_is_commanded_per_tenant_and_never_touches_another() {
 
     bench
         .api
-        .start_learning(by(&acme, StartLearningRequest {}))
+        .start_learning(by(&acme, StartLearningRequest::default()))
         .await
         .unwrap();
     bench.take(&acme, &office(50)).await;
@@ -140,7 +145,7 @@ async fn learning_is_commanded_per_tenant_and_never_touches_another() {
     assert_eq!(answer.into_inner().model.unwrap().phase(), ModelPhase::Training);
     let busy = bench
         .api
-        .start_learning(by(&acme, StartLearningRequest {}))
+        .start_learning(by(&acme, StartLearningRequest::default()))
         .await
         .unwrap_err();
     assert_eq!(busy.code(), Code::FailedPrecondition);
@@ -184,7 +189,9 @@ async fn a_request_without_a_verified_caller_is_refused() {
     for status in [
         api.list_detectors(Request::new(ListDetectorsRequest {})).await.err(),
         api.get_model(Request::new(GetModelRequest {})).await.err(),
-        api.start_learning(Request::new(StartLearningRequest {})).await.err(),
+        api.start_learning(Request::new(StartLearningRequest::default()))
+            .await
+            .err(),
         api.finish_learning(Request::new(FinishLearningRequest {})).await.err(),
     ] {
         assert!(matches!(status.unwrap().code(), Code::Unauthenticated | Code::Internal));

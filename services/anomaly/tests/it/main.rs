@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod api;
+mod budget;
 mod intel;
+mod models;
 mod process;
 mod traffic;
 mod world;

@@ -165,6 +165,7 @@ impl Findings {
             score: 1.0,
             threshold: 1.0,
             indicators: Vec::new(),
+            classification: None,
         });
         alert.count += 1;
         if before(&alert.first_seen, first) {

@@ -9,7 +9,10 @@ use std::{
 
 use garrison_auth::{SpiffeId, TlsFiles, TlsIdentity, client};
 use garrison_proto::{
-    alert::v1::{detection_service_client::DetectionServiceClient, verdict_service_client::VerdictServiceClient},
+    alert::v1::{
+        budget_service_client::BudgetServiceClient, detection_service_client::DetectionServiceClient,
+        model_service_client::ModelServiceClient, verdict_service_client::VerdictServiceClient,
+    },
     compliance::v1::{
         report_service_client::ReportServiceClient, transparency_log_service_client::TransparencyLogServiceClient,
     },
@@ -115,6 +118,8 @@ pub struct Desk {
     pub flows: FlowServiceClient<Authorized>,
     pub detection: DetectionServiceClient<Authorized>,
     pub verdicts: VerdictServiceClient<Authorized>,
+    pub budgets: BudgetServiceClient<Authorized>,
+    pub models: ModelServiceClient<Authorized>,
     pub policies: PolicyServiceClient<Authorized>,
     pub alerts: AlertServiceClient<Authorized>,
     pub incidents: IncidentServiceClient<Authorized>,
@@ -147,6 +152,8 @@ impl Desk {
             flows: FlowServiceClient::new(on("flow-ingest")),
             detection: DetectionServiceClient::new(on("anomaly")),
             verdicts: VerdictServiceClient::new(on("anomaly")),
+            budgets: BudgetServiceClient::new(on("anomaly")),
+            models: ModelServiceClient::new(on("anomaly")),
             policies: PolicyServiceClient::new(on("policy")),
             alerts: AlertServiceClient::new(responder.clone()).max_decoding_message_size(MESSAGE),
             incidents: IncidentServiceClient::new(responder.clone()).max_decoding_message_size(MESSAGE),

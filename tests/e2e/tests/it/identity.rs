@@ -98,7 +98,7 @@ async fn meddle(channel: Channel, service: &str) -> Result<(), Status> {
             .await
             .map(drop),
         "anomaly" => DetectionServiceClient::new(channel)
-            .start_learning(StartLearningRequest {})
+            .start_learning(StartLearningRequest::default())
             .await
             .map(drop),
         "policy" => PolicyServiceClient::new(channel)

@@ -114,7 +114,11 @@ pub async fn seed(fleet: &Fleet, doors: &Doors, id: &'static str, n: u8) -> Side
     };
     admin.playbooks.add_protected_host(request).await.unwrap();
     if id == ACME {
-        admin.detection.start_learning(StartLearningRequest {}).await.unwrap();
+        admin
+            .detection
+            .start_learning(StartLearningRequest::default())
+            .await
+            .unwrap();
     }
 
     let own = |last| Ipv4Addr::new(10, n, 1, last);

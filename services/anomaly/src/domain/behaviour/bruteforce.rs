@@ -123,5 +123,6 @@ fn found(
         score: 0.0,
         threshold: 0.0,
         loud: None,
+        class: None,
     }
 }

@@ -72,5 +72,6 @@ pub fn new_internal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out
         score: 1.0,
         threshold: 1.0,
         loud: None,
+        class: None,
     });
 }

@@ -56,6 +56,7 @@ pub fn vertical(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &m
         score: count,
         threshold: threshold.count as f64,
         loud: threshold.loud(),
+        class: None,
     });
 }
 
@@ -115,6 +116,7 @@ pub fn horizontal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: 
         score: count,
         threshold: threshold.count as f64,
         loud: threshold.loud(),
+        class: None,
     });
 }
 

@@ -1,9 +1,12 @@
 //! The whole core on made traffic: behaviours, the model beside a naive baseline, repeats, disorder, replays.
 
 use garrison_flow::{FlowBatchBuilder, FlowRow, FlowState};
+use garrison_proto::alert::v1::ModelPhase;
 
 use super::*;
 use crate::domain::{rng::SplitMix64, shard::tests::settings, window::SECOND};
+
+mod candidates;
 
 const START: Nanos = 1_750_000_000 * SECOND;
 
@@ -355,6 +358,14 @@ fn the_model_finds_what_a_boxplot_on_rate_does_not_and_leaves_normal_traffic_alo
     let alert = by_detector(&alerts, "model.autoencoder")[0];
     let sizes = |name: &str| name.contains("byte") || name.contains("payload");
     assert!(alert.features.iter().any(|f| sizes(&f.name)), "{:#?}", alert);
+    // Where one value alone could have made it normal, it lies between what is and what is usual.
+    for (value, usual, normal) in alert
+        .features
+        .iter()
+        .filter_map(|f| Some((f.value, f.usual, f.normal?)))
+    {
+        assert!((normal - value) * (normal - usual) <= 1e-6, "{value} {usual} {normal}");
+    }
     assert!(
         alert
             .features

@@ -1,8 +1,13 @@
 //! `alert.v1`: models and detectors.
 
 use garrison_proto::alert::v1::{
-    FinishLearningRequest, GetModelRequest, ListDetectorsRequest, ListIndicatorFeedsRequest, ListRankedAlertsRequest,
-    LookupIndicatorRequest, ModelPhase, RecordVerdictRequest, StartLearningRequest, Verdict,
+    FinishLearningRequest, GetModelRequest, GetModelVersionRequest, ListDetectorsRequest, ListIndicatorFeedsRequest,
+    ListModelVersionsRequest, ListRankedAlertsRequest, LookupIndicatorRequest, ModelPhase, PromoteModelRequest,
+    RecordVerdictRequest, RollBackModelRequest, StartLearningRequest, UpdateModelRequest, Verdict,
+};
+
+use garrison_proto::alert::v1::{
+    GetAlarmBudgetRequest, ListHeldAlertsRequest, ReleaseHeldAlertRequest, SetAlarmBudgetRequest,
 };
 
 use super::cases;
@@ -47,6 +52,61 @@ cases! {
         let outcome = world.globex.admin.verdicts.clone().record_verdict(request).await;
         assert_eq!(outcome.unwrap_err().code(), tonic::Code::NotFound);
     };
+    "alert.v1.ModelService/ListModelVersions" => |world| {
+        let answer = world.globex.admin.models.clone().list_model_versions(ListModelVersionsRequest {}).await;
+        let answer = answer.unwrap().into_inner();
+        assert!(answer.versions.is_empty() && answer.shadow.is_none() && answer.drift.is_none());
+        assert_eq!(answer.recent.unwrap().records, 0);
+    };
+    "alert.v1.ModelService/GetModelVersion" => |world| {
+        let outcome = world.globex.admin.models.clone().get_model_version(GetModelVersionRequest { version: 1 }).await;
+        assert_eq!(outcome.unwrap_err().code(), tonic::Code::NotFound);
+    };
+    "alert.v1.ModelService/UpdateModel" => |world| {
+        // globex has no model; that acme is learning one must neither help nor hurt.
+        let outcome = world.globex.admin.models.clone().update_model(UpdateModelRequest {}).await;
+        assert_eq!(outcome.unwrap_err().code(), tonic::Code::FailedPrecondition);
+        assert_eq!(phase(&world.acme).await, ModelPhase::Learning);
+    };
+    "alert.v1.ModelService/PromoteModel" => |world| {
+        let request = PromoteModelRequest { version: 1, despite_objection: true };
+        let outcome = world.globex.admin.models.clone().promote_model(request).await;
+        assert_eq!(outcome.unwrap_err().code(), tonic::Code::NotFound);
+    };
+    "alert.v1.ModelService/RollBackModel" => |world| {
+        let outcome = world.globex.admin.models.clone().roll_back_model(RollBackModelRequest { version: 0 }).await;
+        assert_eq!(outcome.unwrap_err().code(), tonic::Code::FailedPrecondition);
+        assert_eq!(phase(&world.acme).await, ModelPhase::Learning);
+    };
+    "alert.v1.BudgetService/SetAlarmBudget" => |world| {
+        let before = promised(&world.acme).await;
+        let request = SetAlarmBudgetRequest { group: "model".to_owned(), alerts_per_day: Some(7.0) };
+        world.globex.admin.budgets.clone().set_alarm_budget(request).await.unwrap();
+        assert_eq!(promised(&world.globex).await, Some(7.0));
+        assert_eq!(promised(&world.acme).await, before, "acme's budget is what globex set");
+    };
+    "alert.v1.BudgetService/GetAlarmBudget" => |world| {
+        let answer = world.globex.admin.budgets.clone().get_alarm_budget(GetAlarmBudgetRequest {}).await.unwrap();
+        // What was counted is the tenant's own, and nothing of globex was ever judged.
+        for budget in answer.into_inner().budgets {
+            let total = budget.total.unwrap();
+            assert_eq!((total.issued, total.exempt, total.held), (0, 0, 0), "{}", budget.group);
+        }
+    };
+    "alert.v1.BudgetService/ListHeldAlerts" => |world| {
+        let request = ListHeldAlertsRequest { told: true, ..ListHeldAlertsRequest::default() };
+        let answer = world.globex.admin.budgets.clone().list_held_alerts(request).await.unwrap();
+        assert!(answer.into_inner().alerts.is_empty());
+    };
+    "alert.v1.BudgetService/ReleaseHeldAlert" => |world| {
+        // An id that another tenant has and one that nobody has are answered the same way.
+        let request = ReleaseHeldAlertRequest {
+            alert_id: "01970000-0000-7000-8000-000000000001".to_owned(),
+            comment: String::new(),
+        };
+        let outcome = world.globex.admin.budgets.clone().release_held_alert(request).await;
+        assert_eq!(outcome.unwrap_err().code(), tonic::Code::NotFound);
+    };
     "alert.v1.DetectionService/FinishLearning" => |world| {
         // globex is not learning; that acme is must neither help nor hurt.
         let outcome = world.globex.admin.detection.clone().finish_learning(FinishLearningRequest {}).await;
@@ -55,7 +115,7 @@ cases! {
     };
     "alert.v1.DetectionService/StartLearning" => |world| {
         let before = learnt(&world.acme).await;
-        world.globex.admin.detection.clone().start_learning(StartLearningRequest {}).await.unwrap();
+        world.globex.admin.detection.clone().start_learning(StartLearningRequest::default()).await.unwrap();
         assert_eq!(phase(&world.globex).await, ModelPhase::Learning);
         assert!(learnt(&world.acme).await >= before, "acme's learning began anew");
     };
@@ -81,4 +141,16 @@ async fn learnt(side: &Side) -> u64 {
         .await
         .unwrap();
     answer.into_inner().model.unwrap().learnt_flows
+}
+
+async fn promised(side: &Side) -> Option<f64> {
+    let answer = side
+        .admin
+        .budgets
+        .clone()
+        .get_alarm_budget(GetAlarmBudgetRequest {})
+        .await
+        .unwrap();
+    let budgets = answer.into_inner().budgets;
+    budgets.into_iter().find(|b| b.group == "model").unwrap().alerts_per_day
 }
