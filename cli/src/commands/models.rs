@@ -37,6 +37,7 @@ pub enum Model {
     /// Show one version: what it learnt, how well, and what speaks against it
     Show {
         /// Its number
+        #[arg(id = "model_version", value_name = "VERSION")]
         version: u64,
     },
     /// Show how the candidate compares with the live model on the same flows
@@ -46,6 +47,7 @@ pub enum Model {
     /// Put the candidate in the live model's place
     Promote {
         /// Its number
+        #[arg(id = "model_version", value_name = "VERSION")]
         version: u64,
         /// Although something speaks against it; later versions are held against it from then on
         #[arg(long)]
@@ -56,6 +58,7 @@ pub enum Model {
     /// Without a number it is the one that was live before.
     Rollback {
         /// Its number
+        #[arg(id = "model_version", value_name = "VERSION")]
         version: Option<u64>,
     },
 }
