@@ -104,6 +104,31 @@ fn a_capture_on_standard_input_in_every_text_format() {
 }
 
 #[test]
+fn a_filter_leaves_out_what_is_not_wanted_and_says_so() {
+    let capture = capture(9);
+    let some = read(&["-", "-o", "json", "--filter", "udp portrange 20002-20004"], &capture);
+    assert_eq!(some.status.code(), Some(0), "{}", text(&some.stderr));
+    let ports: Vec<_> = text(&some.stdout)
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["src_port"].as_u64())
+        .collect();
+    assert_eq!(ports, [Some(20_002), Some(20_003), Some(20_004)]);
+    let sums =
+        "3 packets = 3 parsed + 0 malformed + 0 shed; 0 without a flow; 3 flows; 6 packets left out by the filter";
+    assert!(text(&some.stderr).contains(sums), "{}", text(&some.stderr));
+    let wrong = read(&["-", "--filter", "udp prot 1"], &capture);
+    assert_ne!(wrong.status.code(), Some(0));
+    assert!(text(&wrong.stderr).contains("GAR-FLOW-0015"), "{}", text(&wrong.stderr));
+    let log = read(&["-", "--filter", "udp"], &read(&["-", "-o", "zeek"], &capture).stdout);
+    assert_ne!(log.status.code(), Some(0));
+    assert!(
+        text(&log.stderr).contains("it selects packets"),
+        "{}",
+        text(&log.stderr)
+    );
+}
+
+#[test]
 fn zeek_output_is_read_back_as_the_same_flows() {
     let zeek = read(&["-", "-o", "zeek"], &capture(5));
     let lines: Vec<&str> = text(&zeek.stdout).lines().collect();

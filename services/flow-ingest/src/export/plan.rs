@@ -31,12 +31,24 @@ struct Step {
     name: u16,
 }
 
+// A number of a record of fixed length, read without asking what it is: eight octets that end with it, or with the eighth
+// octet of the record.
+struct Direct {
+    load: u32,
+    shift: u8,
+    slot: u8,
+    mask: u64,
+}
+
 /// A compiled template.
 pub struct Plan {
     fields: Vec<FieldSpec>,
     /// The first this many fields are scopes of an options template.
     scopes: u16,
     steps: Vec<Step>,
+    // Numbers that have no step, and their slots as bits.
+    direct: Vec<Direct>,
+    have: u64,
     // `"name":` of each extra.
     names: Vec<String>,
     // Octets of a record; with variable fields the least there can be.
@@ -107,6 +119,9 @@ impl<'a> Values<'a> {
 }
 
 fn plain_text(bytes: &[u8]) -> Option<&str> {
+    if bytes.is_empty() {
+        return None;
+    }
     let end = bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
     std::str::from_utf8(&bytes[..end]).ok().filter(|text| !text.is_empty())
 }
@@ -127,7 +142,8 @@ impl Plan {
             return Err("a template has more scopes than fields");
         }
         let variable = fields.iter().any(|field| field.length == VARIABLE);
-        let mut steps = Vec::new();
+        let total: usize = fields.iter().map(|field| usize::from(field.length)).sum();
+        let (mut steps, mut direct, mut have) = (Vec::new(), Vec::new(), 0);
         let mut names = Vec::new();
         let mut offset = 0;
         for (i, field) in fields.iter().enumerate() {
@@ -141,6 +157,22 @@ impl Plan {
             };
             if !fits(wanted, field.length) {
                 wanted = Action::Numbered;
+            }
+            if let Action::Number(slot) = wanted
+                && !variable
+                && length > 0
+                && total >= 8
+            {
+                let load = (offset + length).max(8) - 8;
+                direct.push(Direct {
+                    load: load as u32,
+                    shift: (load + 8 - offset - length) as u8 * 8,
+                    slot: slot as u8,
+                    mask: u64::MAX >> (64 - 8 * length),
+                });
+                have |= 1 << slot as u8;
+                offset += length;
+                continue;
             }
             // A variable record is walked from its front, so every field has its step.
             if variable || (field.length > 0 && wanted != Action::Skip) {
@@ -167,6 +199,8 @@ impl Plan {
             fields,
             scopes,
             steps,
+            direct,
+            have,
             names,
             length: offset,
             variable,
@@ -214,6 +248,17 @@ impl Plan {
         let Some(record) = data.get(..self.length) else {
             return Err(Malformed::new(0, "a record is cut short"));
         };
+        values.have = self.have;
+        for number in &self.direct {
+            let at = number.load as usize;
+            // The places were added up to `length` when the plan was made.
+            if let (Some(octets), Some(place)) = (
+                record.get(at..at + 8).and_then(|octets| octets.first_chunk()),
+                values.numbers.get_mut(usize::from(number.slot)),
+            ) {
+                *place = u64::from_be_bytes(*octets) >> number.shift & number.mask;
+            }
+        }
         for step in &self.steps {
             let at = step.offset as usize;
             // The offsets were added up to `length` when the plan was made.
@@ -387,6 +432,31 @@ mod tests {
 
     fn spec(enterprise: u32, id: u16, length: u16) -> FieldSpec {
         FieldSpec { enterprise, id, length }
+    }
+
+    #[test]
+    fn numbers_of_a_fixed_record_read_as_those_of_a_variable_one() {
+        // Octets delta count in every length, behind and before other fields.
+        for length in 1..=8_u16 {
+            for before in [0, 1, 5, 20] {
+                let fields = vec![
+                    spec(9, 1, before.max(1)),
+                    spec(0, 1, length),
+                    spec(0, 4, 1),
+                    spec(9, 2, 3),
+                ];
+                let plan = Plan::compile(fields, 0).unwrap();
+                let data: Vec<u8> = (0..plan.length() as u8).map(|i| 0xf0 ^ i.wrapping_mul(37)).collect();
+                let (mut values, mut extra) = (Values::new(), Vec::new());
+                assert_eq!(plan.read(&data, &mut values, &mut extra, false).unwrap(), data.len());
+                let at = usize::from(before.max(1));
+                let octets = &data[at..at + usize::from(length)];
+                assert_eq!(values.get(Slot::SrcIpBytes), Some(number(octets)), "{length} {before}");
+                let protocol = data[at + usize::from(length)];
+                assert_eq!(values.get(Slot::Protocol), Some(protocol.into()));
+                assert_eq!(values.get(Slot::SrcPort), None);
+            }
+        }
     }
 
     #[test]

@@ -58,16 +58,16 @@ impl Emitter {
 
     /// Hands over a finished row after its sensor, id and Community ID were filled in.
     pub(crate) fn finish(&mut self, key: &FlowKey, row: FlowRow<'_>, sink: &mut impl Sink) {
+        // Changed where it lies: a row is large.
+        let mut row = row;
         let mut community = [0; COMMUNITY_ID_LEN];
         community_id(key, row.ip_version, &mut community);
         // Two records of one flow with one start, as active timeouts make them, are told apart by the serial number.
         self.serial = self.serial.wrapping_add(1);
-        sink.record(&FlowRow {
-            flow_id: flow_id(&self.seed, key, row.first_seen, self.serial),
-            community_id: std::str::from_utf8(&community).unwrap_or_default(),
-            sensor: &self.sensor,
-            ..row
-        });
+        row.flow_id = flow_id(&self.seed, key, row.first_seen, self.serial);
+        row.community_id = std::str::from_utf8(&community).unwrap_or_default();
+        row.sensor = &self.sensor;
+        sink.record(&row);
     }
 
     /// Hands over a record. `false` when it names no two hosts, and so is no flow.
