@@ -264,6 +264,7 @@ impl Budgets {
         let configured = self.groups[group.index()].budget.alerts_a_day();
         let mut stored = stored;
         stored.budget.promise(stored.set.unwrap_or(configured));
+        self.now = self.now.max(stored.budget.state().latest.unwrap_or_default());
         self.groups[group.index()] = stored;
     }
 

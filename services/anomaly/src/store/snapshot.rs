@@ -539,7 +539,17 @@ mod tests {
             })
     }
 
-    fn feed(tenant: &mut Tenant, n: u8, rows: &[FlowRow<'_>]) -> Vec<garrison_proto::alert::v1::Alert> {
+    // What is told and what is held back. Half an hour passes with each batch.
+    fn feed(
+        tenant: &mut Tenant,
+        n: u8,
+        rows: &[FlowRow<'_>],
+    ) -> (
+        Vec<garrison_proto::alert::v1::Alert>,
+        Vec<crate::domain::budget::HeldChange>,
+    ) {
+        let budget = tenant.settings.budget.clone();
+        tenant.budgets.begin(i64::from(n) * 1_800 * SECOND, true, &budget);
         let mut builder = FlowBatchBuilder::new(rows.len());
         rows.iter().for_each(|r| builder.push(r));
         let judged = tenant.judge(&Arrival {
@@ -550,7 +560,7 @@ mod tests {
             now: 0,
             batch: &builder.finish(),
         });
-        judged.alerts
+        (judged.alerts, judged.held)
     }
 
     fn copy(tenant: &Tenant) -> Tenant {
@@ -582,6 +592,8 @@ mod tests {
             settings.horizontal.count = 2;
             settings.bounds.windows = 3;
             settings.bounds.flows = 30;
+            settings.budget.alerts_a_day = [1.0, 1.0];
+            settings.budget.never_held = [false; crate::domain::detector::Detector::ALL.len()];
             let mut whole = Tenant::new("acme".parse().unwrap(), Arc::new(settings), SHARDS);
             if learning {
                 whole.start_learning(5, true).unwrap();
@@ -611,6 +623,33 @@ mod tests {
             let _ = read_wide(&id, &settings, &bytes);
             let _ = read_tenant(&id, settings, &bytes);
         }
+    }
+
+    #[test]
+    fn what_a_release_without_budgets_saved_is_read_and_they_begin_now() {
+        let id: TenantId = "acme".parse().unwrap();
+        let state = TenantState {
+            version: 1,
+            phase: 1,
+            applied: 77,
+            ..TenantState::default()
+        };
+        let (tenant, threshold) = read_tenant(&id, Arc::new(settings()), &state.encode_to_vec()).unwrap();
+        assert!(threshold.is_none());
+        assert_eq!(tenant.applied, 77);
+        assert_eq!(tenant.budgets, crate::domain::budget::Budgets::new(&settings()));
+        let shard = ShardState {
+            version: 1,
+            folds: vec![FoldState {
+                fingerprint: vec![7; 16],
+                count: 3,
+                ..FoldState::default()
+            }],
+            ..ShardState::default()
+        };
+        let shard = read_shard(&id, &settings(), &shard.encode_to_vec()).unwrap();
+        // What was told before there were budgets goes on being told.
+        assert!(!shard.folds.peek(&[7; 16]).unwrap().held);
     }
 
     #[test]
