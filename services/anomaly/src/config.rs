@@ -7,6 +7,7 @@ pub use intel::{FeedConfig, FeedFormat, IntelConfig};
 pub mod behaviours;
 pub mod budget;
 pub mod model;
+pub mod risk;
 
 use garrison_bus::subject::SHARDS;
 use garrison_service::{ConfigError, Core, ServiceConfig};
@@ -20,6 +21,7 @@ use crate::config::behaviours::{
 };
 use crate::config::budget::BudgetConfig;
 use crate::config::model::{CandidateConfig, NetworkConfig};
+use crate::config::risk::RiskConfig;
 use crate::domain::{
     detector::Detector,
     settings::{Bounds, Network, Settings, ShortSession, Threshold, WideBounds},
@@ -49,6 +51,9 @@ pub struct Config {
     /// Threat intelligence.
     #[serde(default)]
     pub intel: IntelConfig,
+    /// The risk of hosts, services and users.
+    #[serde(default)]
+    pub risk: RiskConfig,
     /// What alerts hold.
     #[serde(default)]
     pub alerts: AlertsConfig,
@@ -479,6 +484,7 @@ impl ServiceConfig for Config {
         }
         self.intel.validate()?;
         self.budget.validate()?;
+        self.risk.validate()?;
         within("alerts.fold_seconds", self.alerts.fold_seconds.into(), 1, 7 * 86_400)?;
         within("alerts.flows", self.alerts.flows as u64, 1, 256)?;
         within("alerts.targets", self.alerts.targets as u64, 1, 256)?;
@@ -715,6 +721,7 @@ key_file = "k"
                 "key `budget.never_held[0]`: \"scam.*\" is no detector",
             ),
             ("[budget]\nheld_days = 0", "budget.held_days"),
+            ("[risk]\nhalf_life_seconds = 1", "risk.half_life_seconds"),
             ("[budget.model]\nnever_held_severity = \"worst\"", "never_held_severity"),
             (
                 "[detectors.scan_vertical]\ndistinct = 1",

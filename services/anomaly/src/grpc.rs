@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod models;
+pub mod risk;
 pub mod verdicts;
 
 use std::sync::Arc;
@@ -15,13 +16,14 @@ use garrison_proto::alert::v1::{
     budget_service_server::BudgetServiceServer,
     detection_service_server::{DetectionService, DetectionServiceServer},
     model_service_server::ModelServiceServer,
+    risk_service_server::RiskServiceServer,
     verdict_service_server::VerdictServiceServer,
 };
 use garrison_service::audit::caller_actor;
 use tonic::{Request, Response, Status, service::Routes};
 
 use crate::{
-    app::Engine,
+    app::{Engine, Risks},
     domain::{detector::Detector, tenant::Origin},
     error::Error,
 };
@@ -30,10 +32,11 @@ use crate::{
 pub struct Api(pub Arc<Engine>);
 
 /// The gRPC services of anomaly.
-pub fn routes(engine: Arc<Engine>) -> Routes {
+pub fn routes(engine: Arc<Engine>, risks: Risks) -> Routes {
     Routes::new(DetectionServiceServer::new(Api(Arc::clone(&engine))))
         .add_service(ModelServiceServer::new(models::Models(Arc::clone(&engine))))
         .add_service(BudgetServiceServer::new(budget::Budgets(Arc::clone(&engine))))
+        .add_service(RiskServiceServer::new(risk::RiskApi(risks)))
         .add_service(VerdictServiceServer::new(verdicts::Verdicts(engine)))
 }
 

@@ -16,11 +16,17 @@ pub mod store;
 use std::{convert::Infallible, sync::Arc};
 
 use chrono::Utc;
-use garrison_bus::{Dispatch, run_consumer, topology::FLOWS_ANOMALY};
+use garrison_bus::{
+    Dispatch, run_consumer,
+    topology::{ALERTS_ANOMALY, EVENTS_ANOMALY, FLOWS_ANOMALY},
+};
 use garrison_service::{BoxError, Service, ServiceInfo};
 use tokio_util::sync::CancellationToken;
 
-use crate::{app::Engine, config::Config};
+use crate::{
+    app::{Engine, Risks},
+    config::Config,
+};
 
 /// The database migrations.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -79,5 +85,13 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
         following.intel().follow(&following, shutdown).await;
         Ok::<_, Infallible>(())
     });
-    service.serve(grpc::routes(engine)).await
+    let risks = Risks::new(service.db().clone(), config.risk.clone());
+    service.consume(&ALERTS_ANOMALY, Dispatch::Ordered, bus::Alerts(risks.clone()));
+    service.consume(&EVENTS_ANOMALY, Dispatch::Ordered, bus::Logins(risks.clone()));
+    let (keeping, shutdown) = (risks.clone(), service.shutdown());
+    service.spawn("risks", async move {
+        keeping.keep_up(shutdown).await;
+        Ok::<_, Infallible>(())
+    });
+    service.serve(grpc::routes(engine, risks)).await
 }

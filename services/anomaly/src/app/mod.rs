@@ -7,8 +7,10 @@ mod judge;
 mod learning;
 mod recovery;
 mod registry;
+mod risk;
 mod verdicts;
 
 pub use budget::held_message;
 pub use engine::{Clock, Engine, Options};
 pub use intel::Intel;
+pub use risk::Risks;

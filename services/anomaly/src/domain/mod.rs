@@ -17,6 +17,7 @@ pub mod intel;
 pub mod network;
 pub mod ranking;
 pub mod registry;
+pub mod risk;
 pub mod sample;
 pub mod settings;
 pub mod shard;

@@ -101,7 +101,10 @@ pub fn of_alert(alert: &Alert, received: DateTime<Utc>) -> Option<Vec<Entry>> {
         summary: alert.title.clone(),
         alert: Some(id),
     };
-    let targets = alert.targets.iter().filter(|target| !target.value.is_empty() && *target != who);
+    let targets = alert
+        .targets
+        .iter()
+        .filter(|target| !target.value.is_empty() && *target != who);
     let targets = targets.take(TARGETS).map(|target| Entry {
         summary: format!("target of {}: {}", who.value, alert.title),
         ..entry(target, TARGET_SHARE)
@@ -166,7 +169,11 @@ impl Profile {
             Outcome::WrongFactor => {
                 self.fail(attempts, time);
                 // Whoever comes this far has the password.
-                add("factor_failed", 12.0, format!("right password, wrong second factor{from}"));
+                add(
+                    "factor_failed",
+                    12.0,
+                    format!("right password, wrong second factor{from}"),
+                );
             }
             Outcome::Locked => add("locked", 25.0, format!("locked after too many attempts{from}")),
             Outcome::Disabled => add("disabled", 15.0, format!("a disabled user tried to log in{from}")),
@@ -174,7 +181,11 @@ impl Profile {
                 let lately = self.failed.is_some_and(|failed| time - failed <= FAILURES_FOR);
                 if lately && self.failures >= FAILURES {
                     let failures = self.failures;
-                    add("after_failures", 40.0, format!("logged in{from} after {failures} failed attempts"));
+                    add(
+                        "after_failures",
+                        40.0,
+                        format!("logged in{from} after {failures} failed attempts"),
+                    );
                 }
                 self.failures = 0;
                 let known = self.logins >= KNOWN_AFTER;
@@ -185,7 +196,11 @@ impl Profile {
                 let near = (hour + 23..=hour + 25).map(|h| self.hours[day][h % 24]).sum::<u32>();
                 let whole: u32 = self.hours[day].iter().sum();
                 if known && whole >= KNOWN_AFTER && near == 0 {
-                    add("unusual_hour", 10.0, format!("logged in{from} at {hour:02} h UTC, as never before"));
+                    add(
+                        "unusual_hour",
+                        10.0,
+                        format!("logged in{from} at {hour:02} h UTC, as never before"),
+                    );
                 }
                 self.succeed(event, time);
             }
@@ -197,7 +212,11 @@ impl Profile {
 
     fn fail(&mut self, attempts: u32, time: DateTime<Utc>) {
         let lately = self.failed.is_some_and(|failed| time - failed <= FAILURES_FOR);
-        self.failures = if lately { self.failures.saturating_add(attempts) } else { attempts };
+        self.failures = if lately {
+            self.failures.saturating_add(attempts)
+        } else {
+            attempts
+        };
         self.failed = Some(time);
     }
 
@@ -279,7 +298,10 @@ mod tests {
         let mut profile = Profile::default();
         for day in 2..7 {
             for hour in [8, 9, 13] {
-                assert_eq!(profile.observe(&login(Outcome::Succeeded, "10.0.0.5"), at(day, hour)), []);
+                assert_eq!(
+                    profile.observe(&login(Outcome::Succeeded, "10.0.0.5"), at(day, hour)),
+                    []
+                );
             }
         }
         profile
@@ -292,7 +314,9 @@ mod tests {
     #[test]
     fn what_a_user_never_did_is_odd_once_the_user_is_known() {
         let mut profile = settled();
-        let usual = profile.clone().observe(&login(Outcome::Succeeded, "10.0.0.5"), at(9, 10));
+        let usual = profile
+            .clone()
+            .observe(&login(Outcome::Succeeded, "10.0.0.5"), at(9, 10));
         assert_eq!(kinds(&usual), [""; 0], "an hour beside a known one");
         let odd = profile.observe(&login(Outcome::Succeeded, "203.0.113.7"), at(9, 3));
         assert_eq!(kinds(&odd), ["login.new_address", "login.unusual_hour"]);
@@ -306,7 +330,9 @@ mod tests {
         let mut guess = login(Outcome::WrongPassword, "10.0.0.5");
         guess.attempts = 6;
         assert_eq!(kinds(&profile.observe(&guess, at(9, 9))), ["login.failed"]);
-        let got_in = profile.clone().observe(&login(Outcome::Succeeded, "10.0.0.5"), at(9, 9));
+        let got_in = profile
+            .clone()
+            .observe(&login(Outcome::Succeeded, "10.0.0.5"), at(9, 9));
         assert_eq!(kinds(&got_in), ["login.after_failures"]);
         let later = profile.observe(&login(Outcome::Succeeded, "10.0.0.5"), at(9, 13));
         assert_eq!(kinds(&later), [""; 0]);
@@ -316,7 +342,10 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut profile = Profile::default();
         for i in 0..1_000 {
-            profile.observe(&login(Outcome::Succeeded, &format!("10.0.{}.{}", i / 250, i % 250)), at(2, 8));
+            profile.observe(
+                &login(Outcome::Succeeded, &format!("10.0.{}.{}", i / 250, i % 250)),
+                at(2, 8),
+            );
         }
         assert_eq!(profile.addresses.len(), ADDRESSES);
         assert_eq!(profile.logins, 1_000);
@@ -337,10 +366,16 @@ mod tests {
             ..Alert::default()
         };
         let entries = of_alert(&alert, at(9, 10)).unwrap();
-        let told: Vec<_> = entries.iter().map(|e| (e.entity.value.as_str(), e.weight, e.time)).collect();
+        let told: Vec<_> = entries
+            .iter()
+            .map(|e| (e.entity.value.as_str(), e.weight, e.time))
+            .collect();
         assert_eq!(told, [("10.0.0.9", 60.0, at(9, 9)), ("10.0.0.1", 18.0, at(9, 9))]);
         let of_user = through(&entries[0], user("ada")).unwrap();
-        assert_eq!((of_user.weight, of_user.through.clone()), (30.0, Some(host("10.0.0.9"))));
+        assert_eq!(
+            (of_user.weight, of_user.through.clone()),
+            (30.0, Some(host("10.0.0.9")))
+        );
         assert_eq!(through(&of_user, host("10.0.0.3")), None, "no further than one step");
         assert_eq!(of_alert(&Alert::default(), at(9, 9)), None);
     }

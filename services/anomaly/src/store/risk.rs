@@ -33,7 +33,11 @@ pub async fn put(tx: &mut Tx<'_>, entry: &Entry) -> Result<(), DbError> {
         None => (0, ""),
     };
     let counted = entry.alert.is_none();
-    let weight = if counted { many(entry.weight, entry.count) } else { entry.weight };
+    let weight = if counted {
+        many(entry.weight, entry.count)
+    } else {
+        entry.weight
+    };
     sqlx::query(
         "INSERT INTO risk_entry AS r (tenant_id, entity_kind, entity, kind, reference, through_kind, through, time, \
              weight, count, summary, alert_id) \
@@ -122,12 +126,7 @@ pub async fn profile(tx: &mut Tx<'_>, login: &str) -> Result<Profile, DbError> {
 ///
 /// # Errors
 /// When the database is away or fails.
-pub async fn put_profile(
-    tx: &mut Tx<'_>,
-    login: &str,
-    profile: &Profile,
-    time: DateTime<Utc>,
-) -> Result<(), DbError> {
+pub async fn put_profile(tx: &mut Tx<'_>, login: &str, profile: &Profile, time: DateTime<Utc>) -> Result<(), DbError> {
     let id = tx.tenant().clone();
     sqlx::query(
         "INSERT INTO login_profile (tenant_id, login, updated, profile) VALUES ($1, $2, $3, $4) \
@@ -228,7 +227,10 @@ pub async fn highest(
     for row in &rows {
         let known = read(row).map_err(DbError::during(operation))?;
         let entity: Option<Entity> = Some(Entity {
-            kind: row.try_get::<i16, _>("entity_kind").map_err(DbError::during(operation))?.into(),
+            kind: row
+                .try_get::<i16, _>("entity_kind")
+                .map_err(DbError::during(operation))?
+                .into(),
             value: row.try_get("entity").map_err(DbError::during(operation))?,
         });
         match risks.last_mut().filter(|last| last.entity == entity) {
@@ -237,7 +239,10 @@ pub async fn highest(
                 entity,
                 risk: risk(row.try_get("total").map_err(DbError::during(operation))?),
                 latest: Some(to_timestamp(row.try_get("latest").map_err(DbError::during(operation))?)),
-                entries: row.try_get::<i64, _>("entries").map_err(DbError::during(operation))?.max(0) as u64,
+                entries: row
+                    .try_get::<i64, _>("entries")
+                    .map_err(DbError::during(operation))?
+                    .max(0) as u64,
                 reasons: vec![known],
             }),
         }

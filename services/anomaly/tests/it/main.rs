@@ -6,5 +6,6 @@ mod budget;
 mod intel;
 mod models;
 mod process;
+mod risk;
 mod traffic;
 mod world;

@@ -22,7 +22,8 @@ use crate::{
 };
 
 // Small models: what they find is asked elsewhere.
-const SMALL: &str = "[model.network]\nhidden = [8]\nsteps = 100\n[model.candidate]\nshadow_every = 1";
+const SMALL: &str =
+    "[model.network]\nkind = \"ensemble\"\nhidden = [8]\nsteps = 100\n[model.candidate]\nshadow_every = 1";
 const OLD: &str = "[model.network]\nkind = \"autoencoder\"";
 
 async fn database() -> DbConfig {
