@@ -103,8 +103,6 @@ struct Source {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     request_principals: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    namespaces: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     ip_blocks: Vec<String>,
 }
 
@@ -459,8 +457,14 @@ impl Writer<'_> {
                             );
                             return None;
                         }
-                        Some(Identity::Any) => source.principals.push("*".to_owned()),
-                        Some(Identity::Namespaces(names)) => source.namespaces = names,
+                        // Pods are of the mesh's own trust domain; others may be let into the mesh too.
+                        Some(Identity::Any) => source.principals.push(format!("{}/ns/*", self.options.trust_domain)),
+                        Some(Identity::Namespaces(names)) => {
+                            source.principals = names
+                                .iter()
+                                .map(|ns| format!("{}/ns/{ns}/*", self.options.trust_domain))
+                                .collect();
+                        }
                         Some(Identity::Accounts(accounts)) => {
                             source.principals = accounts
                                 .iter()

@@ -26,6 +26,8 @@ use crate::{
     sets::{IntervalSet, Selector},
 };
 
+/// Every service account of a mesh with Linkerd's own trust domain.
+const PODS: &str = "*.serviceaccount.identity.linkerd.cluster.local";
 /// The most parts that a namespace's pods are cut into.
 const PARTS: usize = 64;
 /// The most ports of one part.
@@ -394,8 +396,9 @@ fn who(rule: &crate::ir::Rule, peer: &PeerSet, name: &str, out: &mut Compiled) -
                 "Linkerd does not know pods outside the mesh: they are not allowed",
             );
             Some(Who::Mesh(match known {
+                // Whoever has an identity and is no pod may be let into the mesh too.
                 Identity::Any => Mesh {
-                    identities: vec!["*".to_owned()],
+                    identities: vec![PODS.to_owned()],
                     ..Mesh::default()
                 },
                 Identity::Namespaces(names) => Mesh {
