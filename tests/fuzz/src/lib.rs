@@ -29,9 +29,10 @@ use responder::domain::playbook::{self, Playbook};
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every parser by its name, which is that of its corpus and of its libFuzzer program.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 18] = [
     ("packet", packet),
     ("stream", stream),
+    ("http2", http2),
     ("capture", capture),
     ("exports", exports),
     ("flow_log", flow_log),
@@ -171,6 +172,12 @@ fn stream(data: &[u8]) -> bool {
         send(0, 0x11, &[]);
     }
     finish(meter, records)
+}
+
+/// A conversation of HTTP/2: behind the client's preface the segments of [`stream`], without the octet before them.
+fn http2(data: &[u8]) -> bool {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    stream(&[&[0, 0, 0, preface.len() as u8][..], preface, data].concat())
 }
 
 fn ip(side: usize, protocol: u8, above: usize) -> Vec<u8> {

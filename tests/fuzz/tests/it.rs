@@ -185,4 +185,4 @@ macro_rules! tried_out {
     };
 }
 
-tried_out!(packet stream capture exports flow_log flow_batch feed policy cluster security_group assertions playbook bundle log token certificate subject);
+tried_out!(packet stream http2 capture exports flow_log flow_batch feed policy cluster security_group assertions playbook bundle log token certificate subject);

@@ -124,30 +124,25 @@ pub fn community_id(key: &FlowKey, ip_version: u8, text: &mut [u8; COMMUNITY_ID_
     // ICMP types without an answer are one-way: the sender stays first.
     let one_way = matches!(key.protocol, ICMP | ICMPV6) && icmp_answer(key.protocol, key.src_port as u8).is_none();
     let ordered = one_way || (key.src, key.src_port) <= (key.dst, key.dst_port);
-    let (src, dst, ports) = match ordered {
-        true => (&key.src, &key.dst, [key.src_port, key.dst_port]),
-        false => (&key.dst, &key.src, [key.dst_port, key.src_port]),
-    };
-    let [[a, b], [c, d]] = ports.map(u16::to_be_bytes);
-    let tail = match with_ports {
-        true => [key.protocol, 0, a, b, c, d, 0x80],
-        false => [key.protocol, 0, 0x80, 0, 0, 0, 0],
-    };
-    // One block of SHA-1 (FIPS 180-4): a seed of zero, at most 38 octets, a one bit, zeros, and the length in bits.
+    let key = if ordered { *key } else { key.reversed() };
+    // One block of SHA-1 (FIPS 180-4): at most 40 octets, a one bit, zeros, and the length in bits.
     let mut input = [0; 64];
-    let at = if ip_version == 4 {
-        input[2..6].copy_from_slice(&src[12..]);
-        input[6..10].copy_from_slice(&dst[12..]);
-        input[10..17].copy_from_slice(&tail);
-        10
-    } else {
-        input[2..18].copy_from_slice(src);
-        input[18..34].copy_from_slice(dst);
-        input[34..41].copy_from_slice(&tail);
-        34
+    // A seed of zero comes first.
+    let mut len = 2;
+    let mut push = |bytes: &[u8]| {
+        input[len..len + bytes.len()].copy_from_slice(bytes);
+        len += bytes.len();
     };
-    let length = at + if with_ports { 6 } else { 2 };
-    input[62..].copy_from_slice(&(length * 8_u16).to_be_bytes());
+    let skip = if ip_version == 4 { 12 } else { 0 };
+    push(&key.src[skip..]);
+    push(&key.dst[skip..]);
+    push(&[key.protocol, 0]);
+    if with_ports {
+        push(&key.src_port.to_be_bytes());
+        push(&key.dst_port.to_be_bytes());
+    }
+    input[len] = 0x80;
+    input[62..].copy_from_slice(&(len as u16 * 8).to_be_bytes());
     let mut state = SHA1_START;
     sha1::block_api::compress(&mut state, &[input]);
     text[..2].copy_from_slice(b"1:");
@@ -157,28 +152,16 @@ pub fn community_id(key: &FlowKey, ip_version: u8, text: &mut [u8; COMMUNITY_ID_
 // FIPS 180-4 §5.3.1.
 const SHA1_START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
 
-// Twelve bits as two characters (RFC 4648 §4).
-static PAIRS: [[u8; 2]; 4096] = {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut pairs = [[0; 2]; 4096];
-    let mut bits = 0;
-    while bits < 4096 {
-        pairs[bits] = [LETTERS[bits >> 6], LETTERS[bits & 63]];
-        bits += 1;
-    }
-    pairs
-};
-
-// The digest's 20 octets as 28 characters.
+// The digest's 20 octets as 28 characters (RFC 4648 §4).
 fn base64_of(digest: &[u32; 5], text: &mut [u8]) {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut octets = [0; 21];
     for (place, word) in octets.chunks_exact_mut(4).zip(digest) {
         place.copy_from_slice(&word.to_be_bytes());
     }
     for (place, three) in text.chunks_exact_mut(4).zip(octets.chunks_exact(3)) {
         let bits = usize::from(three[0]) << 16 | usize::from(three[1]) << 8 | usize::from(three[2]);
-        let [high, low] = [PAIRS[bits >> 12 & 4095], PAIRS[bits & 4095]];
-        place.copy_from_slice(&[high[0], high[1], low[0], low[1]]);
+        place.copy_from_slice(&[18, 12, 6, 0].map(|shift| LETTERS[bits >> shift & 63]));
     }
     if let Some(last) = text.get_mut(27) {
         *last = b'=';
@@ -235,6 +218,20 @@ mod tests {
         for (flow, want) in known {
             assert_eq!(id(flow), want);
             assert_eq!(id((flow.0.reversed(), flow.1)), want, "reversed");
+        }
+    }
+
+    #[test]
+    fn digests_are_written_as_everybody_writes_them() {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        for start in 0..64_u32 {
+            // Every value of six bits comes up.
+            let digest =
+                [1, 2, 3, 4, 5].map(|n: u32| start.wrapping_mul(0x0410_4104 ^ n) ^ n.wrapping_mul(0x9e37_79b1));
+            let octets: Vec<u8> = digest.iter().flat_map(|word| word.to_be_bytes()).collect();
+            let mut text = [0; 28];
+            base64_of(&digest, &mut text);
+            assert_eq!(text, STANDARD.encode(octets).as_bytes());
         }
     }
 
