@@ -66,6 +66,9 @@ enum Command {
     /// Steer what is learnt as normal
     #[command(subcommand, visible_alias = "models")]
     Model(commands::models::Model),
+    /// Show how much speaks against hosts, services and users
+    #[command(subcommand)]
+    Risks(commands::risks::Risks),
     /// Show what threat intelligence knows
     #[command(subcommand)]
     Intel(commands::intel::Intel),
@@ -232,6 +235,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Alerts(alerts) => alerts.run(context).await,
         Command::Model(model) => model.run(context).await,
         Command::Intel(intel) => intel.run(context).await,
+        Command::Risks(risks) => risks.run(context).await,
         Command::Incidents(incidents) => incidents.run(context).await,
         Command::Responses(responses) => responses.run(context).await,
         Command::Playbooks(playbooks) => playbooks.run(context).await,

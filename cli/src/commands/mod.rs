@@ -16,6 +16,7 @@ pub mod models;
 pub mod policy;
 pub mod read;
 pub mod responses;
+pub mod risks;
 
 use std::{
     io::Read as _,

@@ -238,6 +238,7 @@ fn sensitive_methods_admit_exactly_these_roles() {
         ("alert.v1.BudgetService/SetAlarmBudget", &["analyst", "admin"], &[]),
         ("alert.v1.BudgetService/GetAlarmBudget", &ROLES, &ROLES),
         ("alert.v1.BudgetService/ListHeldAlerts", &ROLES, &ROLES),
+        ("alert.v1.RiskService/ListEntityRisks", &ROLES, &ROLES),
         (
             "alert.v1.BudgetService/ReleaseHeldAlert",
             &["analyst", "responder", "admin"],

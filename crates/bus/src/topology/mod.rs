@@ -284,6 +284,10 @@ pub const RESPONSES_RESPONDER: ConsumerSpec = ConsumerSpec::new(
         "responses.v1.*.*.failed.*",
     ],
 );
+/// anomaly reads alerts, of its own and of others, for the risk of entities.
+pub const ALERTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("ALERTS", "risk", "svc/anomaly", &["alerts.v1.*.*.*"]);
+/// anomaly reads logins, for the risk of entities.
+pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "risk", "svc/anomaly", &["events.v1.*.login"]);
 /// forensics reads events, except its own.
 pub const EVENTS_FORENSICS: ConsumerSpec = ConsumerSpec::new(
     "EVENTS",
@@ -317,8 +321,10 @@ pub const CONSUMERS: &[ConsumerSpec] = &[
     FLOWS_FORENSICS,
     ALERTS_RESPONDER,
     ALERTS_FORENSICS,
+    ALERTS_ANOMALY,
     RESPONSES_RESPONDER,
     EVENTS_FORENSICS,
+    EVENTS_ANOMALY,
     AUDIT_COMPLIANCE,
 ];
 

@@ -11,7 +11,8 @@ use garrison_auth::{SpiffeId, TlsFiles, TlsIdentity, client};
 use garrison_proto::{
     alert::v1::{
         budget_service_client::BudgetServiceClient, detection_service_client::DetectionServiceClient,
-        model_service_client::ModelServiceClient, verdict_service_client::VerdictServiceClient,
+        model_service_client::ModelServiceClient, risk_service_client::RiskServiceClient,
+        verdict_service_client::VerdictServiceClient,
     },
     compliance::v1::{
         report_service_client::ReportServiceClient, transparency_log_service_client::TransparencyLogServiceClient,
@@ -119,6 +120,7 @@ pub struct Desk {
     pub detection: DetectionServiceClient<Authorized>,
     pub verdicts: VerdictServiceClient<Authorized>,
     pub budgets: BudgetServiceClient<Authorized>,
+    pub risks: RiskServiceClient<Authorized>,
     pub models: ModelServiceClient<Authorized>,
     pub policies: PolicyServiceClient<Authorized>,
     pub alerts: AlertServiceClient<Authorized>,
@@ -153,6 +155,7 @@ impl Desk {
             detection: DetectionServiceClient::new(on("anomaly")),
             verdicts: VerdictServiceClient::new(on("anomaly")),
             budgets: BudgetServiceClient::new(on("anomaly")),
+            risks: RiskServiceClient::new(on("anomaly")),
             models: ModelServiceClient::new(on("anomaly")),
             policies: PolicyServiceClient::new(on("policy")),
             alerts: AlertServiceClient::new(responder.clone()).max_decoding_message_size(MESSAGE),

@@ -7,11 +7,14 @@ use garrison_proto::alert::v1::{
 };
 
 use garrison_proto::alert::v1::{
-    GetAlarmBudgetRequest, ListHeldAlertsRequest, ReleaseHeldAlertRequest, SetAlarmBudgetRequest,
+    GetAlarmBudgetRequest, GetEntityRiskRequest, ListEntityRisksRequest, ListHeldAlertsRequest,
+    ReleaseHeldAlertRequest, SetAlarmBudgetRequest,
 };
 
+use std::time::Duration;
+
 use super::cases;
-use crate::seed::Side;
+use crate::{place::until, seed::Side};
 
 cases! {
     "alert.v1.DetectionService/ListDetectors" => |world| {
@@ -97,6 +100,34 @@ cases! {
         let request = ListHeldAlertsRequest { told: true, ..ListHeldAlertsRequest::default() };
         let answer = world.globex.admin.budgets.clone().list_held_alerts(request).await.unwrap();
         assert!(answer.into_inner().alerts.is_empty());
+    };
+    "alert.v1.RiskService/ListEntityRisks" => |world| {
+        // acme's alerts count for acme's hosts; globex knows of none of them.
+        let list = async |side: &Side| {
+            let request = ListEntityRisksRequest::default();
+            let answer = side.admin.risks.clone().list_entity_risks(request).await.unwrap().into_inner();
+            answer.risks.into_iter().filter_map(|risk| risk.entity).collect::<Vec<_>>()
+        };
+        let of_acme = until(Duration::from_secs(60), "acme's risks", || async {
+            Some(list(&world.acme).await).filter(|risks| !risks.is_empty())
+        })
+        .await;
+        let of_globex = list(&world.globex).await;
+        assert!(of_acme.iter().all(|entity| !of_globex.contains(entity)), "{of_acme:?} {of_globex:?}");
+    };
+    "alert.v1.RiskService/GetEntityRisk" => |world| {
+        let of_acme = until(Duration::from_secs(60), "acme's risks", || async {
+            let request = ListEntityRisksRequest::default();
+            let answer = world.acme.admin.risks.clone().list_entity_risks(request).await.unwrap().into_inner();
+            answer.risks.into_iter().next()
+        })
+        .await;
+        let request = GetEntityRiskRequest { entity: of_acme.entity, page_size: 0 };
+        let own = world.acme.admin.risks.clone().get_entity_risk(request.clone()).await.unwrap().into_inner();
+        assert!(!own.entries.is_empty());
+        let foreign = world.globex.admin.risks.clone().get_entity_risk(request).await.unwrap().into_inner();
+        assert!(foreign.entries.is_empty(), "{foreign:?}");
+        assert_eq!(foreign.risk.unwrap_or_default().risk, 0.0);
     };
     "alert.v1.BudgetService/ReleaseHeldAlert" => |world| {
         // An id that another tenant has and one that nobody has are answered the same way.
