@@ -1,6 +1,10 @@
 -- What speaks against hosts, services and users. Risk is worked out when it is asked for: it falls with time, and people's
 -- verdicts on alerts change it.
 
+-- Up to which count an alert has been added to risks.
+ALTER TABLE alert ADD COLUMN counted bigint NOT NULL DEFAULT 0;
+CREATE INDEX alert_uncounted ON alert (tenant_id, detected) WHERE counted < count;
+
 CREATE TABLE risk_entry (
     tenant_id    text             NOT NULL,
     -- garrison.alert.v1.EntityKind

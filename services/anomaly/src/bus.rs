@@ -22,7 +22,7 @@ impl Handler for Flows {
     }
 }
 
-/// What detectors found, of whatever service, counts for the risk of its entities.
+/// What policy found counts for the risk of its entities.
 pub struct Alerts(pub Risks);
 
 impl Handler for Alerts {

@@ -23,10 +23,7 @@ use garrison_bus::{
 use garrison_service::{BoxError, Service, ServiceInfo};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    app::{Engine, Risks},
-    config::Config,
-};
+use crate::{app::Engine, config::Config};
 
 /// The database migrations.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -85,9 +82,14 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
         following.intel().follow(&following, shutdown).await;
         Ok::<_, Infallible>(())
     });
-    let risks = Risks::new(service.db().clone(), config.risk.clone());
+    let risks = engine.risks().clone();
     service.consume(&ALERTS_ANOMALY, Dispatch::Ordered, bus::Alerts(risks.clone()));
     service.consume(&EVENTS_ANOMALY, Dispatch::Ordered, bus::Logins(risks.clone()));
+    let (following, shutdown) = (risks.clone(), service.shutdown());
+    service.spawn("alerts that count for risks", async move {
+        following.follow(shutdown).await;
+        Ok::<_, Infallible>(())
+    });
     let (keeping, shutdown) = (risks.clone(), service.shutdown());
     service.spawn("risks", async move {
         keeping.keep_up(shutdown).await;

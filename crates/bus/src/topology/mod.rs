@@ -284,8 +284,9 @@ pub const RESPONSES_RESPONDER: ConsumerSpec = ConsumerSpec::new(
         "responses.v1.*.*.failed.*",
     ],
 );
-/// anomaly reads alerts, of its own and of others, for the risk of entities.
-pub const ALERTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("ALERTS", "risk", "svc/anomaly", &["alerts.v1.*.*.*"]);
+/// anomaly reads what policy found, for the risk of entities. What it found itself it knows.
+pub const ALERTS_ANOMALY: ConsumerSpec =
+    ConsumerSpec::new("ALERTS", "risk", "svc/anomaly", &["alerts.v1.*.*.policy-violation"]);
 /// anomaly reads logins, for the risk of entities.
 pub const EVENTS_ANOMALY: ConsumerSpec = ConsumerSpec::new("EVENTS", "risk", "svc/anomaly", &["events.v1.*.login"]);
 /// forensics reads events, except its own.

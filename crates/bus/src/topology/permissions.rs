@@ -9,10 +9,15 @@ const NEWS: [&str; 2] = ["events.v1.*.revocation", "events.v1.*.keys"];
 /// What enforcers report, each on subjects with its own node's name, and nobody else.
 const REPORTS: [&str; 3] = ["applied", "removed", "failed"];
 
+/// What policy finds, and nobody else may claim to have found.
+const VIOLATIONS: &str = "alerts.v1.*.*.policy-violation";
+
 struct Grant {
     /// SPIFFE path.
     identity: String,
     publish: Vec<String>,
+    /// Exceptions.
+    deny: Vec<String>,
     subscribe: Vec<String>,
 }
 
@@ -24,10 +29,14 @@ struct Grant {
 pub fn server_permissions(trust_domain: &str, enforcers: &[EnforcerNode]) -> String {
     let mut text = String::from("authorization {\n  users: [\n");
     for grant in grants(enforcers) {
+        let deny = match grant.deny.as_slice() {
+            [] => String::new(),
+            deny => format!(", deny: [{}]", list(deny)),
+        };
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "    {{\n      user: {}\n      permissions: {{\n        publish: {{ allow: [{}] }}\n        subscribe: {{ allow: [{}] }}\n      }}\n    }}\n",
+            "    {{\n      user: {}\n      permissions: {{\n        publish: {{ allow: [{}]{deny} }}\n        subscribe: {{ allow: [{}] }}\n      }}\n    }}\n",
             quoted(&format!("spiffe://{trust_domain}/{}", grant.identity)),
             list(&grant.publish),
             list(&grant.subscribe),
@@ -49,7 +58,7 @@ fn grants(enforcers: &[EnforcerNode]) -> Vec<Grant> {
     let services: [(&str, &[&str]); 7] = [
         ("flow-ingest", &["flows.v1.*.*"]),
         ("anomaly", &["alerts.v1.*.*.*"]),
-        ("policy", &["alerts.v1.*.*.*"]),
+        ("policy", &[VIOLATIONS]),
         (
             "responder",
             &[
@@ -111,9 +120,14 @@ fn grant(identity: String, own: Vec<String>, all: &[ConsumerSpec]) -> Grant {
     }
     let mut subscribe = vec![format!("_INBOX.{}.>", inbox_token(&identity))];
     subscribe.extend(NEWS.map(str::to_owned));
+    let deny = match identity.as_str() {
+        "svc/anomaly" => vec![VIOLATIONS.to_owned()],
+        _ => Vec::new(),
+    };
     Grant {
         identity,
         publish,
+        deny,
         subscribe,
     }
 }
@@ -224,7 +238,12 @@ mod tests {
                 .iter()
                 .flat_map(|own| delivered.iter().map(move |d| (own, d)))
             {
-                assert!(!overlap(own, filter), "{} publishes and reads {filter}", grant.identity);
+                let denied = grant.deny.iter().any(|deny| deny == filter);
+                assert!(
+                    denied || !overlap(own, filter),
+                    "{} publishes and reads {filter}",
+                    grant.identity
+                );
             }
         }
     }

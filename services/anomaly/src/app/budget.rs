@@ -111,6 +111,7 @@ impl Engine {
         kept.alert.detected_time = Some(to_timestamp(told));
         // Its id comes from what it is about: published twice it is one alert.
         store::publish_alerts(&self.lane, id, std::slice::from_ref(&kept.alert), false).await?;
+        self.risks().news(id);
         let who = actor.name.clone();
         store::held::mark(&mut tx, alert, &kept.alert, (told, &who)).await?;
         let details = BTreeMap::from([

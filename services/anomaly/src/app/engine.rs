@@ -15,7 +15,7 @@ use garrison_proto::{TenantId, alert::v1::Alert};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use super::{Intel, registry::NewModel};
+use super::{Intel, Risks, registry::NewModel};
 use crate::{
     config::Config,
     domain::{budget::HeldChange, settings::Settings, tenant::Tenant, window::Nanos},
@@ -77,6 +77,7 @@ pub struct Engine {
     pub(super) metrics: Metrics,
     pub(super) clock: Clock,
     intel: Intel,
+    risks: Risks,
     tenants: Flat<BTreeMap<TenantId, Arc<Cell>>>,
 }
 
@@ -135,13 +136,14 @@ impl Engine {
     pub fn new(db: Db, bus: Bus, config: &Config, clock: Clock) -> Self {
         Self {
             lane: db.lane(1),
-            db,
             bus,
             settings: Arc::new(config.settings()),
             options: Options::new(config),
             metrics: Metrics::default(),
             clock,
             intel: Intel::new(&config.intel),
+            risks: Risks::new(db.clone(), config.risk.clone()),
+            db,
             tenants: Flat::default(),
         }
     }
@@ -149,6 +151,11 @@ impl Engine {
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// What speaks against hosts, services and users.
+    pub fn risks(&self) -> &Risks {
+        &self.risks
     }
 
     /// Threat intelligence.

@@ -135,6 +135,7 @@ impl Engine {
             .instrument(span)
             .await?;
         let alerts = std::mem::take(&mut held.pending);
+        self.risks().news(id);
         for alert in &alerts {
             tracing::info!(
                 tenant = %id,

@@ -1,5 +1,11 @@
 //! Alerts and logins as they come, and the risk that follows from them.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration as Pause, Instant},
+};
+
 use chrono::{DateTime, Duration, Utc};
 use garrison_db::{Db, DbError, Tx};
 use garrison_proto::{
@@ -7,6 +13,7 @@ use garrison_proto::{
     alert::v1::{Alert, Entity, EntityKind, EntityRisk, RiskEntry},
     event::v1::{LoginEvent, login_event::Outcome},
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,23 +28,100 @@ const ALERTS: &str = "risk.alerts";
 const LOGINS: &str = "risk.logins";
 
 /// How often what is kept long enough is forgotten.
-const FORGET_EVERY: std::time::Duration = std::time::Duration::from_secs(3_600);
+const FORGET_EVERY: Pause = Pause::from_secs(3_600);
+/// How long own alerts wait before they count. What containment does with them must not share the processor with what will
+/// be as true a moment later: see decision 0022.
+const STAND_BACK: Pause = Pause::from_millis(100);
+/// How often every tenant is looked at for alerts that a crash kept from counting.
+const SWEEP_EVERY: Pause = Pause::from_secs(60);
+/// Alerts that are counted in one transaction.
+const AT_ONCE: i64 = 200;
 
-/// What speaks against hosts, services and users.
+/// What speaks against hosts, services and users. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Risks {
     db: Db,
     config: RiskConfig,
+    news: Arc<News>,
+}
+
+/// Tenants with own alerts that do not count yet.
+#[derive(Debug, Default)]
+struct News {
+    tenants: Mutex<BTreeSet<TenantId>>,
+    wake: Notify,
 }
 
 impl Risks {
     /// With what is configured.
     pub fn new(db: Db, config: RiskConfig) -> Self {
-        Self { db, config }
+        Self {
+            db,
+            config,
+            news: Arc::default(),
+        }
     }
 
-    /// Takes an alert: it counts for who did it, for whom it hit, and for who logged in from there lately. An account of
-    /// the same alert that comes later replaces the earlier.
+    /// Says that alerts of a tenant were published that do not count yet.
+    pub fn news(&self, tenant: &TenantId) {
+        let mut tenants = self.news.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants.insert(tenant.clone());
+        drop(tenants);
+        self.news.wake.notify_one();
+    }
+
+    /// Counts own alerts as they are published, until shutdown.
+    pub async fn follow(&self, shutdown: CancellationToken) {
+        let mut swept: Option<Instant> = None;
+        loop {
+            if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+                match self.db.known_tenants().await {
+                    Ok(tenants) => {
+                        swept = Some(Instant::now());
+                        let mut news = self.news.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+                        news.extend(tenants);
+                    }
+                    Err(error) => tracing::debug!(%error, "alerts do not count for risks now"),
+                }
+            }
+            let tenants = {
+                let mut news = self.news.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *news)
+            };
+            for tenant in tenants {
+                if let Err(error) = self.count(&tenant).await {
+                    tracing::warn!(%error, %tenant, "alerts do not count for risks yet; they will");
+                    swept = None;
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+                () = self.news.wake.notified() => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(STAND_BACK) => {}
+            }
+        }
+    }
+
+    async fn count(&self, tenant: &TenantId) -> Result<(), DbError> {
+        loop {
+            let mut tx = self.db.begin(tenant).await?;
+            let alerts = risk::uncounted(&mut tx, AT_ONCE).await?;
+            if alerts.is_empty() {
+                return tx.rollback().await;
+            }
+            for alert in &alerts {
+                self.put_alert(&mut tx, alert, Utc::now()).await?;
+            }
+            tx.commit().await?;
+        }
+    }
+
+    /// Takes another's alert: it counts for who did it, for whom it hit, and for who logged in from there lately. An
+    /// account of the same alert that comes later replaces the earlier.
     ///
     /// # Errors
     /// When the database is away or fails.
@@ -48,20 +132,22 @@ impl Risks {
         alert: &Alert,
         received: DateTime<Utc>,
     ) -> Result<(), DbError> {
-        let Some(entries) = of_alert(alert, received) else {
-            return Ok(());
-        };
         let mut tx = self.db.begin(tenant).await?;
         if !tx.first_delivery(ALERTS, delivery).await? {
             return tx.rollback().await;
         }
-        for entry in &entries {
-            risk::put(&mut tx, entry).await?;
+        self.put_alert(&mut tx, alert, received).await?;
+        tx.commit().await
+    }
+
+    async fn put_alert(&self, tx: &mut Tx<'static>, alert: &Alert, received: DateTime<Utc>) -> Result<(), DbError> {
+        for entry in of_alert(alert, received).unwrap_or_default() {
+            risk::put(tx, &entry).await?;
             if entry.entity.kind() == EntityKind::Host {
-                self.tell_users(&mut tx, entry).await?;
+                self.tell_users(tx, &entry).await?;
             }
         }
-        tx.commit().await
+        Ok(())
     }
 
     async fn tell_users(&self, tx: &mut Tx<'static>, entry: &Entry) -> Result<(), DbError> {

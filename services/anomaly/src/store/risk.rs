@@ -4,9 +4,10 @@ use chrono::{DateTime, Duration, Utc};
 use garrison_db::{Db, DbError, Tx};
 use garrison_proto::{
     TenantId,
-    alert::v1::{Entity, EntityKind, EntityRisk, RiskEntry},
+    alert::v1::{Alert, Entity, EntityKind, EntityRisk, RiskEntry},
     to_timestamp,
 };
+use prost::Message as _;
 use sqlx::{Row as _, postgres::PgRow, types::Json};
 
 use crate::domain::risk::{Entry, Profile, many, risk};
@@ -66,6 +67,30 @@ pub async fn put(tx: &mut Tx<'_>, entry: &Entry) -> Result<(), DbError> {
     .await
     .map_err(DbError::during("keep what adds to a risk"))?;
     Ok(())
+}
+
+/// Alerts that do not count yet, or not in their latest account, oldest first. From here on they do, if the transaction
+/// commits.
+///
+/// # Errors
+/// When the database is away or fails.
+pub async fn uncounted(tx: &mut Tx<'_>, most: i64) -> Result<Vec<Alert>, DbError> {
+    let id = tx.tenant().clone();
+    let bodies: Vec<Vec<u8>> = sqlx::query_scalar(
+        "UPDATE alert SET counted = count WHERE tenant_id = $1 AND alert_id IN \
+             (SELECT alert_id FROM alert WHERE tenant_id = $1 AND counted < count ORDER BY detected LIMIT $2 \
+              FOR UPDATE SKIP LOCKED) \
+         RETURNING body",
+    )
+    .bind(id.as_str())
+    .bind(most)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(DbError::during("read alerts that do not count yet"))?;
+    let alerts = bodies
+        .into_iter()
+        .filter_map(|body| Alert::decode(body.as_slice()).ok());
+    Ok(alerts.collect())
 }
 
 /// Who logged in from an address since a time, latest first.
