@@ -9,7 +9,7 @@ const NEWS: [&str; 2] = ["events.v1.*.revocation", "events.v1.*.keys"];
 /// What enforcers report, each on subjects with its own node's name, and nobody else.
 const REPORTS: [&str; 3] = ["applied", "removed", "failed"];
 
-/// What policy finds, and nobody else may claim to have found.
+/// What policy finds, and anomaly reads and so may not claim to have found.
 const VIOLATIONS: &str = "alerts.v1.*.*.policy-violation";
 
 struct Grant {
@@ -58,7 +58,7 @@ fn grants(enforcers: &[EnforcerNode]) -> Vec<Grant> {
     let services: [(&str, &[&str]); 7] = [
         ("flow-ingest", &["flows.v1.*.*"]),
         ("anomaly", &["alerts.v1.*.*.*"]),
-        ("policy", &[VIOLATIONS]),
+        ("policy", &["alerts.v1.*.*.*"]),
         (
             "responder",
             &[

@@ -93,11 +93,12 @@ async fn each_identity_publishes_only_what_is_its_own() {
         subject::audit(&acme, "anomaly"),
         subject::audit(&acme, "iam"),
         subject::siem(&acme, "2004"),
+        subject::alerts(&acme, Severity::High, "policy.violation"),
     ];
     for (identity, own) in [
         ("svc/flow-ingest", vec![0]),
         ("svc/anomaly", vec![1, 8]),
-        ("svc/policy", vec![1, 6]),
+        ("svc/policy", vec![1, 6, 11]),
         ("svc/responder", vec![2, 10]),
         ("svc/forensics", vec![]),
         ("svc/compliance", vec![]),

@@ -84,13 +84,16 @@ pub(crate) async fn happen(world: &World, name: &str) -> Case {
         updated: at(1_700_000_007),
         ..Incident::default()
     };
-    let detector = world.bus("svc/anomaly").await.publisher();
     for alert in &alerts {
+        let detector = if alert.detector == "policy.violation" {
+            "policy"
+        } else {
+            "anomaly"
+        };
+        let bus = world.bus(&format!("svc/{detector}")).await;
         let subject = subject::alerts(&tenant, Severity::High, &alert.detector);
-        detector
-            .publish(&Message::proto(subject, "anomaly", alert))
-            .await
-            .unwrap();
+        let message = Message::proto(subject, detector, alert);
+        bus.publisher().publish(&message).await.unwrap();
     }
     let publisher = world.bus("svc/responder").await.publisher();
     let events = |kind: &str| subject::events(&tenant, kind);

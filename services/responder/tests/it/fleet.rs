@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::Utc;
-use garrison_bus::{Bus, Message, Publisher, subject};
+use garrison_bus::{Bus, Message, subject};
 use garrison_proto::{
     TenantId,
     alert::v1::Alert,
@@ -30,7 +30,6 @@ const SOON: Duration = Duration::from_secs(20);
 
 struct Fleet {
     app: App,
-    publisher: Publisher,
     enforcer: Program,
     config: PathBuf,
     tenant: TenantId,
@@ -68,11 +67,8 @@ impl Fleet {
         let config = enforcer_config(&stack, port, folder.path(), more);
         let log = folder.path().join("enforcer.log");
         let enforcer = Program::start(ENFORCER, &config, &log);
-        let anomaly = stack.bus_config("svc/anomaly");
-        let publisher = Bus::connect(&anomaly, "anomaly").await.unwrap().publisher();
         let fleet = Self {
             app,
-            publisher,
             enforcer,
             config,
             tenant: "acme".parse().unwrap(),
@@ -116,11 +112,16 @@ impl Fleet {
     }
 
     async fn publish(&self, alert: &Alert) {
+        let detector = if alert.detector == "policy.violation" {
+            "policy"
+        } else {
+            "anomaly"
+        };
+        let config = self.stack.bus_config(&format!("svc/{detector}"));
+        let bus = Bus::connect(&config, detector).await.unwrap();
         let subject = subject::alerts(&self.tenant, alert.severity(), &alert.detector);
-        self.publisher
-            .publish(&Message::proto(subject, "anomaly", alert))
-            .await
-            .unwrap();
+        let message = Message::proto(subject, detector, alert);
+        bus.publisher().publish(&message).await.unwrap();
     }
 
     async fn get(&self, response: &Response) -> Response {

@@ -33,6 +33,7 @@ fn publishers() -> Vec<(String, Vec<&'static str>)> {
             "alerts.v1.probe.high.scan-vertical".into(),
             vec!["svc/anomaly", "svc/policy"],
         ),
+        ("alerts.v1.probe.high.policy-violation".into(), vec!["svc/policy"]),
         ("responses.v1.probe.block.dispatched".into(), vec!["svc/responder"]),
         ("responses.v1.probe.block.reverting".into(), vec!["svc/responder"]),
         // The enforcer reports for its own node and the tenants that it serves, which the probe is not.

@@ -76,6 +76,7 @@ fn killed_anywhere_the_loop_does_everything_once() {
         let mut chaos = Chaos {
             dice: StdRng::seed_from_u64(seed),
             anomaly: bus(&fleet, "svc/anomaly").await,
+            policy: bus(&fleet, "svc/policy").await,
             fleet,
             services,
             desk,
@@ -101,6 +102,7 @@ fn killed_anywhere_the_loop_does_everything_once() {
 struct Chaos {
     dice: StdRng,
     anomaly: Bus,
+    policy: Bus,
     fleet: Fleet,
     services: Vec<Program>,
     desk: Desk,
@@ -123,8 +125,9 @@ impl Chaos {
                 _ => (brute_force(source, BUSY), (source, Action::Block)),
             };
             let message = alert_message(ACME, &alert);
+            let detector = if n == 1 { &self.policy } else { &self.anomaly };
             let began = Instant::now();
-            while let Err(error) = self.anomaly.publisher().publish(&message).await {
+            while let Err(error) = detector.publisher().publish(&message).await {
                 assert!(began.elapsed() < Duration::from_secs(20), "{error}");
             }
             if n == 2 {

@@ -123,15 +123,15 @@ pub async fn seed(fleet: &Fleet, doors: &Doors, id: &'static str, n: u8) -> Side
 
     let own = |last| Ipv4Addr::new(10, n, 1, last);
     let outside = Ipv4Addr::new(203, 0, 113, n);
-    let anomaly = bus(fleet, "svc/anomaly").await;
+    let (anomaly, policy) = (bus(fleet, "svc/anomaly").await, bus(fleet, "svc/policy").await);
     let first = brute_force(outside, own(10));
+    anomaly.publisher().publish(&alert_message(id, &first)).await.unwrap();
     for alert in [
-        &first,
         &forbidden_contact(own(20), own(99)),
         &forbidden_contact(own(21), own(98)),
         &forbidden_contact(own(22), own(97)),
     ] {
-        anomaly.publisher().publish(&alert_message(id, alert)).await.unwrap();
+        policy.publisher().publish(&alert_message(id, alert)).await.unwrap();
     }
     let ingest = bus(fleet, "svc/flow-ingest").await;
     let flows = batch(
