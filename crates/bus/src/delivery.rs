@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -7,6 +9,9 @@ use tracing::Span;
 use uuid::Uuid;
 
 use crate::{Disposition, content_type, message::header, subject, trace};
+
+/// How old a message should be before it is taken up by whom containment does not wait for.
+const STAND_BACK: Duration = Duration::from_millis(50);
 
 /// Longest header value that is taken from a message, in bytes.
 const MAX_HEADER: usize = 512;
@@ -148,6 +153,14 @@ impl Delivery {
             attempt = self.attempt,
         );
         trace::span_with_parent(span, self.traceparent.as_deref())
+    }
+
+    /// Waits until the message is 50 ms old, for handlers of what will be as true a moment later: what containment does
+    /// with the same message must not share the processor with them (decision 0022). Clocks of two machines differ: no
+    /// longer than that in any case.
+    pub async fn stand_back(&self) {
+        let age = (Utc::now() - self.time).to_std().unwrap_or_default();
+        tokio::time::sleep(STAND_BACK.saturating_sub(age)).await;
     }
 }
 

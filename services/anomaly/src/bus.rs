@@ -1,6 +1,6 @@
 //! From the streams to the use cases.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use garrison_bus::{Delivery, Disposition, Handler};
@@ -8,10 +8,6 @@ use garrison_db::DbError;
 use garrison_proto::{alert::v1::Alert, event::v1::LoginEvent, from_timestamp};
 
 use crate::app::{Engine, Risks};
-
-/// How old an alert should be before it counts for a risk. What containment does with it must not share the processor with
-/// what will be as true a moment later: see decision 0022.
-const STAND_BACK: Duration = Duration::from_millis(50);
 
 /// Judges flow batches in the order of the stream.
 pub struct Flows(pub Arc<Engine>);
@@ -27,8 +23,7 @@ pub struct Alerts(pub Risks);
 
 impl Handler for Alerts {
     async fn handle(&self, delivery: Delivery) -> Disposition {
-        let age = (Utc::now() - delivery.time).to_std().unwrap_or_default();
-        tokio::time::sleep(STAND_BACK.saturating_sub(age)).await;
+        delivery.stand_back().await;
         match delivery.decode::<Alert>() {
             Ok(alert) => {
                 let taken = self.0.take_alert(&delivery.tenant, delivery.id, &alert, delivery.time);

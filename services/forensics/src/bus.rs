@@ -22,9 +22,6 @@ use crate::{
 
 /// How long to wait before storing is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How old a message should be before it is kept. What containment does with the same message must not share the
-/// processor with what will be as true a moment later: see decision 0022.
-const STAND_BACK: Duration = Duration::from_millis(50);
 /// The largest event that is kept, in bytes.
 const MAX_EVENT: usize = 1 << 20;
 
@@ -38,7 +35,7 @@ pub struct FlowHandler {
 
 impl Handler for FlowHandler {
     async fn handle(&self, delivery: Delivery) -> Disposition {
-        stand_back(&delivery).await;
+        delivery.stand_back().await;
         if delivery.content_type != content_type::ARROW_STREAM {
             self.metrics.batch("rejected", 0);
             let reason = format!(
@@ -100,12 +97,6 @@ pub struct EventHandler {
     pub metrics: Metrics,
 }
 
-/// Waits until a message is as old as [`STAND_BACK`]. Clocks of two machines differ: no longer than that in any case.
-async fn stand_back(delivery: &Delivery) {
-    let age = (Utc::now() - delivery.time).to_std().unwrap_or_default();
-    tokio::time::sleep(STAND_BACK.saturating_sub(age)).await;
-}
-
 fn reject(reason: impl std::fmt::Display) -> Disposition {
     Disposition::Reject {
         reason: format!("GAR-FOR-0003: {reason}"),
@@ -114,7 +105,7 @@ fn reject(reason: impl std::fmt::Display) -> Disposition {
 
 impl Handler for AlertHandler {
     async fn handle(&self, delivery: Delivery) -> Disposition {
-        stand_back(&delivery).await;
+        delivery.stand_back().await;
         let outcome = self.keep(&delivery).await;
         settle(outcome, &self.metrics)
     }
@@ -141,7 +132,7 @@ impl AlertHandler {
 
 impl Handler for EventHandler {
     async fn handle(&self, delivery: Delivery) -> Disposition {
-        stand_back(&delivery).await;
+        delivery.stand_back().await;
         let outcome = self.keep(&delivery).await;
         settle(outcome, &self.metrics)
     }

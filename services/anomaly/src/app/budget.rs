@@ -6,15 +6,13 @@ use chrono::{DateTime, Utc};
 use garrison_proto::{
     TenantId,
     alert::v1::{AlarmBudget, BudgetCount, HeldAlert, HeldReason},
-    audit::v1::{Actor, Decision},
+    audit::v1::Actor,
     to_timestamp,
 };
-use garrison_service::audit;
 use uuid::Uuid;
 
-use super::Engine;
+use super::{Engine, recorded};
 use crate::{
-    INFO,
     domain::{
         budget::{Count, Group, Reason},
         detector::Detector,
@@ -68,8 +66,7 @@ impl Engine {
                 ("configured".to_owned(), alerts_a_day.is_none().to_string()),
             ]);
             let resource = format!("budgets/{}", group.id());
-            let record = audit::record(&INFO, id, actor, "budget.set", &resource, Decision::Allow, "", details);
-            Ok((budget, vec![audit::message(&INFO, &record)]))
+            Ok((budget, vec![recorded(id, actor, "budget.set", &resource, details)]))
         };
         self.change(id, &cell, set, None).await
     }
@@ -119,17 +116,8 @@ impl Engine {
             ("comment".to_owned(), comment.to_owned()),
         ]);
         let resource = format!("alerts/{alert}");
-        let record = audit::record(
-            &INFO,
-            id,
-            actor,
-            "alert.released",
-            &resource,
-            Decision::Allow,
-            "",
-            details,
-        );
-        tx.publish_all(&[audit::message(&INFO, &record)]).await?;
+        let record = recorded(id, actor, "alert.released", &resource, details);
+        tx.publish_all(&[record]).await?;
         tx.commit().await?;
         let mut held = self.hold(id, &cell).await?;
         if let Some(tenant) = held.tenant.as_mut() {

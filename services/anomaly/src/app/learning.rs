@@ -4,16 +4,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::DateTime;
 use garrison_bus::{Message, subject};
-use garrison_proto::{
-    TenantId,
-    alert::v1::Model,
-    audit::v1::{Actor, Decision},
-    event::v1::ModelChanged,
-};
+use garrison_proto::{TenantId, alert::v1::Model, audit::v1::Actor, event::v1::ModelChanged};
 use garrison_service::audit;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, registry::NewModel};
+use super::{Engine, recorded, registry::NewModel};
 use crate::{
     INFO,
     domain::{
@@ -282,6 +277,7 @@ pub(super) fn missing(id: &TenantId) -> Error {
     }
 }
 
+/// The audit's record of what somebody did with a version of the model.
 pub(super) fn changed(
     id: &TenantId,
     actor: Actor,
@@ -289,7 +285,5 @@ pub(super) fn changed(
     version: u64,
     details: BTreeMap<String, String>,
 ) -> Message {
-    let resource = format!("models/{version}");
-    let record = audit::record(&INFO, id, actor, action, &resource, Decision::Allow, "", details);
-    audit::message(&INFO, &record)
+    recorded(id, actor, action, &format!("models/{version}"), details)
 }

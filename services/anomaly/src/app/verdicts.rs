@@ -6,13 +6,12 @@ use chrono::DateTime;
 use garrison_proto::{
     TenantId,
     alert::v1::{RankedAlert, Verdict},
-    audit::v1::{Actor, Decision},
+    audit::v1::Actor,
 };
-use garrison_service::audit;
 use uuid::Uuid;
 
-use super::Engine;
-use crate::{INFO, domain::ranking::Ranking, error::Error, store::verdicts};
+use super::{Engine, recorded};
+use crate::{domain::ranking::Ranking, error::Error, store::verdicts};
 
 /// Alerts that are ranked at most.
 const RANKED: i64 = 5_000;
@@ -43,17 +42,8 @@ impl Engine {
             ("comment".to_owned(), comment.to_owned()),
         ]);
         let resource = format!("alerts/{alert}");
-        let record = audit::record(
-            &INFO,
-            id,
-            actor,
-            "verdict.recorded",
-            &resource,
-            Decision::Allow,
-            "",
-            details,
-        );
-        tx.publish_all(&[audit::message(&INFO, &record)]).await?;
+        let record = recorded(id, actor, "verdict.recorded", &resource, details);
+        tx.publish_all(&[record]).await?;
         tx.commit().await?;
         let (said, _) = verdicts::latest(&self.db, id, now, 0).await?;
         let (rank, factor) = Ranking::new(said.into_iter()).rank(&found);

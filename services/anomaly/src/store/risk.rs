@@ -250,26 +250,11 @@ pub async fn highest(
     tx.rollback().await?;
     let mut risks: Vec<EntityRisk> = Vec::new();
     for row in &rows {
-        let known = read(row).map_err(DbError::during(operation))?;
-        let entity: Option<Entity> = Some(Entity {
-            kind: row
-                .try_get::<i16, _>("entity_kind")
-                .map_err(DbError::during(operation))?
-                .into(),
-            value: row.try_get("entity").map_err(DbError::during(operation))?,
-        });
-        match risks.last_mut().filter(|last| last.entity == entity) {
-            Some(last) => last.reasons.push(known),
-            None => risks.push(EntityRisk {
-                entity,
-                risk: risk(row.try_get("total").map_err(DbError::during(operation))?),
-                latest: Some(to_timestamp(row.try_get("latest").map_err(DbError::during(operation))?)),
-                entries: row
-                    .try_get::<i64, _>("entries")
-                    .map_err(DbError::during(operation))?
-                    .max(0) as u64,
-                reasons: vec![known],
-            }),
+        let mut next = read_risk(row).map_err(DbError::during(operation))?;
+        // The rows of one entity come one after the other, each with a reason.
+        match risks.last_mut().filter(|last| last.entity == next.entity) {
+            Some(last) => last.reasons.append(&mut next.reasons),
+            None => risks.push(next),
         }
     }
     Ok(risks)
@@ -325,6 +310,19 @@ pub async fn of(
         reasons: Vec::new(),
     };
     Ok((whole, entries))
+}
+
+fn read_risk(row: &PgRow) -> Result<EntityRisk, sqlx::Error> {
+    Ok(EntityRisk {
+        entity: Some(Entity {
+            kind: row.try_get::<i16, _>("entity_kind")?.into(),
+            value: row.try_get("entity")?,
+        }),
+        risk: risk(row.try_get("total")?),
+        latest: Some(to_timestamp(row.try_get("latest")?)),
+        entries: row.try_get::<i64, _>("entries")?.max(0) as u64,
+        reasons: vec![read(row)?],
+    })
 }
 
 fn read(row: &PgRow) -> Result<RiskEntry, sqlx::Error> {

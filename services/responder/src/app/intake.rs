@@ -117,7 +117,8 @@ impl App {
         self.keep_allowed(case.tenant, &mut around.situation);
         let rules = around.generation.and_then(|g| self.cached_rules(case.tenant, g));
         let Some(rules) = rules else { return Ok(None) };
-        let incident = match self.homes(case, &around).as_slice() {
+        let homes = self.homes(case, &around);
+        let incident = match homes.as_slice() {
             [] => None,
             [home] => {
                 let found = intake::incident_at_once(lane, case.tenant, *home).await;
@@ -130,7 +131,7 @@ impl App {
         };
         let revision = around.revision;
         let effects = Effects::new(&self.inner.info, case.tenant);
-        let decision = self.settle(case, &rules, around, incident, effects)?;
+        let decision = self.settle(case, &rules, around, &homes, incident, effects)?;
         let entering = decision.entry.at_once(lane, case.tenant, revision);
         let entered = entering.instrument(info_span!("enter")).await;
         match entered.during("store an alert")? {
@@ -166,7 +167,7 @@ impl App {
         let rules = self.rules(&mut tx, tenant, generation).await?;
         let mut effects = Effects::new(&self.inner.info, tenant);
         let homes = self.homes(case, &around);
-        let mut incident = self.gather(&mut tx, tenant, homes, &mut effects, case.now).await?;
+        let mut incident = self.gather(&mut tx, tenant, &homes, &mut effects, case.now).await?;
         if let Some(incident) = &mut incident
             && incident.status == IncidentStatus::Closed
         {
@@ -174,7 +175,7 @@ impl App {
             self.note(&mut tx, tenant, incident.id, "reopened: it goes on", case.now)
                 .await?;
         }
-        let decision = self.settle(case, &rules, around, incident, effects)?;
+        let decision = self.settle(case, &rules, around, &homes, incident, effects)?;
         let entered = decision.entry.within(&mut tx).await.during("store an alert")?;
         if entered != Entered::Taken {
             tx.rollback().await.during("roll back a repeat")?;
@@ -220,17 +221,17 @@ impl App {
         homes
     }
 
-    /// What an alert leads to, given the one incident that it belongs to, if there is one.
+    /// What an alert leads to, given the one incident that it belongs to, if there is one, and which it is made of.
     fn settle<'a>(
         &self,
         case: &Case<'a>,
         rules: &Rules,
         around: Surroundings,
+        homes: &[Uuid],
         incident: Option<Incident>,
         mut effects: Effects<'_>,
     ) -> Result<Decision<'a>, AppError> {
         let Case { tenant, alert, now, .. } = *case;
-        let homes = self.homes(case, &around);
         let mut situation = around.situation;
         // Settled within this incident means: within those that it is made of.
         situation
@@ -305,14 +306,14 @@ impl App {
         &self,
         tx: &mut Tx<'static>,
         tenant: &TenantId,
-        homes: Vec<Uuid>,
+        homes: &[Uuid],
         effects: &mut Effects<'_>,
         now: DateTime<Utc>,
     ) -> Result<Option<Incident>, AppError> {
         if homes.is_empty() {
             return Ok(None);
         }
-        let mut found = incidents::load(tx, tenant.as_str(), &homes)
+        let mut found = incidents::load(tx, tenant.as_str(), homes)
             .await
             .during("load incidents")?;
         found.sort_by_key(|i| (i.created, i.id));
