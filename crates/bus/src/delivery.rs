@@ -37,11 +37,12 @@ pub struct Delivery {
     pub payload: Bytes,
     /// W3C trace context of the sender.
     pub traceparent: Option<String>,
-    /// 1 at the first delivery. 0 for core subscriptions, which deliver at most once.
+    /// 1 at the first delivery, also by the stream after a direct one. 0 for core subscriptions, which deliver at most
+    /// once.
     pub attempt: u64,
-    /// Position in the stream; 0 for core subscriptions.
+    /// Position in the stream; 0 for core subscriptions and for what a consumer heard directly.
     pub stream_sequence: u64,
-    /// When the broker stored it; `ce-time` for core subscriptions.
+    /// When the broker stored it; when it came for what was heard directly; `ce-time` for core subscriptions.
     pub stored: DateTime<Utc>,
 }
 

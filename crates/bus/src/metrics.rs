@@ -27,7 +27,9 @@ impl Metrics {
         Self {
             handled: meter
                 .u64_counter("garrison_bus_handled_messages")
-                .with_description("Messages handled, by disposition: ack, retry, hold, reject, panic.")
+                .with_description(
+                    "Messages handled, by disposition: ack, retry, hold, reject, panic; direct when a direct copy was.",
+                )
                 .build(),
             redeliveries: meter
                 .u64_counter("garrison_bus_redelivered_messages")

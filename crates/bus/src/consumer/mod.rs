@@ -1,6 +1,7 @@
 //! The one runner that pulls, dispatches, acknowledges and dead-letters.
 
 mod dead_letter;
+mod direct;
 mod tracker;
 mod work;
 
@@ -129,6 +130,7 @@ impl<H: Handler> Runner<H> {
             spec: consumer.clone(),
             handler,
             tracker: tracker.clone(),
+            turns: direct::Turns::default(),
             shutdown: shutdown.clone(),
             labels: labels.clone(),
         });
@@ -162,6 +164,10 @@ impl<H: Handler> Runner<H> {
     async fn run(mut self) -> Result<(), BusError> {
         let bus = self.worker.bus.clone();
         let spec = self.worker.spec.clone();
+        let listening = (spec.direct && self.dispatch != Dispatch::Ordered).then(|| {
+            let listen = direct::listen(Arc::clone(&self.worker), self.capacity, self.shutdown.clone());
+            tokio::spawn(listen)
+        });
         let mut missing_pause = MISSING.0;
         loop {
             let connected = tokio::select! {
@@ -199,6 +205,11 @@ impl<H: Handler> Runner<H> {
             }
         }
         self.drain().await;
+        if let Some(listening) = listening
+            && let Err(error) = listening.await
+        {
+            tracing::error!(%error, "listening directly died; the stream delivered alone");
+        }
         Ok(())
     }
 

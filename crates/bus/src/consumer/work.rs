@@ -1,6 +1,7 @@
 use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_nats::{Message, jetstream::AckKind};
+use chrono::Utc;
 use futures::FutureExt;
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use tracing::Instrument;
 use super::{
     Disposition, Handler, MIN_RETRY,
     dead_letter::{self, Letter},
+    direct::{Turn, Turns},
     tracker::{JobPosition, Tracker},
 };
 use crate::{Bus, ConsumerSpec, Delivery, PublishError, delivery::Position, trace};
@@ -26,6 +28,8 @@ pub(crate) struct Worker<H> {
     pub(crate) spec: ConsumerSpec,
     pub(crate) handler: Arc<H>,
     pub(crate) tracker: Tracker,
+    /// Used where the consumer is direct.
+    pub(crate) turns: Turns,
     pub(crate) shutdown: CancellationToken,
     pub(crate) labels: [KeyValue; 2],
 }
@@ -33,8 +37,28 @@ pub(crate) struct Worker<H> {
 impl<H: Handler> Worker<H> {
     /// A retry gives the place up: the broker keeps the time.
     pub(crate) async fn concurrently(&self, job: Job) {
-        let span = self.span(&job);
-        self.work(job, false).instrument(span).await;
+        let turn = match self.spec.direct {
+            true => self.turns.wait(&job.message).await,
+            false => None,
+        };
+        if turn.as_deref() == Some(&true) {
+            self.count("direct");
+            return self.tracker.finish(job.position.stream_sequence, AckKind::Ack).await;
+        }
+        let span = self.span(&job.message, job.position.attempt);
+        self.work(job, false, turn).instrument(span).await;
+    }
+
+    /// A message that was heard directly. Unless it is handled to the end, its copy from the stream will be.
+    pub(crate) async fn directly(&self, message: Message, mut turn: Turn) {
+        let position = Position {
+            attempt: 1,
+            stream_sequence: 0,
+            stored: Some(Utc::now()),
+            stream: Some(self.spec.stream),
+        };
+        let span = self.span(&message, 1);
+        *turn = self.handle(&message, position).instrument(span).await == Disposition::Ack;
     }
 
     /// A retry stays at the head: what comes behind it waits.
@@ -45,11 +69,11 @@ impl<H: Handler> Worker<H> {
                 .finish(job.position.stream_sequence, AckKind::Nak(Some(MIN_RETRY)))
                 .await;
         }
-        let span = self.span(&job);
-        self.work(job, true).instrument(span).await;
+        let span = self.span(&job.message, job.position.attempt);
+        self.work(job, true, None).instrument(span).await;
     }
 
-    async fn work(&self, job: Job, in_place: bool) {
+    async fn work(&self, job: Job, in_place: bool, mut turn: Option<Turn>) {
         let sequence = job.position.stream_sequence;
         let mut attempt = job.position.attempt;
         loop {
@@ -59,10 +83,21 @@ impl<H: Handler> Worker<H> {
                     reason: format!("no answer in {} deliveries", self.spec.max_deliver),
                 }
             } else {
-                self.handle(&job, attempt).await
+                let position = Position {
+                    attempt,
+                    stream_sequence: sequence,
+                    stored: Some(job.position.stored),
+                    stream: Some(self.spec.stream),
+                };
+                self.handle(&job.message, position).await
             };
             match decision {
-                Disposition::Ack => return self.tracker.finish(sequence, AckKind::Ack).await,
+                Disposition::Ack => {
+                    if let Some(turn) = &mut turn {
+                        **turn = true;
+                    }
+                    return self.tracker.finish(sequence, AckKind::Ack).await;
+                }
                 Disposition::Reject { reason } => {
                     return self.dead_letter(&job, attempt, &reason).await;
                 }
@@ -91,14 +126,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    async fn handle(&self, job: &Job, attempt: u64) -> Disposition {
-        let position = Position {
-            attempt,
-            stream_sequence: job.position.stream_sequence,
-            stored: Some(job.position.stored),
-            stream: Some(self.spec.stream),
-        };
-        let message = &job.message;
+    async fn handle(&self, message: &Message, position: Position) -> Disposition {
         let started = Instant::now();
         let (outcome, decision) = match Delivery::read(
             &message.subject,
@@ -124,15 +152,19 @@ impl<H: Handler> Worker<H> {
                 }
             }
         };
-        let metrics = &self.bus.inner.metrics;
-        metrics
+        self.bus
+            .inner
+            .metrics
             .handler_seconds
             .record(started.elapsed().as_secs_f64(), &self.labels);
-        let [stream, consumer] = self.labels.clone();
-        metrics
-            .handled
-            .add(1, &[stream, consumer, KeyValue::new("disposition", outcome)]);
+        self.count(outcome);
         decision
+    }
+
+    fn count(&self, outcome: &'static str) {
+        let [stream, consumer] = self.labels.clone();
+        let labels = [stream, consumer, KeyValue::new("disposition", outcome)];
+        self.bus.inner.metrics.handled.add(1, &labels);
     }
 
     /// Calling the handler is inside a future of its own, so that a panic before its first await is caught too.
@@ -186,16 +218,15 @@ impl<H: Handler> Worker<H> {
         backoff(self.spec.retry, asked, attempt)
     }
 
-    fn span(&self, job: &Job) -> tracing::Span {
+    fn span(&self, message: &Message, attempt: u64) -> tracing::Span {
         let span = tracing::info_span!(
             "consume",
             otel.name = format!("consume {}/{}", self.spec.stream, self.spec.name),
             otel.kind = "consumer",
-            subject = %job.message.subject,
-            attempt = job.position.attempt,
+            subject = %message.subject,
+            attempt,
         );
-        let parent = job
-            .message
+        let parent = message
             .headers
             .as_ref()
             .and_then(|headers| headers.get(crate::message::header::TRACEPARENT));

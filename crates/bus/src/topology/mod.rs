@@ -114,6 +114,9 @@ pub struct ConsumerSpec {
     /// The reader may also fetch stored messages by their sequence ([`crate::Bus::stored`]), to rebuild state that
     /// it had not saved when it was killed.
     pub replays: bool,
+    /// The reader also hears its subjects directly, before the broker has stored what is published there. For what
+    /// waits for nothing; only in [`crate::Dispatch::Concurrent`], because the order is lost.
+    pub direct: bool,
 }
 
 impl ConsumerSpec {
@@ -133,11 +136,17 @@ impl ConsumerSpec {
             retry: (Duration::from_millis(50), Duration::from_secs(15)),
             max_ack_pending: 1_000,
             replays: false,
+            direct: false,
         }
     }
 
     const fn replays(mut self) -> Self {
         self.replays = true;
+        self
+    }
+
+    const fn direct(mut self) -> Self {
+        self.direct = true;
         self
     }
 
@@ -269,7 +278,7 @@ pub const FLOWS_POLICY: ConsumerSpec = flows_consumer("policy", "svc/policy");
 pub const FLOWS_FORENSICS: ConsumerSpec = flows_consumer("forensics", "svc/forensics");
 /// responder reads alerts.
 pub const ALERTS_RESPONDER: ConsumerSpec =
-    ConsumerSpec::new("ALERTS", "responder", "svc/responder", &["alerts.v1.*.*.*"]);
+    ConsumerSpec::new("ALERTS", "responder", "svc/responder", &["alerts.v1.*.*.*"]).direct();
 /// forensics reads alerts.
 pub const ALERTS_FORENSICS: ConsumerSpec =
     ConsumerSpec::new("ALERTS", "forensics", "svc/forensics", &["alerts.v1.*.*.*"]);
@@ -342,7 +351,7 @@ pub fn enforcer_consumer(node: &EnforcerNode) -> ConsumerSpec {
         name: format!("enforcer-{}", node.name()).into(),
         identity: format!("enforcer/{}", node.name()).into(),
         filters: Filters::Own(filters.collect()),
-        ..ConsumerSpec::new("RESPONSES", "", "", &[])
+        ..ConsumerSpec::new("RESPONSES", "", "", &[]).direct()
     }
 }
 

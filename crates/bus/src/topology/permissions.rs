@@ -105,6 +105,8 @@ fn grants(enforcers: &[EnforcerNode]) -> Vec<Grant> {
 fn grant(identity: String, own: Vec<String>, all: &[ConsumerSpec]) -> Grant {
     let mut publish = own;
     publish.push("$JS.API.INFO".to_owned());
+    let mut subscribe = vec![format!("_INBOX.{}.>", inbox_token(&identity))];
+    subscribe.extend(NEWS.map(str::to_owned));
     for consumer in all.iter().filter(|c| c.identity == identity) {
         let (stream, name) = (consumer.stream, &consumer.name);
         publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"));
@@ -117,9 +119,10 @@ fn grant(identity: String, own: Vec<String>, all: &[ConsumerSpec]) -> Grant {
         if consumer.replays {
             publish.push(format!("$JS.API.DIRECT.GET.{stream}"));
         }
+        if consumer.direct {
+            subscribe.extend(consumer.filters.subjects().into_iter().map(str::to_owned));
+        }
     }
-    let mut subscribe = vec![format!("_INBOX.{}.>", inbox_token(&identity))];
-    subscribe.extend(NEWS.map(str::to_owned));
     let deny = match identity.as_str() {
         "svc/anomaly" => vec![VIOLATIONS.to_owned()],
         _ => Vec::new(),
@@ -207,6 +210,25 @@ mod tests {
         ] {
             let may = of(&grants, identity).publish.iter().any(|own| overlap(own, &subject));
             assert_eq!(may, expected, "{identity} on {subject}");
+        }
+    }
+
+    #[test]
+    fn only_readers_of_a_direct_consumer_hear_its_subjects() {
+        let nodes = nodes(&["router=*", "edge=acme"]);
+        let grants = grants(&nodes);
+        for (identity, subject, expected) in [
+            ("svc/responder", "alerts.v1.acme.high.scan", true),
+            ("svc/responder", "responses.v1.acme.block.dispatched", false),
+            ("svc/forensics", "alerts.v1.acme.high.scan", false),
+            ("svc/anomaly", "alerts.v1.acme.high.scan", false),
+            ("enforcer/router", "responses.v1.globex.block.dispatched", true),
+            ("enforcer/edge", "responses.v1.acme.block.reverting", true),
+            ("enforcer/edge", "responses.v1.globex.block.dispatched", false),
+            ("enforcer/edge", "alerts.v1.acme.high.scan", false),
+        ] {
+            let hears = of(&grants, identity).subscribe.iter().any(|own| overlap(own, subject));
+            assert_eq!(hears, expected, "{identity} on {subject}");
         }
     }
 

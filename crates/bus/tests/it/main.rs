@@ -3,6 +3,7 @@
 
 mod broker;
 mod delivery;
+mod direct;
 mod outage;
 mod permissions;
 mod provisioning;
