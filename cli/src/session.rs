@@ -125,7 +125,7 @@ mod tests {
         let session = Session {
             tenant: "acme".to_owned(),
             access_token: "a".to_owned(),
-            access_expires: Utc::now() + Duration::seconds(21),
+            access_expires: Utc::now() + Duration::seconds(300),
             refresh_token: "r".to_owned(),
         };
         let file = TokenFile::lock(&path).unwrap();
@@ -135,6 +135,14 @@ mod tests {
         let read = file.read().unwrap();
         assert_eq!(read.refresh_token, "r");
         assert!(read.is_fresh());
+        let over_soon = Utc::now() + Duration::seconds(19);
+        assert!(
+            !(Session {
+                access_expires: over_soon,
+                ..read
+            })
+            .is_fresh()
+        );
         file.clear();
         assert!(file.read().is_none());
     }

@@ -18,8 +18,8 @@ use rustix::process::Signal;
 use crate::{Nats, NatsOptions, Pki, Postgres, Process, ProcessError, free_port, process::prepare};
 
 const DATABASE: &str = "garrison";
-const READY_LIMIT: Duration = Duration::from_secs(60);
-const DRAIN_LIMIT: Duration = Duration::from_secs(15);
+const READY_LIMIT: Duration = Duration::from_secs(180);
+const DRAIN_LIMIT: Duration = Duration::from_secs(45);
 
 /// How a fleet is started.
 #[derive(Clone, Debug, Default)]
@@ -342,8 +342,8 @@ fn succeed(step: &str, output: std::io::Result<Output>) -> Result<(), FleetError
 
 // The admin port speaks plain HTTP/1.1; one request needs no client library.
 fn http_get(address: SocketAddr, page: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(300)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(15))).ok()?;
     write!(
         stream,
         "GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"

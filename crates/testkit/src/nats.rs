@@ -92,7 +92,7 @@ impl Nats {
         command.arg("--config").arg(self.dir.join("nats.conf"));
         let mut process = Process::start("nats-server", command, &self.dir.join("nats.log"))?;
         let port = self.port;
-        process.wait_until(Duration::from_secs(30), || {
+        process.wait_until(Duration::from_secs(120), || {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
         })?;
         *self.process.lock().expect("no holder panics") = Some(process);
@@ -102,7 +102,7 @@ impl Nats {
     /// Stops the server as an operator would.
     pub fn stop(&self) {
         if let Some(mut process) = self.process.lock().expect("no holder panics").take() {
-            process.end(Signal::TERM, Duration::from_secs(20));
+            process.end(Signal::TERM, Duration::from_secs(60));
         }
     }
 

@@ -148,7 +148,7 @@ impl Postgres {
         command.arg("-D").arg(self.dir.join("data"));
         let mut process = Process::start("postgres", command, &self.dir.join("postgres.log"))?;
         let address = self.address;
-        process.wait_until(Duration::from_secs(30), || accepts_queries(address))?;
+        process.wait_until(Duration::from_secs(120), || accepts_queries(address))?;
         *self.process.lock().expect("no holder panics") = Some(process);
         Ok(())
     }
@@ -156,14 +156,14 @@ impl Postgres {
     /// Stops the server as an operator would (fast shutdown).
     pub fn stop(&self) {
         if let Some(mut process) = self.process.lock().expect("no holder panics").take() {
-            process.end(Signal::INT, Duration::from_secs(20));
+            process.end(Signal::INT, Duration::from_secs(60));
         }
     }
 
     /// Stops the server as a crash would: SIGQUIT makes every backend leave without a checkpoint.
     pub fn kill(&self) {
         if let Some(mut process) = self.process.lock().expect("no holder panics").take() {
-            process.end(Signal::QUIT, Duration::from_secs(20));
+            process.end(Signal::QUIT, Duration::from_secs(60));
         }
     }
 

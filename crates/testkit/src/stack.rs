@@ -112,7 +112,10 @@ impl Stack {
     /// How an identity such as `svc/anomaly` reaches the broker.
     pub fn bus_config(&self, identity: &str) -> BusConfig {
         let files = self.identity(identity);
-        BusConfig::new(vec![self.nats.url()], files.ca_file, files.cert_file, files.key_file)
+        let mut config = BusConfig::new(vec![self.nats.url()], files.ca_file, files.cert_file, files.key_file);
+        // A broker that is slow for some seconds is not away.
+        config.ack_timeout_ms = 20_000;
+        config
     }
 
     /// Makes a fresh database, migrates it as its owner and returns how the service's unprivileged role

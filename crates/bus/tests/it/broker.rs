@@ -13,7 +13,7 @@ use garrison_bus::{
 };
 use garrison_proto::{TenantId, event::v1::KeySetChanged};
 use garrison_testkit::{Nats, NatsOptions, Pki, TRUST_DOMAIN};
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Broker {
@@ -40,7 +40,11 @@ impl Broker {
 
     pub(crate) fn config(&self, identity: &str) -> garrison_bus::BusConfig {
         let files = self.pki.identity(identity).unwrap();
-        garrison_bus::BusConfig::new(vec![self.nats.url()], files.ca_file, files.cert_file, files.key_file)
+        let mut config =
+            garrison_bus::BusConfig::new(vec![self.nats.url()], files.ca_file, files.cert_file, files.key_file);
+        // A broker that is slow is not away; tests of its absence set less.
+        config.ack_timeout_ms = 60_000;
+        config
     }
 
     pub(crate) async fn bus(&self, identity: &str) -> Bus {
@@ -111,6 +115,7 @@ pub(crate) struct Recorder {
     pub(crate) seen: Mutex<Vec<(usize, u64)>>,
     decide: Decide,
     work: Duration,
+    gate: Option<Arc<Semaphore>>,
 }
 
 impl Recorder {
@@ -123,6 +128,17 @@ impl Recorder {
             seen: Mutex::default(),
             decide: Box::new(decide),
             work,
+            gate: None,
+        })
+    }
+
+    /// Acknowledges a message once the gate has a permit for it.
+    pub(crate) fn gated(gate: &Arc<Semaphore>) -> Arc<Self> {
+        Arc::new(Self {
+            seen: Mutex::default(),
+            decide: Box::new(|_| Disposition::Ack),
+            work: Duration::ZERO,
+            gate: Some(Arc::clone(gate)),
         })
     }
 
@@ -144,6 +160,9 @@ impl Recorder {
 impl Handler for Recorder {
     async fn handle(&self, delivery: Delivery) -> Disposition {
         self.seen.lock().unwrap().push((number(&delivery), delivery.attempt));
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
         tokio::time::sleep(self.work).await;
         (self.decide)(&delivery)
     }
@@ -165,7 +184,7 @@ impl Running {
 
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        tokio::time::timeout(Duration::from_secs(20), self.task)
+        tokio::time::timeout(Duration::from_secs(60), self.task)
             .await
             .unwrap()
             .unwrap()
@@ -173,9 +192,9 @@ impl Running {
     }
 }
 
-/// Waits until a condition holds, 30 seconds at most.
+/// Waits until a condition holds, two minutes at most.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
+    for _ in 0..2_400 {
         if holds().await {
             return;
         }

@@ -30,17 +30,16 @@ async fn what_can_never_be_stored_is_told_from_what_cannot_be_stored_now() {
     let policy = broker.bus("svc/policy").await;
     let publisher = policy.publisher();
 
-    let started = std::time::Instant::now();
     let foreign = Message {
         subject: subject::audit(&acme(), "iam"),
         ..event(1)
     };
-    let error = publisher.publish(&foreign).await.unwrap_err();
+    let patience = Duration::from_millis(broker.config("svc/policy").ack_timeout_ms / 2);
+    let error = tokio::time::timeout(patience, publisher.publish(&foreign))
+        .await
+        .expect("the refusal would only be noticed by its timeout")
+        .unwrap_err();
     assert!(matches!(error, PublishError::Refused { .. }), "{error}");
-    assert!(
-        started.elapsed() < Duration::from_secs(4),
-        "the refusal was only noticed by its timeout"
-    );
 
     let huge = Message {
         payload: Bytes::from(vec![0; 2 * 1024 * 1024]),
@@ -89,10 +88,16 @@ async fn without_streams_a_message_waits_for_the_topology() {
 async fn revocations_reach_every_listener_and_garbage_does_not() {
     let broker = Broker::start().await;
     let mut listeners = Vec::new();
-    for identity in ["svc/anomaly", "svc/forensics", "enforcer/router"] {
+    for (identity, consumer) in [
+        ("svc/anomaly", "FLOWS.anomaly"),
+        ("svc/forensics", "EVENTS.forensics"),
+        ("enforcer/router", "RESPONSES.enforcer-router"),
+    ] {
         let bus = broker.bus(identity).await;
         let subscription = bus.subscribe_core("events.v1.*.revocation").await.unwrap();
-        bus.client().flush().await.unwrap();
+        // The broker works off a connection in order: once it has answered this, it has the subscription.
+        let asked = format!("$JS.API.CONSUMER.INFO.{consumer}");
+        bus.client().request(asked, "".into()).await.unwrap();
         listeners.push(subscription);
     }
     let iam = broker.bus("svc/iam").await;
@@ -101,7 +106,7 @@ async fn revocations_reach_every_listener_and_garbage_does_not() {
     let sent = Message { subject, ..event(7) };
     iam.publisher().publish(&sent).await.unwrap();
     for listener in &mut listeners {
-        let got = tokio::time::timeout(Duration::from_secs(5), listener.next())
+        let got = tokio::time::timeout(Duration::from_secs(60), listener.next())
             .await
             .unwrap()
             .unwrap();
