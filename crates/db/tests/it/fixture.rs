@@ -63,7 +63,7 @@ impl Relay {
 
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        tokio::time::timeout(Duration::from_secs(20), self.task)
+        tokio::time::timeout(Duration::from_secs(60), self.task)
             .await
             .unwrap()
             .unwrap()
@@ -97,9 +97,9 @@ pub(crate) async fn published(stack: &Stack) -> BTreeMap<TenantId, Vec<usize>> {
     found
 }
 
-/// Waits until a condition holds, 60 seconds at most.
+/// Waits until a condition holds, two minutes at most.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..1_200 {
+    for _ in 0..2_400 {
         if holds().await {
             return;
         }

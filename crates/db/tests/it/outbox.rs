@@ -84,8 +84,9 @@ async fn a_message_arrives_as_it_was_appended() {
     let acme = tenant("acme");
     let listener = Bus::connect(&stack.bus_config("svc/anomaly"), "anomaly").await.unwrap();
     let mut keys = listener.subscribe_core("events.v1.*.keys").await.unwrap();
-    listener.connected().await;
-    listener.client().flush().await.unwrap();
+    // The broker works off a connection in order: once it has answered this, it has the subscription.
+    let asked = "$JS.API.CONSUMER.INFO.FLOWS.anomaly";
+    listener.client().request(asked, "".into()).await.unwrap();
     // iam, because everybody may listen to its keys.
     let bus = Bus::connect(&stack.bus_config("svc/iam"), "iam").await.unwrap();
     let stop = tokio_util::sync::CancellationToken::new();
@@ -98,7 +99,7 @@ async fn a_message_arrives_as_it_was_appended() {
     let mut tx = db.begin(&acme).await.unwrap();
     tx.publish(&sent).await.unwrap();
     tx.commit().await.unwrap();
-    let got = tokio::time::timeout(Duration::from_secs(10), keys.next())
+    let got = tokio::time::timeout(Duration::from_secs(60), keys.next())
         .await
         .unwrap()
         .unwrap();

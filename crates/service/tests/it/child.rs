@@ -27,6 +27,10 @@ use tonic::{Request, Response, Status, service::Routes};
 
 const ARGUMENTS: &str = "GARRISON_TEST_ARGUMENTS";
 
+/// How long anything may take that is waited for. The time to drain is longer, so that it ends nothing.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const DRAIN: Duration = Duration::from_secs(600);
+
 pub(crate) static MIGRATIONS: garrison_db::Migrator = garrison_db::Migrator::DEFAULT;
 
 pub(crate) const INFO: ServiceInfo = ServiceInfo {
@@ -80,13 +84,16 @@ impl DetectionService for Detection {
         Ok(Response::new(ListDetectorsResponse::default()))
     }
 
-    /// Takes as long as it is told, to be under way when the service is asked to stop.
+    /// Ends when it is told, by a file in a folder that the caller names: to be under way when the service is asked to
+    /// stop.
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
-        let told = request
-            .metadata()
-            .get("sleep-ms")
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        tokio::time::sleep(Duration::from_millis(told.unwrap_or(0))).await;
+        let gate = request.metadata().get("gate").and_then(|value| value.to_str().ok());
+        if let Some(gate) = gate.map(PathBuf::from) {
+            std::fs::write(gate.join("begun"), "").map_err(|error| Status::internal(error.to_string()))?;
+            while !gate.join("end").exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
         Ok(Response::new(GetModelResponse::default()))
     }
 
@@ -228,14 +235,14 @@ impl Running {
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
     }
 
-    /// The exit status, within the limit.
-    pub(crate) async fn ended(&mut self, limit: Duration) -> i32 {
+    /// The exit status, within a minute.
+    pub(crate) async fn ended(&mut self) -> i32 {
         let began = Instant::now();
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status.code().unwrap();
             }
-            assert!(began.elapsed() < limit, "still running:\n{}", self.log());
+            assert!(began.elapsed() < PATIENCE, "still running:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

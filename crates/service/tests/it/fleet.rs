@@ -1,11 +1,6 @@
 //! A stack, iam's side and the service under test.
 
-use std::{
-    fmt::Write as _,
-    net::SocketAddr,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, time::Instant};
 
 use garrison_auth::SpiffeId;
 use garrison_proto::alert::v1::detection_service_client::DetectionServiceClient;
@@ -17,9 +12,11 @@ use tokio::{
 use tonic::{Request, transport::Channel};
 
 use crate::{
-    child::{MIGRATIONS, Running},
+    child::{DRAIN, MIGRATIONS, PATIENCE, Running},
     iam::Iam,
 };
+
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 pub(crate) struct Fleet {
     pub(crate) stack: Stack,
@@ -87,7 +84,7 @@ listen = "{admin}"
 [core.auth]
 iam_endpoint = "https://{}"
 [core.lifecycle]
-drain_timeout_ms = 5000
+drain_timeout_ms = {}
 "#,
             self.stack.nats().url(),
             database.host,
@@ -97,6 +94,7 @@ drain_timeout_ms = 5000
             database.password_file.display(),
             database.ca_file.display(),
             self.iam_address,
+            DRAIN.as_millis(),
         )
         .unwrap();
         let path = self.folder.path().join(format!("{}.toml", grpc.port()));
@@ -130,7 +128,7 @@ drain_timeout_ms = 5000
 }
 
 pub(crate) fn bearer<T>(message: T, token: &str) -> Request<T> {
-    let mut request = garrison_service::client::deadline(message, Duration::from_secs(10));
+    let mut request = garrison_service::client::deadline(message, PATIENCE);
     request
         .metadata_mut()
         .insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -168,9 +166,27 @@ pub(crate) async fn until_lacking(service: &Running, expected: &[&str]) {
         }
         let log = service.log();
         assert!(
-            began.elapsed() < Duration::from_secs(20),
+            began.elapsed() < PATIENCE * 2,
             "lacking {found:?}, expected {expected:?}\n{log}"
         );
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Waits until something holds.
+pub(crate) async fn until(what: &str, service: &Running, mut holds: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < PATIENCE, "never: {what}\n{}", service.log());
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until the service has begun to stop, and says so.
+pub(crate) async fn until_draining(service: &Running) {
+    until("it is draining", service, async || {
+        let readiness = page(service.admin, "/readyz").await;
+        readiness.is_some_and(|(status, body)| status == 503 && body.contains("\"draining\":true"))
+    })
+    .await;
 }

@@ -1,7 +1,5 @@
 //! What the service does not start with.
 
-use std::time::Duration;
-
 use crate::{
     child::{Running, finish},
     fleet::{Fleet, local},
@@ -114,7 +112,7 @@ async fn a_task_that_fails_or_panics_ends_the_service_with_its_name() {
     let fleet = Fleet::start().await;
     for (trouble, code) in [("error", "GAR-SVC-0002"), ("panic", "GAR-SVC-0003")] {
         let mut service: Running = fleet.service(&format!("trouble = \"{trouble}\""));
-        assert_eq!(service.ended(Duration::from_secs(10)).await, 1);
+        assert_eq!(service.ended().await, 1);
         let log = service.log();
         assert!(
             log.contains(code) && log.contains("troubled") && log.contains("as configured"),
