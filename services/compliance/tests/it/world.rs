@@ -196,7 +196,7 @@ checkpoint_interval_ms = 200
     }
 
     pub(crate) async fn until_ready(&self) {
-        let limit = tokio::time::Instant::now() + Duration::from_secs(30);
+        let limit = tokio::time::Instant::now() + Duration::from_secs(120);
         while !self.is_ready().await {
             assert!(tokio::time::Instant::now() < limit, "not ready:\n{}", self.output());
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -221,7 +221,7 @@ checkpoint_interval_ms = 200
 
     /// Waits until a log has so many entries, and no fewer than that.
     pub(crate) async fn until_size(&self, tenant: &TenantId, size: u64) {
-        let limit = tokio::time::Instant::now() + Duration::from_secs(60);
+        let limit = tokio::time::Instant::now() + Duration::from_secs(180);
         loop {
             let found = self
                 .log
@@ -263,7 +263,7 @@ checkpoint_interval_ms = 200
                 .as_str()
                 .to_owned()
         });
-        tokio::time::timeout(Duration::from_secs(20), letters.collect())
+        tokio::time::timeout(Duration::from_secs(120), letters.collect())
             .await
             .unwrap()
     }

@@ -65,7 +65,7 @@ impl Program {
     }
 
     pub async fn ready(&self) {
-        let limit = tokio::time::Instant::now() + Duration::from_secs(30);
+        let limit = tokio::time::Instant::now() + Duration::from_secs(120);
         while !self.is_ready().await {
             assert!(tokio::time::Instant::now() < limit, "iam is not ready:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -208,7 +208,7 @@ pub fn write_config(stack: &Stack, database: &DbConfig, dir: &Path, grpc: u16, a
         "[core.identity]\ntrust_domain = {TRUST_DOMAIN:?}\ncert_file = {:?}\nkey_file = {:?}\nca_file = {:?}\n\
          [core.bus]\nurls = {:?}\ncert_file = {:?}\nkey_file = {:?}\nca_file = {:?}\n\
          [core.database]\nhost = {:?}\nport = {}\ndatabase = {:?}\nuser = {:?}\npassword_file = {:?}\nca_file = {:?}\n\
-         acquire_timeout_ms = 1000\n\
+         acquire_timeout_ms = 4000\n\
          [core.grpc]\nlisten = \"127.0.0.1:{grpc}\"\n\
          [core.admin]\nlisten = \"127.0.0.1:{admin}\"\n\
          [core.telemetry]\nlog = \"debug\"\nlog_format = \"json\"\n\

@@ -87,7 +87,7 @@ async fn no_secret_reaches_the_log_the_bus_or_the_database() {
     secrets.push(enrolment.secret.clone());
 
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    program.process.end(rustix_term(), std::time::Duration::from_secs(15));
+    program.process.end(rustix_term(), std::time::Duration::from_secs(60));
     let log = program.log();
     assert!(
         log.contains("garrison.iam.v1") || log.contains("serving gRPC"),

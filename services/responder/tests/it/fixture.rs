@@ -19,9 +19,10 @@ use responder::{
 use sqlx::Row as _;
 use uuid::Uuid;
 
-/// A configuration with everything at its default, and two tenants on the node `router`.
+/// A configuration with everything at its default, and two tenants on the node `router`. One beat of a node lasts for a
+/// test, however slow the machine is.
 pub(crate) fn settings() -> Settings {
-    let text = "[core.identity]\ntrust_domain='t'\ncert_file='c'\nkey_file='k'\nca_file='a'\n[core.bus]\nurls=['tls://n:4222']\nca_file='a'\ncert_file='c'\nkey_file='k'\n[core.grpc]\nlisten='127.0.0.1:0'\n[enforcement.nodes]\nrouter=['acme','globex']\nedge=['acme']\n";
+    let text = "[core.identity]\ntrust_domain='t'\ncert_file='c'\nkey_file='k'\nca_file='a'\n[core.bus]\nurls=['tls://n:4222']\nca_file='a'\ncert_file='c'\nkey_file='k'\n[core.grpc]\nlisten='127.0.0.1:0'\n[enforcement]\nstale_after_s=600\n[enforcement.nodes]\nrouter=['acme','globex']\nedge=['acme']\n";
     let config: Config = toml::from_str(text).unwrap();
     config.settings().unwrap()
 }

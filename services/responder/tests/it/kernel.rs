@@ -16,7 +16,7 @@ use responder::enforcer::{
 };
 use uuid::Uuid;
 
-use crate::lab::{Hosts, connect, echo, in_lab, reaches, run};
+use crate::lab::{Hosts, connect, echo, in_lab, is_cut_off, reaches, run};
 
 fn tenant(id: &str) -> TenantId {
     id.parse().unwrap()
@@ -104,6 +104,16 @@ async fn repairs(agent: &Agent) -> usize {
     news.iter().filter(|n| repaired(&n.what)).count()
 }
 
+/// Whether the agent has said that an order's time ran out.
+async fn expired(agent: &Agent, id: Uuid) -> bool {
+    let news = agent.news(1000).await.unwrap();
+    news.iter()
+        .any(|n| matches!(&n.what, What::Report { response, said: Said::Expired, .. } if *response == id))
+}
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 fn within(limit: Duration, what: &str, mut check: impl FnMut() -> bool) {
     let started = Instant::now();
     while !check() {
@@ -130,9 +140,9 @@ fn blocked_hosts_and_networks_are_cut_off_established_connections_too() {
                 let started = Instant::now();
                 applied(&agent, &block).await;
                 println!("order to disk: {:?}", started.elapsed());
-                assert!(!line.is_alive(), "an established connection went on");
-                assert!(!reaches(&hosts.attacker, web));
-                assert!(!reaches(&hosts.server, inside), "packets to the blocked host passed");
+                assert!(line.is_cut(), "an established connection went on");
+                assert!(is_cut_off(&hosts.attacker, web));
+                assert!(is_cut_off(&hosts.server, inside), "packets to the blocked host passed");
                 assert!(reaches(&hosts.client, web), "somebody else was hit");
                 applied(&agent, &block).await;
                 removed(&agent, &block).await;
@@ -149,7 +159,10 @@ fn blocked_hosts_and_networks_are_cut_off_established_connections_too() {
                 let inner = order(3, Action::Block, "10.77.1.2");
                 applied(&agent, &inner).await;
                 removed(&agent, &inner).await;
-                assert!(!reaches(&hosts.attacker, web), "the wider block went with the narrower");
+                assert!(
+                    is_cut_off(&hosts.attacker, web),
+                    "the wider block went with the narrower"
+                );
                 removed(&agent, &network).await;
                 assert!(reaches(&hosts.attacker, web));
 
@@ -161,7 +174,7 @@ fn blocked_hosts_and_networks_are_cut_off_established_connections_too() {
                 applied(&agent, &a).await;
                 applied(&agent, &b).await;
                 removed(&agent, &a).await;
-                assert!(!reaches(&hosts.attacker, web));
+                assert!(is_cut_off(&hosts.attacker, web));
                 removed(&agent, &b).await;
                 assert!(reaches(&hosts.attacker, web));
 
@@ -219,7 +232,7 @@ fn isolation_keeps_management_and_a_rate_limit_keeps_some() {
         block_on(async {
             let isolate = order(1, Action::Isolate, "10.77.2.2");
             applied(&agent, &isolate).await;
-            assert!(!reaches(&hosts.client, web), "an isolated host reached another");
+            assert!(is_cut_off(&hosts.client, web), "an isolated host reached another");
             assert!(reaches(&hosts.client, manager), "an isolated host lost its management");
             let refused = obey(&agent, &order(2, Action::Block, "10.77.1.2")).await;
             assert_eq!(refused.said, Said::Failed);
@@ -230,6 +243,7 @@ fn isolation_keeps_management_and_a_rate_limit_keeps_some() {
             let slow = order(3, Action::RateLimit, "10.77.2.2");
             applied(&agent, &slow).await;
             assert!(reaches(&hosts.client, web), "a slow host was cut off");
+            let started = Instant::now();
             let passed = hosts
                 .client
                 .run(|| {
@@ -241,7 +255,9 @@ fn isolation_keeps_management_and_a_rate_limit_keeps_some() {
                 .and_then(|()| hosts.server.run(received_udp))
                 .unwrap();
             println!("passed {passed} of 400 at 20 a second");
-            assert!((1..100).contains(&passed), "{passed} packets passed");
+            // Twenty a second and a few at once, twice over.
+            let most = 100 + 40 * started.elapsed().as_secs();
+            assert!((1..most).contains(&passed), "{passed} packets passed, of {most}");
             removed(&agent, &slow).await;
         });
     });
@@ -273,16 +289,16 @@ fn one_tenants_orders_do_not_touch_anothers_packets() {
             applied(&agent, &order(1, Action::Block, "10.77.1.2")).await;
             assert!(reaches(&hosts.attacker, web), "acme's block hit globex's host");
             applied(&agent, &order(2, Action::Block, "10.77.2.2")).await;
-            assert!(!reaches(&hosts.client, web));
+            assert!(is_cut_off(&hosts.client, web));
             let globex = Order {
                 tenant: tenant("globex"),
                 ..order(3, Action::Block, "10.77.1.2")
             };
             applied(&agent, &globex).await;
-            assert!(!reaches(&hosts.attacker, web));
+            assert!(is_cut_off(&hosts.attacker, web));
             removed(&agent, &globex).await;
             assert!(reaches(&hosts.attacker, web));
-            assert!(!reaches(&hosts.client, web));
+            assert!(is_cut_off(&hosts.client, web));
         });
     });
 }
@@ -295,26 +311,33 @@ fn time_runs_out_and_is_reported() {
         let agent = start(folder.path(), vec![scope("acme", &[])], &[]);
         let web = echo(&hosts.server, 80);
         block_on(async {
-            let short = Order {
-                expires: Some(Utc::now() + chrono::Duration::milliseconds(1500)),
-                ..order(1, Action::Block, "10.77.1.2")
-            };
-            applied(&agent, &short).await;
-            assert!(ruleset().contains("expires"), "the kernel knows no end: {}", ruleset());
-            assert!(!reaches(&hosts.attacker, web));
-            within(Duration::from_secs(4), "expiry", || reaches(&hosts.attacker, web));
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let news = agent.news(100).await.unwrap();
-            assert!(
-                news.iter().any(|n| matches!(
-                    &n.what,
-                    What::Report {
-                        said: Said::Expired,
-                        ..
-                    }
-                )),
-                "{news:?}"
-            );
+            let mut seen = false;
+            for (id, seconds) in [(11, 2), (12, 10), (13, 50)] {
+                let expires = Utc::now() + chrono::Duration::seconds(seconds);
+                let short = Order {
+                    expires: Some(expires),
+                    ..order(id, Action::Block, "10.77.1.2")
+                };
+                let answer = obey(&agent, &short).await;
+                let (rules, cut) = (ruleset(), is_cut_off(&hosts.attacker, web));
+                // On a slow machine it may be over before this was asked; then it is tried with more time.
+                if Utc::now() < expires {
+                    assert_eq!(answer.said, Said::Applied, "{}", answer.error);
+                    assert!(rules.contains("expires"), "the kernel knows no end: {rules}");
+                    assert!(cut);
+                    seen = true;
+                }
+                within(PATIENCE, "expiry", || reaches(&hosts.attacker, web));
+                let started = Instant::now();
+                while !expired(&agent, short.id).await && answer.said != Said::Expired {
+                    assert!(started.elapsed() < PATIENCE, "the end is not reported");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                if seen {
+                    break;
+                }
+            }
+            assert!(seen, "nobody saw a block that ends by itself");
             let over = Order {
                 expires: Some(Utc::now() - chrono::Duration::seconds(1)),
                 ..order(2, Action::Block, "10.77.1.2")
@@ -349,7 +372,8 @@ fn tampering_is_noticed_and_repaired_within_seconds() {
                 run("nft", &[tampering]);
                 while repairs(&agent).await <= i || !same() {
                     assert!(
-                        started.elapsed() < Duration::from_secs(3),
+                        // Sooner than by the look at everything, once a minute.
+                        started.elapsed() < Duration::from_secs(40),
                         "{tampering} was not repaired: {}",
                         ruleset()
                     );
@@ -376,7 +400,8 @@ fn whatever_a_crash_leaves_behind_is_made_whole() {
         let hosts = Hosts::new();
         let web = echo(&hosts.server, 80);
         let block = order(1, Action::Block, "10.77.1.2");
-        let blocked = || !reaches(&hosts.attacker, web);
+        let blocked = || is_cut_off(&hosts.attacker, web);
+        let open = || reaches(&hosts.attacker, web);
         let fresh = || {
             let _ = std::process::Command::new("nft").args(["flush", "ruleset"]).status();
             tempfile::tempdir().unwrap()
@@ -397,7 +422,7 @@ fn whatever_a_crash_leaves_behind_is_made_whole() {
             assert!(blocked(), "containment dropped by a restart");
             let desired = if wanted { vec![block.clone()] } else { Vec::new() };
             block_on(agent.reconcile(desired, now())).unwrap();
-            assert_eq!(blocked(), wanted);
+            assert!(if wanted { blocked() } else { open() });
             // The order comes again, for it was not acknowledged.
             if wanted {
                 block_on(applied(&agent, &block));
@@ -411,7 +436,7 @@ fn whatever_a_crash_leaves_behind_is_made_whole() {
         block_on(applied(&agent, &block));
         drop(agent);
         run("nft", &["flush", "ruleset"]);
-        assert!(!blocked());
+        assert!(open());
         let agent = start(folder.path(), scopes(), &[]);
         assert!(blocked(), "a restart of the machine ended containment");
 
@@ -422,7 +447,7 @@ fn whatever_a_crash_leaves_behind_is_made_whole() {
         std::fs::write(folder.path().join("state.json"), before).unwrap();
         let agent = start(folder.path(), scopes(), &[]);
         block_on(removed(&agent, &block));
-        assert!(!blocked());
+        assert!(open());
 
         // A half-written file is the old one; an unreadable one is put aside.
         drop(agent);

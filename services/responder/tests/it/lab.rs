@@ -67,29 +67,50 @@ pub(crate) fn echo(node: &Node, port: u16) -> SocketAddr {
 /// A connection that was made, for seeing whether it goes on.
 pub(crate) struct Line(TcpStream);
 
+/// How long an answer may take where there is to be one, and how long silence is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_millis(400);
+
 impl Line {
-    /// Whether a byte comes back.
+    /// Whether a byte comes back, however slow the machine is.
     pub(crate) fn is_alive(&mut self) -> bool {
+        self.answers_within(PATIENCE)
+    }
+
+    /// Whether no byte comes back.
+    pub(crate) fn is_cut(&mut self) -> bool {
+        !self.answers_within(SILENCE)
+    }
+
+    fn answers_within(&mut self, limit: Duration) -> bool {
         let mut byte = [0];
+        self.0.set_read_timeout(Some(limit)).unwrap();
         self.0.write_all(b"x").is_ok() && self.0.read_exact(&mut byte).is_ok()
     }
 }
 
-/// Connects from a host, `None` when nothing answers.
-pub(crate) fn connect(from: &Node, to: SocketAddr) -> Option<Line> {
+fn connect_within(limit: Duration, from: &Node, to: SocketAddr) -> Option<Line> {
     from.run(|| {
-        let limit = Duration::from_millis(400);
         let stream = TcpStream::connect_timeout(&to, limit).ok()?;
-        stream.set_read_timeout(Some(limit)).unwrap();
         stream.set_nodelay(true).unwrap();
         Some(Line(stream))
     })
     .unwrap()
 }
 
-/// Whether a host reaches an address.
+/// Connects from a host, `None` when nothing answers.
+pub(crate) fn connect(from: &Node, to: SocketAddr) -> Option<Line> {
+    connect_within(PATIENCE, from, to)
+}
+
+/// Whether a host reaches an address, however slow the machine is: for what is to be reached.
 pub(crate) fn reaches(from: &Node, to: SocketAddr) -> bool {
     connect(from, to).is_some_and(|mut line| line.is_alive())
+}
+
+/// Whether a host gets no answer from an address: for what is not to be reached.
+pub(crate) fn is_cut_off(from: &Node, to: SocketAddr) -> bool {
+    connect_within(SILENCE, from, to).is_none_or(|mut line| line.is_cut())
 }
 
 /// The hosts of a small network around this router.

@@ -22,7 +22,7 @@ use crate::{
 
 const RESPONDER: &str = env!("CARGO_BIN_EXE_responder");
 /// After an outage: reconnecting to the database and the broker, and their pauses between attempts.
-const RECOVERY: Duration = Duration::from_secs(40);
+const RECOVERY: Duration = Duration::from_secs(180);
 
 struct Run {
     stack: Stack,
@@ -75,7 +75,7 @@ impl Run {
             page_size: 500,
             ..Default::default()
         };
-        let answer = tokio::time::timeout(Duration::from_secs(2), alerts.list_alerts(request)).await;
+        let answer = tokio::time::timeout(Duration::from_secs(20), alerts.list_alerts(request)).await;
         let page = answer.ok()?.ok()?.into_inner();
         Some(page.alerts.into_iter().map(|a| a.alert_id).collect())
     }

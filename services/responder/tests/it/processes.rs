@@ -42,7 +42,7 @@ impl Program {
     pub(crate) fn stop(&mut self) -> bool {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        for _ in 0..200 {
+        for _ in 0..1_200 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
             }
@@ -92,7 +92,7 @@ pub(crate) fn responder_config(stack: &Stack, db: &DbConfig, path: &Path) -> u16
     let text = format!(
         "{}[core.database]\nhost = {:?}\nport = {}\ndatabase = {:?}\nuser = {:?}\npassword_file = {:?}\nca_file = {:?}\n\
          [core.grpc]\nlisten = \"127.0.0.1:{port}\"\n\
-         [enforcement]\nstale_after_s = 3\n[enforcement.nodes]\nrouter = [\"acme\", \"globex\"]\n\
+         [enforcement]\nstale_after_s = 12\n[enforcement.nodes]\nrouter = [\"acme\", \"globex\"]\n\
          [responses]\nconfirm_timeout_ms = 1000\n",
         core(stack, "svc/responder"),
         db.host,
