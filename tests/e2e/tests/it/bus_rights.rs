@@ -15,6 +15,9 @@ use crate::{
     world::{NODE, World, enforcer},
 };
 
+/// How long the broker may take to say what it refuses.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Subjects of every kind, in a tenant that no test looks at, and who may publish there. Written down here a second
 /// time, from the contract: what the broker grants is compared with it.
 fn publishers() -> Vec<(String, Vec<&'static str>)> {
@@ -137,6 +140,9 @@ fn identities() -> Vec<String> {
         .collect()
 }
 
+/// The broker says what it refuses at once; how soon that is heard depends on the machine.
+const REFUSED_WITHIN: Duration = Duration::from_secs(30);
+
 /// What the broker refused on a connection.
 #[derive(Clone, Default)]
 struct Refusals(Arc<Mutex<BTreeSet<String>>>);
@@ -210,9 +216,7 @@ fn each_identity_publishes_reads_and_manages_only_what_is_its_own() {
                 }
                 client.flush().await.unwrap();
                 let began = Instant::now();
-                while began.elapsed() < Duration::from_secs(3)
-                    && !some.iter().all(|subject| refusals.has("publish", subject))
-                {
+                while began.elapsed() < PATIENCE && !some.iter().all(|subject| refusals.has("publish", subject)) {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
@@ -229,20 +233,26 @@ fn each_identity_publishes_reads_and_manages_only_what_is_its_own() {
 fn nobody_listens_to_what_is_not_meant_for_them() {
     run(async {
         let world = World::shared().await;
+        // What decides and what carries out also hear directly what they are there for.
         let wanted = [
-            ">",
-            "flows.v1.>",
-            "alerts.v1.*.*.*",
-            "responses.v1.>",
-            "audit.v1.>",
-            "events.v1.*.login",
-            "events.v1.>",
-            "siem.v1.>",
-            "dlq.v1.>",
-            "_INBOX.>",
-            "_INBOX.svc-iam.>",
-            "$JS.>",
-            "$SYS.>",
+            (">", ""),
+            ("flows.v1.>", ""),
+            ("alerts.v1.>", ""),
+            ("alerts.v1.*.*.*", "svc/responder"),
+            ("responses.v1.>", ""),
+            ("responses.v1.acme.*.dispatched", "enforcer/router"),
+            ("responses.v1.acme.*.reverting", "enforcer/router"),
+            ("responses.v1.probe.*.dispatched", ""),
+            ("responses.v1.*.*.dispatched", ""),
+            ("audit.v1.>", ""),
+            ("events.v1.*.login", ""),
+            ("events.v1.>", ""),
+            ("siem.v1.>", ""),
+            ("dlq.v1.>", ""),
+            ("_INBOX.>", ""),
+            ("_INBOX.svc-iam.>", "svc/iam"),
+            ("$JS.>", ""),
+            ("$SYS.>", ""),
         ];
         let mut wrong = Vec::new();
         for identity in identities() {
@@ -257,9 +267,7 @@ fn nobody_listens_to_what_is_not_meant_for_them() {
             subscriptions.push(client.subscribe("events.v1.*.revocation").await.unwrap());
             client.flush().await.unwrap();
             let began = Instant::now();
-            while began.elapsed() < Duration::from_secs(3)
-                && !wanted.iter().all(|subject| refusals.has("subscribe", subject))
-            {
+            while began.elapsed() < PATIENCE && !wanted.iter().all(|subject| refusals.has("subscribe", subject)) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let open = wanted.iter().filter(|subject| !refusals.has("subscribe", subject));
