@@ -19,11 +19,13 @@ fn options(bytes: u64) -> RingConfig {
     }
 }
 
-fn feed_packets(feed: &mut RingFeed, count: usize) {
+const START: i64 = 1_700_000_000_000_000_000;
+
+fn feed_packets(feed: &mut RingFeed, from: i64, count: usize) {
     let data = [0x55; 1000];
     for i in 0..count {
         let packet = Packet {
-            time: 1_700_000_000_000_000_000 + i as i64,
+            time: START + from + i as i64,
             link: LinkType::Raw,
             data: &data,
             wire_len: 1000,
@@ -35,7 +37,7 @@ fn feed_packets(feed: &mut RingFeed, count: usize) {
 }
 
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..12_000 {
         if holds() {
             return;
         }
@@ -48,9 +50,11 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 fn the_ring_keeps_the_newest_within_its_bound() {
     let folder = tempfile::tempdir().unwrap();
     let (ring, mut feed, thread) = PacketRing::open(folder.path(), &options(1 << 20)).unwrap();
-    for _ in 0..50 {
-        feed_packets(&mut feed, 100);
-        std::thread::sleep(Duration::from_millis(2));
+    for turn in 0..50 {
+        feed_packets(&mut feed, turn * 100, 100);
+        // Only so much may wait for the writer, and this is not about what does not.
+        let newest = START + turn * 100 + 99;
+        eventually("written", || ring.range().is_some_and(|(_, last)| last == newest));
         assert!(ring.bytes() <= 1 << 20, "{}", ring.bytes());
     }
     drop(feed);
@@ -93,7 +97,7 @@ fn inside_a_small_disk() {
     fs::write(&other, vec![0; 700_000]).unwrap();
     let (ring, mut feed, thread) = PacketRing::open(&folder.join("ring"), &options(1 << 30)).unwrap();
     for _ in 0..10 {
-        feed_packets(&mut feed, 100);
+        feed_packets(&mut feed, 0, 100);
     }
     eventually("stopped", || ring.problem().is_some());
     let problem = ring.problem().unwrap();
@@ -107,7 +111,7 @@ fn inside_a_small_disk() {
     // Once there is room it goes on by itself.
     fs::remove_file(&other).unwrap();
     eventually("kept packets again", || {
-        feed_packets(&mut feed, 10);
+        feed_packets(&mut feed, 0, 10);
         ring.problem().is_none()
     });
     assert!(ring.slice(&filter, u64::MAX, |_| true).unwrap().packets > kept);

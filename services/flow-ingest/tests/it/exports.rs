@@ -90,7 +90,7 @@ async fn exports_reach_the_broker_and_templates_outlive_a_kill() {
     assert!(sensor.live);
     assert_eq!(sensor.source, format!("udp 127.0.0.1:{port}"));
     let kept = world.dir.path().join("state/routers/exports.templates.json");
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + Duration::from_secs(180);
     while !kept.exists() {
         assert!(std::time::Instant::now() < deadline, "{}", world.log());
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -163,7 +163,7 @@ impl Sink for Keep {
 async fn what_is_sent_on_as_ipfix_is_read_back_equal() {
     let stack = Stack::shared().await;
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     let to = socket.local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a.pcap", &pcap(&conversations(33, 200, 50_000)));

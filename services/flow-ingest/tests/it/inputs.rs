@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{Read as _, Write as _},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use flow_ingest::{
@@ -36,6 +36,13 @@ fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(data).unwrap();
     encoder.finish().unwrap()
+}
+
+// How far a followed log was read, as it is noted on disk.
+fn noted(world: &Path) -> Option<u64> {
+    let text = fs::read(world.join("state/follow/cloud.place.json")).ok()?;
+    let place: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    place["offset"].as_u64()
 }
 
 async fn ports(stack: &Stack, tenant: &str) -> Vec<u16> {
@@ -79,14 +86,19 @@ async fn a_log_is_followed_through_rotation_truncation_and_a_restart() {
     let rotated = log.with_extension("1");
     fs::rename(&log, &rotated).unwrap();
     append(&rotated, &line(3, 1003));
-    append(&log, &line(4, 1004));
-    reached(4).await;
-    // Truncated and begun anew.
-    fs::write(&log, "").unwrap();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    append(&log, &line(5, 1005));
+    append(&log, &(line(4, 1004) + &line(4, 1004)));
     reached(5).await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // Truncated and begun anew: shorter than it was, whenever that is looked at.
+    fs::write(&log, "").unwrap();
+    append(&log, &line(5, 1005));
+    reached(6).await;
+    // A kill costs nothing once the place is noted.
+    let length = fs::metadata(&log).unwrap().len();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while noted(world.dir.path()) != Some(length) {
+        assert!(Instant::now() < deadline, "the place was never noted: {}", world.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     world.kill_and_restart();
     append(&log, &line(6, 1006));
     world
@@ -95,7 +107,7 @@ async fn a_log_is_followed_through_rotation_truncation_and_a_restart() {
         })
         .await;
     world.end();
-    assert_eq!(ports(stack, "follow").await, [1001, 1002, 1003, 1004, 1005, 1006]);
+    assert_eq!(ports(stack, "follow").await, [1001, 1002, 1003, 1004, 1004, 1005, 1006]);
     assert!(world.log().contains("GAR-FLOW-0057"));
 }
 
@@ -105,8 +117,13 @@ async fn each_file_of_a_folder_is_read_once_also_while_it_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("in");
     fs::create_dir(&folder).unwrap();
-    let capture = pcap(&conversations(31, 40, 50_000));
-    write(&folder, "a.pcap", &capture[..capture.len() / 2]);
+    let capture = pcap(&conversations(31, 200, 50_000));
+    let half = write(&folder, "a.pcap", &capture[..capture.len() / 2]);
+    // As if it were written still, however long that takes.
+    let file = OpenOptions::new().append(true).open(half).unwrap();
+    file.set_modified(SystemTime::now() + Duration::from_secs(3_600))
+        .unwrap();
+    drop(file);
     write(&folder, "b.log", line(1, 2001).as_bytes());
     write(&folder, "c.pcap.tmp", b"not yet");
     write(&folder, ".hidden", b"nor this");
@@ -114,11 +131,13 @@ async fn each_file_of_a_folder_is_read_once_also_while_it_is_written() {
                     [state]\npath = '{dir}/state'\n";
     let mut world = World::start(stack, dir, sections);
     // The second half comes while the first is read.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    world
+        .sensor_when("folder", "reading", |sensor| sensor.ledger.unwrap().received > 100)
+        .await;
     let mut file = OpenOptions::new().append(true).open(folder.join("a.pcap")).unwrap();
     file.write_all(&capture[capture.len() / 2..]).unwrap();
     drop(file);
-    let packets = 360;
+    let packets = 1_800;
     let received =
         |count: u64| move |sensor: &garrison_proto::flow::v1::Sensor| sensor.ledger.unwrap().received == count;
     let sensor = world.sensor_when("folder", "read both", received(packets + 1)).await;

@@ -135,7 +135,7 @@ impl Watching {
     }
 
     pub fn until(&self, what: &str, holds: impl Fn(&Sensor) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while !holds(&self.sensor) {
             assert!(Instant::now() < deadline, "never {what}: {:?}", self.sensor.status());
             std::thread::sleep(Duration::from_millis(1));
@@ -180,11 +180,15 @@ fn inside_counting() {
     let receiver = UdpSocket::bind("127.0.0.1:9999").unwrap();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut buffer = [0; 2000];
-    // One at a time, so that the socket's buffer drops none.
+    // One at a time, so that the socket's buffer drops none; and a few before they are looked at, so that the ring has
+    // room for them even if nobody looks at it for a while.
     for i in 0..3000_u32 {
         let payload = vec![0x41; 100 + (i % 500) as usize];
         sender.send_to(&payload, "127.0.0.1:9999").unwrap();
         receiver.recv(&mut buffer).unwrap();
+        if i % 25 == 24 {
+            watching.until("caught up", |s| s.status().counts.received > u64::from(i));
+        }
     }
     let listener = TcpListener::bind("127.0.0.1:8080").unwrap();
     let server = std::thread::spawn(move || {
@@ -249,6 +253,7 @@ fn inside_sharing() {
     watching.capturing();
     let server = UdpSocket::bind("127.0.0.1:9999").unwrap();
     let mut buffer = [0; 2000];
+    let mut sent = 0;
     for client in 0..60_u8 {
         let socket = UdpSocket::bind((format!("127.0.1.{client}").as_str(), 0)).unwrap();
         socket.connect("127.0.0.1:9999").unwrap();
@@ -257,6 +262,11 @@ fn inside_sharing() {
             let (_, from) = server.recv_from(&mut buffer).unwrap();
             server.send_to(&[0x42; 200], from).unwrap();
             socket.recv(&mut buffer).unwrap();
+            sent += 2;
+            if sent % 20 == 0 {
+                // The ring has room for a few, even if nobody looks at it for a while.
+                watching.until("caught up", |s| s.status().counts.received >= sent);
+            }
         }
     }
     let packets = (1..=60).sum::<u64>();
@@ -292,6 +302,7 @@ fn inside_parts() {
     client
         .run(|| {
             for flow in 0..24_usize {
+                watching.until("caught up", |s| s.status().counts.received >= 3 * flow as u64);
                 let socket = UdpSocket::bind(("10.1.0.2", 20_000 + flow as u16)).unwrap();
                 // Whole, in three parts, whole.
                 for length in [100, 4000 + flow, 200] {
@@ -339,13 +350,19 @@ fn inside_coming_and_going() {
     };
     make();
     watching.capturing();
-    // IPv6's own chatter (router solicitations, duplicate address detection) suffices as traffic.
-    watching.until("seen packets", |s| s.status().counts.received > 0);
+    let frame = craft::udp4("10.9.0.2:7000", "10.9.0.1:7001", b"hello");
+    let packets_come = |before| {
+        watching.until("seen packets", |s| {
+            send("far0", &frame);
+            s.status().counts.received > before
+        });
+    };
+    packets_come(0);
     ip("link delete late0");
     watching.until("missed again", |s| s.status().problem.is_some());
     let before = watching.sensor.status().counts.received;
     make();
-    watching.until("seen packets again", |s| s.status().counts.received > before);
+    packets_come(before);
     watching.finish();
 }
 
@@ -429,9 +446,8 @@ fn inside_router() {
         })
         .unwrap();
     serving.join().unwrap();
-    // Neighbour discovery is captured too, so a number of packets says nothing: give the last ones time.
-    watching.until("packets", |s| s.status().counts.received >= 10);
-    std::thread::sleep(Duration::from_millis(100));
+    // Neighbour discovery is captured too, so a number of packets says nothing.
+    watching.until("the end of the flow", |s| s.status().counts.ended > 0);
     let (sensor, batches) = watching.finish();
     let rows: Vec<_> = batches.iter().flat_map(FlowBatch::rows).collect();
     let flows: Vec<_> = rows
@@ -470,7 +486,7 @@ fn inside_latency() {
         sender.send_to(b"hello", ("127.0.0.1", 10_000 + i)).unwrap();
         // The kernel's answer that nobody listens is a flow of its own.
         loop {
-            let next = async { tokio::time::timeout(Duration::from_secs(5), watching.queue.next()).await };
+            let next = async { tokio::time::timeout(Duration::from_secs(60), watching.queue.next()).await };
             let item = runtime.block_on(next).expect("a record").expect("the queue is open");
             let (batch, _) = decode(&item.message.payload).unwrap();
             let found = batch.rows().any(|row| row.dst_port == 10_000 + i);

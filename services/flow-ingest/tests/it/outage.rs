@@ -1,20 +1,32 @@
 //! The broker goes away in the middle, and the service is killed in the middle.
 
-use std::time::Duration;
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use garrison_testkit::Stack;
 
 use crate::{
     captures::{conversations, pcap},
-    world::{World, stored, write},
+    world::{World, pipe, stored, write},
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_of_a_file_wait_for_the_broker_and_all_arrive() {
     let stack = Stack::start().await;
     let dir = tempfile::tempdir().unwrap();
-    // Three seconds of packets.
-    write(dir.path(), "a.pcap", &pcap(&conversations(41, 500, 660_000)));
+    // Three seconds of packets, of which half come when the broker is away.
+    let (path, capture) = (pipe(dir.path(), "a.pcap"), pcap(&conversations(41, 500, 660_000)));
+    let (go_on, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut pipe = OpenOptions::new().write(true).open(path).unwrap();
+        let (first, second) = capture.split_at(capture.len() / 2);
+        pipe.write_all(first).unwrap();
+        told.recv().unwrap();
+        pipe.write_all(second).unwrap();
+    });
     let sections = "[[sensors]]\nid = 'edge'\ntenant = 'outage'\nfile = '{dir}/a.pcap'\npace = 'realtime'\n";
     let mut world = World::start(&stack, dir, sections);
     world
@@ -25,6 +37,7 @@ async fn records_of_a_file_wait_for_the_broker_and_all_arrive() {
     // Stopped rather than killed: the stream of flows acknowledges before it syncs, so a crash of the broker itself may
     // cost what it acknowledged last.
     stack.nats().stop();
+    go_on.send(()).unwrap();
     world
         .sensor_when("outage", "read to its end", |s| {
             s.ledger.is_some_and(|l| l.received == 4500)
@@ -77,14 +90,21 @@ async fn what_waited_on_disk_survives_the_service() {
     world.kill_and_restart();
     let second = world.finished("spooled").await.ledger.unwrap();
     assert_eq!(second.records_lost, 0);
-    // Both runs' records are there: the first run's came from disk.
-    let rows: usize = stored(&stack, "spooled")
-        .await
-        .iter()
-        .map(|(batch, _)| batch.len())
-        .sum();
-    assert_eq!(rows as u64, second.records_published * 2);
-    let files = std::fs::read_dir(world.dir.path().join("spool")).unwrap().count();
-    assert_eq!(files, 0, "what the broker has is gone from disk");
+    // Both runs' records are there, the first run's from disk; and what the broker has is gone from disk.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let batches = stored(&stack, "spooled").await;
+        let rows = batches.iter().map(|(batch, _)| batch.len() as u64).sum::<u64>();
+        let files = std::fs::read_dir(world.dir.path().join("spool")).unwrap().count();
+        if (rows, files) == (second.records_published * 2, 0) {
+            break;
+        }
+        assert!(
+            Instant::now() < deadline && rows <= second.records_published * 2,
+            "{rows} records, {files} files\n{}",
+            world.log()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     world.end();
 }

@@ -30,6 +30,20 @@ pub struct World<'a> {
     admin: u16,
 }
 
+/// A pipe with a name, which the service takes for a file: it reads when and what a test writes.
+pub fn pipe(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    path
+}
+
 pub fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.join(name);
     fs::write(&path, bytes).unwrap();
@@ -73,7 +87,7 @@ impl<'a> World<'a> {
     fn await_grpc(&mut self) {
         let port = self.grpc;
         self.process
-            .wait_until(Duration::from_secs(30), || {
+            .wait_until(Duration::from_secs(120), || {
                 TcpStream::connect(("127.0.0.1", port)).is_ok()
             })
             .unwrap();
@@ -87,7 +101,7 @@ impl<'a> World<'a> {
 
     pub fn end(&mut self) {
         assert!(
-            self.process.end(Signal::TERM, Duration::from_secs(15)),
+            self.process.end(Signal::TERM, Duration::from_secs(60)),
             "did not end by itself: {}",
             self.log()
         );
@@ -124,7 +138,7 @@ impl<'a> World<'a> {
 
     /// Waits until the tenant's only sensor fulfils a condition.
     pub async fn sensor_when(&self, tenant: &str, what: &str, holds: impl Fn(&Sensor) -> bool) -> Sensor {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(180);
         loop {
             let sensor = self.sensors(tenant).await.remove(0);
             if holds(&sensor) {
