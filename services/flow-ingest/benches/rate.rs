@@ -12,7 +12,7 @@ use std::{
 };
 
 use flow_ingest::{
-    capture::CaptureFile,
+    capture::{Burst, CaptureFile},
     domain::{Limits, Meter, Sink, record::EndReason},
 };
 use garrison_bus::subject::{SHARDS, shard_of};
@@ -89,7 +89,11 @@ fn report(what: &str, bytes: u64, run: impl FnOnce() -> (u64, String)) {
 fn read(path: &Path) -> (u64, String) {
     let mut file = CaptureFile::open(path).unwrap();
     let mut octets = 0;
-    while let Some(burst) = file.burst().unwrap() {
+    loop {
+        let mut burst = Burst::default();
+        if !file.fill_burst(&mut burst).unwrap() {
+            break;
+        }
         octets += burst.packets().iter().map(|p| u64::from(p.wire_len)).sum::<u64>();
     }
     std::hint::black_box(octets);
@@ -99,7 +103,11 @@ fn read(path: &Path) -> (u64, String) {
 fn metered(path: &Path, sink: &mut impl Sink) -> (u64, String) {
     let mut file = CaptureFile::open(path).unwrap();
     let mut meter = Meter::new("bench", Limits::default(), 1);
-    while let Some(burst) = file.burst().unwrap() {
+    loop {
+        let mut burst = Burst::default();
+        if !file.fill_burst(&mut burst).unwrap() {
+            break;
+        }
         meter.process(burst.packets(), sink);
     }
     meter.finish(EndReason::EndOfFile, sink);

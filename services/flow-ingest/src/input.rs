@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    capture::{CaptureError, CaptureFile, Filter, Source},
+    capture::{Burst, CaptureError, CaptureFile, Filter, Source},
     domain::{Counts, Limits, Meter, Sink, record::EndReason},
     export::{Collector, CollectorLimits, Outcome, split_file},
     import::{Fault, Format, LogReader, columns},
@@ -321,9 +321,10 @@ fn packets(
     let mut turns = 0u32;
     let mut end = EndReason::EndOfFile;
     let problem = loop {
-        match file.burst() {
-            Ok(Some(burst)) => meter.process(burst.packets(), sink),
-            Ok(None) => break None,
+        let mut burst = Burst::default();
+        match file.fill_burst(&mut burst) {
+            Ok(true) => meter.process(burst.packets(), sink),
+            Ok(false) => break None,
             Err(error) => break Some(error.into()),
         }
         turns = turns.wrapping_add(1);

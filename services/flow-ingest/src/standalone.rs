@@ -5,7 +5,7 @@ use std::path::Path;
 use garrison_flow::FlowRow;
 
 use crate::{
-    capture::{CaptureError, CaptureFile},
+    capture::{Burst, CaptureError, CaptureFile},
     domain::{Counts, Limits, Meter, Sink, record::EndReason},
 };
 
@@ -43,9 +43,10 @@ pub fn meter_file(
     let mut meter = Meter::new(sensor, limits, random);
     let mut sink = Each(each);
     let problem = loop {
-        match file.burst() {
-            Ok(Some(burst)) => meter.process(burst.packets(), &mut sink),
-            Ok(None) => break None,
+        let mut burst = Burst::default();
+        match file.fill_burst(&mut burst) {
+            Ok(true) => meter.process(burst.packets(), &mut sink),
+            Ok(false) => break None,
             Err(error) => break Some(error),
         }
     };

@@ -8,7 +8,7 @@ use std::{
 };
 
 use flow_ingest::{
-    capture::{CaptureFile, spread::spread},
+    capture::{Burst, CaptureFile, spread::spread},
     domain::{Counts, Limits, Meter, Sink, record::EndReason},
 };
 use garrison_bus::subject::{SHARDS, shard_of};
@@ -72,7 +72,11 @@ pub fn read(path: &Path) -> Result<Value, String> {
     let (wall, core) = (Instant::now(), on_core());
     let mut file = CaptureFile::open(path).map_err(|error| error.to_string())?;
     let mut octets = 0;
-    while let Some(burst) = file.burst().map_err(|error| error.to_string())? {
+    loop {
+        let mut burst = Burst::default();
+        if !file.fill_burst(&mut burst).map_err(|error| error.to_string())? {
+            break;
+        }
         octets += burst.packets().iter().map(|p| u64::from(p.wire_len)).sum::<u64>();
     }
     Ok(json!({
@@ -86,7 +90,11 @@ pub fn metered(path: &Path, sink: &mut impl Sink) -> Result<Value, String> {
     let (wall, core) = (Instant::now(), on_core());
     let mut file = CaptureFile::open(path).map_err(|error| error.to_string())?;
     let mut meter = Meter::new("bench", Limits::default(), 1);
-    while let Some(burst) = file.burst().map_err(|error| error.to_string())? {
+    loop {
+        let mut burst = Burst::default();
+        if !file.fill_burst(&mut burst).map_err(|error| error.to_string())? {
+            break;
+        }
         meter.process(burst.packets(), sink);
     }
     meter.finish(EndReason::EndOfFile, sink);
@@ -109,13 +117,16 @@ pub fn shared(path: &Path, workers: usize) -> Result<Value, String> {
         .map(|_| (Meter::new("bench", Limits::default(), 1), Batches::default()))
         .collect();
     let stop = AtomicBool::new(false);
-    spread(file, &mut share, &stop, |(meter, sink), packets| {
-        meter.process(packets, sink)
-    })
+    spread(
+        file,
+        &mut share,
+        &stop,
+        |(meter, sink), packets| meter.process(packets, sink),
+        |(meter, sink)| meter.finish(EndReason::EndOfFile, sink),
+    )
     .map_err(|error| error.to_string())?;
     let mut counts = Counts::default();
-    for (meter, sink) in &mut share {
-        meter.finish(EndReason::EndOfFile, sink);
+    for (meter, _) in &share {
         counts += meter.counts();
     }
     if !counts.ledger().balances() {

@@ -11,7 +11,7 @@ use std::{
 
 use super::{recorder::Recorder, sensor::Sensor, watch::now};
 use crate::{
-    capture::{CaptureError, CaptureFile, spread::spread},
+    capture::{Burst, CaptureError, CaptureFile, spread::spread},
     config::{Pace, Timestamps},
     domain::{Counts, Meter, packet::Packet, record::EndReason},
     input::{Input, InputError, Kind, Options},
@@ -111,30 +111,25 @@ fn feed(
     let mut first = None;
     let mut looked = Instant::now();
     loop {
-        let Some(burst) = file.burst()? else {
+        let mut burst = Burst::default();
+        if !file.fill_burst(&mut burst)? {
             return Ok(None);
+        }
+        let Some(head) = burst.packets().first().map(|packet| packet.time) else {
+            continue;
         };
-        let packets = burst.packets();
-        let Some(head) = packets.first() else { continue };
-        let origin = *first.get_or_insert(head.time);
-        let shift = *shift.get_or_insert_with(|| now() - head.time);
-        if fast && shift == 0 {
-            meter.process(packets, recorder);
+        let origin = *first.get_or_insert(head);
+        let shift = *shift.get_or_insert_with(|| now() - head);
+        burst.shift(shift);
+        if fast {
+            meter.process(burst.packets(), recorder);
         } else {
-            for packet in packets {
-                if !fast {
-                    let due = Duration::from_nanos((packet.time - origin).max(0) as u64);
-                    pause(started + due, shift + origin, started, meter, recorder, stop);
-                }
-                let moved = Packet {
-                    time: packet.time.saturating_add(shift),
-                    ..*packet
-                };
-                meter.process(std::slice::from_ref(&moved), recorder);
-                if !fast {
-                    recorder.note(meter, 0);
-                    recorder.flush_due(Instant::now());
-                }
+            for packet in burst.packets() {
+                let due = Duration::from_nanos((packet.time - shift - origin).max(0) as u64);
+                pause(started + due, shift + origin, started, meter, recorder, stop);
+                meter.process(std::slice::from_ref(packet), recorder);
+                recorder.note(meter, 0);
+                recorder.flush_due(Instant::now());
             }
         }
         if looked.elapsed() >= NAP {
@@ -162,26 +157,27 @@ fn share(
         .iter_mut()
         .map(|(meter, recorder)| (meter, recorder, Instant::now()))
         .collect();
-    spread(file, &mut sharing, stop, |(meter, recorder, looked), packets| {
+    let each = |(meter, recorder, looked): &mut (&mut Meter, &mut Recorder, Instant), packets: &[Packet<'_>]| {
         let shift =
             shift.unwrap_or_else(|| *began.get_or_init(|| now() - packets.first().map_or(0, |packet| packet.time)));
-        if shift == 0 {
-            meter.process(packets, *recorder);
-        } else {
-            for packet in packets {
-                let moved = Packet {
-                    time: packet.time.saturating_add(shift),
-                    ..*packet
-                };
-                meter.process(std::slice::from_ref(&moved), *recorder);
-            }
-        }
+        let mut burst = Burst::default();
+        packets.iter().for_each(|packet| burst.push(*packet));
+        burst.shift(shift);
+        meter.process(burst.packets(), *recorder);
         if looked.elapsed() >= NAP {
             *looked = Instant::now();
             recorder.note(meter, 0);
             recorder.flush_due(*looked);
         }
-    })
+    };
+    let last = |(meter, recorder, _): &mut (&mut Meter, &mut Recorder, Instant)| {
+        let end = match stop.load(Ordering::Relaxed) {
+            true => EndReason::Shutdown,
+            false => EndReason::EndOfFile,
+        };
+        meter.finish(end, *recorder);
+    };
+    spread(file, &mut sharing, stop, each, last)
 }
 
 // Logs and flow exports are read as they are: their times are those of what they tell of.

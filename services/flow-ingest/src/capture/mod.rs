@@ -2,6 +2,8 @@
 
 pub mod afpacket;
 pub mod file;
+#[cfg(test)]
+mod file_tests;
 pub mod filter;
 mod pcap;
 mod pcapng;
@@ -51,6 +53,13 @@ impl<'a> Burst<'a> {
     /// There is no room for another packet.
     pub fn is_full(&self) -> bool {
         self.len == BURST
+    }
+
+    /// Moves its packets in time, by nanoseconds.
+    pub fn shift(&mut self, by: i64) {
+        for packet in &mut self.packets[..self.len] {
+            packet.time = packet.time.saturating_add(by);
+        }
     }
 
     /// Forgets its packets.

@@ -57,8 +57,9 @@ impl Format {
     }
 
     /// Reads the record at the front: the packet and the record's length. `None` when it is not all here.
+    #[inline(always)]
     pub(super) fn packet<'a>(&self, data: &'a [u8]) -> Result<Option<(Packet<'a>, usize)>, Fault> {
-        let Some(header) = data.get(..self.record) else {
+        let Some(header) = data.first_chunk::<16>() else {
             return Ok(None);
         };
         let word = |at: usize| {

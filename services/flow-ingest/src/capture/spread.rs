@@ -44,7 +44,8 @@ struct Line<R> {
 }
 
 /// Reads a file to its end, or until `stop` is set, and gives each packet to the worker of its outermost addresses. Both
-/// directions of a flow, all parts of a datagram, and what a tunnel carries, in parts or whole, have one worker.
+/// directions of a flow, all parts of a datagram, and what a tunnel carries, in parts or whole, have one worker. Each worker
+/// has `last` done once nothing more comes.
 ///
 /// # Errors
 /// As [`CaptureFile::burst`]; the packets before that have been given.
@@ -53,6 +54,7 @@ pub fn spread<W: Send>(
     workers: &mut [W],
     stop: &AtomicBool,
     each: impl Fn(&mut W, &[Packet<'_>]) + Sync,
+    last: impl Fn(&mut W) + Sync,
 ) -> Result<(), CaptureError> {
     let line = Line {
         shared: Mutex::new(Shared {
@@ -64,15 +66,19 @@ pub fn spread<W: Send>(
         }),
         changed: Condvar::new(),
     };
-    let (line, each) = (&line, &each);
+    let (line, each, last) = (&line, &each, &last);
     std::thread::scope(|scope| {
         let mut workers = workers.iter_mut().enumerate();
         let first = workers.next();
         for (number, worker) in workers {
-            scope.spawn(move || line.work(number, worker, stop, each));
+            scope.spawn(move || {
+                line.work(number, worker, stop, each);
+                last(worker);
+            });
         }
         if let Some((number, worker)) = first {
             line.work(number, worker, stop, each);
+            last(worker);
         }
     });
     match line.lock().problem.take() {
@@ -254,12 +260,15 @@ mod tests {
             .map(|_| (Meter::new("s", Limits::default(), 1), Rows::default()))
             .collect();
         let stop = AtomicBool::new(false);
-        let result = spread(open(data), &mut meters, &stop, |(meter, rows), packets| {
-            meter.process(packets, rows);
-        });
+        let result = spread(
+            open(data),
+            &mut meters,
+            &stop,
+            |(meter, rows), packets| meter.process(packets, rows),
+            |(meter, rows)| meter.finish(EndReason::EndOfFile, rows),
+        );
         let (mut all, mut received) = (Vec::new(), 0);
         for (meter, rows) in &mut meters {
-            meter.finish(EndReason::EndOfFile, rows);
             received += meter.counts().received;
             all.append(&mut rows.0);
         }

@@ -195,10 +195,6 @@ pub struct Flow {
     pub records: u32,
     /// Milliseconds from `first_seen` to the last record.
     pub reported: u32,
-    /// Neighbours in the timer bucket, and the free list.
-    pub timer_next: u32,
-    /// See `timer_next`.
-    pub timer_previous: u32,
     /// Slot of its [`Extra`].
     pub extra: u32,
     /// Slot of its application state.
@@ -209,8 +205,8 @@ pub struct Flow {
     pub history_len: u8,
 }
 
-// The budget is 256 octets a flow; the index takes about 13 of them.
-const _: () = assert!(size_of::<Flow>() <= 240);
+// The budget is 256 octets a flow; the index takes about 13 of them, and the timer wheel's list 8.
+const _: () = assert!(size_of::<Flow>() <= 232);
 
 /// Facts that only flows with payload, or with an end, have.
 #[derive(Clone, Copy, Debug, Default)]

@@ -19,6 +19,15 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// Nobody to nobody.
+    pub const EMPTY: Self = Self {
+        src: [0; 16],
+        dst: [0; 16],
+        src_port: 0,
+        dst_port: 0,
+        protocol: 0,
+    };
+
     /// The other is this flow seen from the other side.
     #[inline]
     pub fn is_reverse_of(&self, other: &Self) -> bool {

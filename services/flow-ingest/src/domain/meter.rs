@@ -14,7 +14,7 @@ use super::{
     packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, assembled, flag},
     port::is_server_port,
     record::{EndReason, Subject, lingered, with_row, worth},
-    table::{Limits, Table, blank},
+    table::{BATCH, Limits, Table, blank},
     tcp,
     tunnel::{self, TunnelKind},
     wheel::TICK,
@@ -109,11 +109,24 @@ struct Fate {
     inner: Option<FlowKey>,
 }
 
+// A packet and where its flow is to be looked for.
+#[derive(Clone, Copy)]
 struct Work<'a> {
     packet: Decoded<'a>,
     key: FlowKey,
     network: u32,
     hash: u64,
+    verdict: Verdict<()>,
+}
+
+impl Work<'_> {
+    const NONE: Self = Self {
+        packet: Decoded::EMPTY,
+        key: FlowKey::EMPTY,
+        network: 0,
+        hash: 0,
+        verdict: Verdict::NoFlow,
+    };
 }
 
 impl Meter {
@@ -157,12 +170,13 @@ impl Meter {
     }
 
     fn burst(&mut self, packets: &[Packet<'_>], sink: &mut impl Sink) {
-        let mut work: [Option<Work<'_>>; BURST] = [const { None }; BURST];
+        let mut places = [Work::NONE; BURST];
         self.counts.received += packets.len() as u64;
-        for (packet, place) in packets.iter().zip(&mut work) {
-            match self.decoder.decode(packet) {
-                Verdict::Flow(packet) => {
-                    let work = place.insert(self.work(packet));
+        for (packet, work) in packets.iter().zip(&mut places) {
+            work.verdict = self.decoder.decode_into(packet, &mut work.packet);
+            match work.verdict {
+                Verdict::Flow(()) => {
+                    self.look_up(work);
                     self.table.fetch_place(work.hash);
                 }
                 Verdict::NoFlow => {
@@ -172,15 +186,17 @@ impl Meter {
                 Verdict::Malformed => self.counts.malformed += 1,
             }
         }
-        for work in work.iter().flatten() {
+        let places = &places[..packets.len()];
+        let flows = || places.iter().filter(|work| matches!(work.verdict, Verdict::Flow(())));
+        for work in flows() {
             self.table.fetch_flow(work.hash);
         }
-        for work in work.iter().flatten() {
+        for work in flows() {
             self.table.fetch_state(work.hash);
         }
-        for (packet, work) in packets.iter().zip(&work) {
-            match work {
-                Some(work) => {
+        for (packet, work) in packets.iter().zip(places) {
+            match work.verdict {
+                Verdict::Flow(()) => {
                     let fate = self.apply(work, sink);
                     match fate.counted {
                         true => self.counts.parsed += 1,
@@ -188,17 +204,25 @@ impl Meter {
                     }
                     sink.packet(packet, Some(fate.inner.as_ref().unwrap_or(&work.key)));
                 }
-                None => sink.packet(packet, None),
+                Verdict::NoFlow | Verdict::Malformed => sink.packet(packet, None),
             }
         }
     }
 
+    fn work<'a>(&mut self, packet: Decoded<'a>) -> Work<'a> {
+        let mut work = Work { packet, ..Work::NONE };
+        self.look_up(&mut work);
+        work
+    }
+
+    // Says where the flow of a packet is to be looked for.
     #[inline(always)]
-    fn work<'a>(&mut self, mut packet: Decoded<'a>) -> Work<'a> {
+    fn look_up(&mut self, work: &mut Work<'_>) {
+        let packet = &mut work.packet;
         if packet.fragment != Fragment::Whole {
-            self.fragments.resolve(&mut packet);
+            self.fragments.resolve(packet);
         }
-        let key = FlowKey {
+        work.key = FlowKey {
             src: packet.src,
             dst: packet.dst,
             src_port: packet.src_port,
@@ -206,24 +230,21 @@ impl Meter {
             protocol: packet.protocol,
         };
         let tags = if self.vlans_apart { packet.tags } else { 0 };
-        let network = packet.network.number(&self.seed, tags);
-        let hash = self.seed.hash_in(&key, network);
-        Work {
-            packet,
-            key,
-            network,
-            hash,
-        }
+        work.network = packet.network.number(&self.seed, tags);
+        work.hash = self.seed.hash_in(&work.key, work.network);
     }
 
     /// Lets time pass to `now`, nanoseconds since the epoch: flows are reported and end without a packet.
     pub fn tick(&mut self, now: i64, sink: &mut impl Sink) {
         self.time = self.time.max(now);
-        while let Some(mut slot) = self.table.advance(self.time) {
-            while slot != NONE {
-                let next = self.table.unchain(slot);
-                self.timer(slot, sink);
-                slot = next;
+        let mut slots = [NONE; BATCH];
+        while let Some(mut chain) = self.table.advance(self.time) {
+            while chain != NONE {
+                let (count, rest) = self.table.unchain(chain, &mut slots);
+                for &slot in &slots[..count] {
+                    self.timer(slot, sink);
+                }
+                chain = rest;
             }
         }
         if self.aggregates.is_due(self.time) {
@@ -238,9 +259,17 @@ impl Meter {
 
     /// Ends every flow.
     pub fn finish(&mut self, reason: EndReason, sink: &mut impl Sink) {
-        for slot in 0..self.table.flows.len() as u32 {
-            let flow = &self.table.flows[slot as usize];
-            if flow.is(mark::LIVE) {
+        let all = self.table.flows.len() as u32;
+        for start in (0..all).step_by(BATCH) {
+            let live = |slot: &u32| self.table.flows[*slot as usize].is(mark::LIVE);
+            let (mut slots, mut count) = ([NONE; BATCH], 0);
+            for slot in (start..all.min(start + BATCH as u32)).filter(live) {
+                slots[count] = slot;
+                count += 1;
+            }
+            self.table.fetch_ends(&slots[..count], i64::MAX);
+            for &slot in &slots[..count] {
+                let flow = &self.table.flows[slot as usize];
                 let reason = match flow.is(mark::LINGER) {
                     true => lingered(flow),
                     false => reason,
@@ -361,7 +390,7 @@ impl Meter {
         {
             note_entropy(extra, side, &whole);
             let payloads = extra.lengths;
-            let news = applications.payload(flow, side, &whole, payloads);
+            let news = applications.payload(flow, side, &whole, payloads, false);
             if news.facts || news.refused {
                 self.tell(slot, news, whole.time, sink);
             }
@@ -452,8 +481,8 @@ impl Meter {
         if payload && let Some(extra) = extra {
             note_payload(extra, side, packet);
             if !flow.is(mark::APP_DONE) && packet.fragment == Fragment::Whole {
-                let payloads = extra.lengths;
-                news = applications.payload(flow, side, packet, payloads);
+                let (payloads, gap) = (extra.lengths, extra.holes[side] > 0);
+                news = applications.payload(flow, side, packet, payloads, gap);
             }
         }
         if over {

@@ -16,6 +16,9 @@ use super::{
 pub struct Network(u64);
 
 impl Network {
+    /// It came through none.
+    pub const NONE: Self = Self(0);
+
     /// Inside one more tunnel. Those without an identifier, and those whose directions have different ones, keep no
     /// networks apart.
     #[must_use]

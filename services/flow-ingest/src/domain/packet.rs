@@ -205,11 +205,40 @@ pub struct Decoded<'a> {
     pub depth: u8,
 }
 
+impl Decoded<'_> {
+    /// Nothing.
+    pub const EMPTY: Self = Self {
+        time: 0,
+        src: [0; 16],
+        dst: [0; 16],
+        src_port: 0,
+        dst_port: 0,
+        protocol: 0,
+        ip_version: 0,
+        ip_len: 0,
+        payload_len: 0,
+        payload: &[],
+        tcp: TcpHeader {
+            seq: 0,
+            ack: 0,
+            flags: 0,
+            window: 0,
+        },
+        fragment: Fragment::Whole,
+        vlan: None,
+        tags: 0,
+        macs: None,
+        tunnel: Tunnel::NONE,
+        network: Network::NONE,
+        depth: 0,
+    };
+}
+
 /// What became of a packet.
 #[derive(Clone, Copy, Debug)]
-pub enum Verdict<'a> {
+pub enum Verdict<T> {
     /// It belongs to a flow.
-    Flow(Decoded<'a>),
+    Flow(T),
     /// It is understood and carries none: ARP, LLDP, spanning tree, ….
     NoFlow,
     /// Its headers contradict themselves or end too early.
@@ -269,24 +298,46 @@ impl Default for Decoder {
 }
 
 /// Decodes one frame, with the defaults of [`Decoder`].
-pub fn decode<'a>(packet: &Packet<'a>) -> Verdict<'a> {
+pub fn decode<'a>(packet: &Packet<'a>) -> Verdict<Decoded<'a>> {
     Decoder::default().decode(packet)
 }
 
 impl Decoder {
     /// Decodes one frame. Tunnels directly over IP are followed; those over UDP are told apart by their flow.
+    pub fn decode<'a>(&self, packet: &Packet<'a>) -> Verdict<Decoded<'a>> {
+        let mut decoded = Decoded::EMPTY;
+        match self.decode_into(packet, &mut decoded) {
+            Verdict::Flow(()) => Verdict::Flow(decoded),
+            Verdict::NoFlow => Verdict::NoFlow,
+            Verdict::Malformed => Verdict::Malformed,
+        }
+    }
+
+    /// As [`decode`](Self::decode), into a place that is there: what a packet says is more than is worth moving about.
     #[inline(always)]
-    pub fn decode<'a>(&self, packet: &Packet<'a>) -> Verdict<'a> {
-        match self.plain(packet, self.tunnels) {
-            Some(decoded) => Verdict::Flow(decoded),
-            None => self.frame(packet, self.tunnels, Network::default()),
+    pub fn decode_into<'a>(&self, packet: &Packet<'a>, into: &mut Decoded<'a>) -> Verdict<()> {
+        match self.plain(packet, self.tunnels, into) {
+            Some(()) => Verdict::Flow(()),
+            None => self.layers(packet, into),
+        }
+    }
+
+    #[inline(never)]
+    fn layers<'a>(&self, packet: &Packet<'a>, into: &mut Decoded<'a>) -> Verdict<()> {
+        match self.frame(packet, self.tunnels, Network::default()) {
+            Verdict::Flow(decoded) => {
+                *into = decoded;
+                Verdict::Flow(())
+            }
+            Verdict::NoFlow => Verdict::NoFlow,
+            Verdict::Malformed => Verdict::Malformed,
         }
     }
 
     // What nearly every frame is, in one step: Ethernet without tags, IPv4 without options, a whole datagram of TCP or
     // UDP that is as long as it says. `None` for everything else, which is looked at layer by layer.
     #[inline(always)]
-    pub(super) fn plain<'a>(&self, packet: &Packet<'a>, depth: u8) -> Step<Decoded<'a>> {
+    pub(super) fn plain<'a>(&self, packet: &Packet<'a>, depth: u8, into: &mut Decoded<'a>) -> Step<()> {
         const IP_AT: usize = 14;
         const BODY: usize = IP_AT + 20;
         let data = packet.data;
@@ -328,7 +379,8 @@ impl Decoder {
             (8, TcpHeader::default())
         };
         let end = data.len().min(BODY + claimed);
-        Some(Decoded {
+        let macs = Some((array(head, 6)?, array(head, 0)?));
+        *into = Decoded {
             time: packet.time,
             src: mapped([head[26], head[27], head[28], head[29]]),
             dst: mapped([head[30], head[31], head[32], head[33]]),
@@ -343,15 +395,16 @@ impl Decoder {
             fragment: Fragment::Whole,
             vlan: packet.vlan_tci.map(|tci| tci & 0x0fff),
             tags: packet.vlan_tci.map_or(0, |tci| tagged(0, tci)),
-            macs: Some((array(head, 6)?, array(head, 0)?)),
-            tunnel: Tunnel::default(),
-            network: Network::default(),
+            macs,
+            tunnel: Tunnel::NONE,
+            network: Network::NONE,
             depth,
-        })
+        };
+        Some(())
     }
 
     /// Decodes a frame of a network that may contain `depth` more tunnels.
-    pub(super) fn frame<'a>(&self, packet: &Packet<'a>, depth: u8, network: Network) -> Verdict<'a> {
+    pub(super) fn frame<'a>(&self, packet: &Packet<'a>, depth: u8, network: Network) -> Verdict<Decoded<'a>> {
         let Some(link) = link::layer(packet, depth) else {
             return Verdict::Malformed;
         };
@@ -441,7 +494,8 @@ impl Decoder {
                 ip_version: 4,
                 ip_len: total as u32,
                 fragment,
-                ..empty(data[9])
+                protocol: data[9],
+                ..Decoded::EMPTY
             },
             body,
             total - header,
@@ -505,34 +559,12 @@ impl Decoder {
                 ip_version: 6,
                 ip_len: total as u32,
                 fragment,
-                ..empty(next)
+                protocol: next,
+                ..Decoded::EMPTY
             },
             data.get(at..end).unwrap_or_default(),
             total - at,
         )
-    }
-}
-
-fn empty<'a>(protocol: u8) -> Decoded<'a> {
-    Decoded {
-        time: 0,
-        src: [0; 16],
-        dst: [0; 16],
-        src_port: 0,
-        dst_port: 0,
-        protocol,
-        ip_version: 0,
-        ip_len: 0,
-        payload_len: 0,
-        payload: &[],
-        tcp: TcpHeader::default(),
-        fragment: Fragment::Whole,
-        vlan: None,
-        tags: 0,
-        macs: None,
-        tunnel: Tunnel::default(),
-        network: Network::default(),
-        depth: 0,
     }
 }
 
@@ -591,7 +623,8 @@ pub(super) fn assembled<'a>(packet: &Decoded<'_>, body: &'a [u8]) -> Option<Deco
         vlan: packet.vlan,
         tags: packet.tags,
         macs: packet.macs,
-        ..empty(packet.protocol)
+        protocol: packet.protocol,
+        ..Decoded::EMPTY
     };
     transport(whole, body, body.len())
 }

@@ -10,7 +10,7 @@ use super::{
     packet::{Decoder, ICMP, ICMPV6, TCP, UDP},
     prefetch::fetch,
     record::worth,
-    wheel::Wheel,
+    wheel::{Link, Wheel},
 };
 
 /// Bounds and times of a flow table. Times are nanoseconds.
@@ -78,6 +78,8 @@ pub struct Table {
     free_extras: Vec<u32>,
     index: Index,
     wheel: Wheel,
+    // By slot: neighbours in a bucket of the wheel, or the next free slot.
+    links: Vec<Link>,
     free: u32,
     live: usize,
     // Flows in the order they began, with their serial numbers: those that have still to show that they are more than
@@ -93,13 +95,7 @@ pub struct Table {
 /// A flow with nothing in it.
 pub fn blank() -> Flow {
     Flow {
-        key: FlowKey {
-            src: [0; 16],
-            dst: [0; 16],
-            src_port: 0,
-            dst_port: 0,
-            protocol: 0,
-        },
+        key: FlowKey::EMPTY,
         ip_version: 0,
         service: 0,
         vlan: u16::MAX,
@@ -114,8 +110,6 @@ pub fn blank() -> Flow {
         rtt: -1.0,
         records: 0,
         reported: 0,
-        timer_next: NONE,
-        timer_previous: NONE,
         extra: NONE,
         app: NONE,
         history: [0; HISTORY],
@@ -131,6 +125,9 @@ const MOST: usize = 1 << 30;
 
 // One in so many flows is young.
 const YOUNG_SHARE: usize = 8;
+/// Flows whose timers are handled together, so that they wait for memory together.
+pub const BATCH: usize = 32;
+
 // How many older flows an eviction looks at when every young one is a conversation.
 const SAMPLE: usize = 64;
 // A flow that both sides use and that was heard so recently is not given up for a newcomer.
@@ -147,6 +144,7 @@ impl Table {
             free_extras: Vec::new(),
             index: Index::new(flows),
             wheel: Wheel::default(),
+            links: Vec::with_capacity(flows),
             free: NONE,
             live: 0,
             young: VecDeque::new(),
@@ -258,10 +256,11 @@ impl Table {
         let slot = match self.free {
             NONE => {
                 self.flows.push(flow);
+                self.links.push(Link::NONE);
                 self.flows.len() as u32 - 1
             }
             slot => {
-                self.free = self.flows[slot as usize].timer_next;
+                self.free = self.links[slot as usize].next;
                 self.flows[slot as usize] = flow;
                 slot
             }
@@ -286,9 +285,8 @@ impl Table {
         }
         let hash = self.seed.hash_in(&flow.key, flow.network);
         self.index.remove(hash, slot);
-        let flow = &mut self.flows[slot as usize];
-        flow.marks = 0;
-        flow.timer_next = self.free;
+        self.flows[slot as usize].marks = 0;
+        self.links[slot as usize].next = self.free;
         self.free = slot;
         self.live -= 1;
     }
@@ -383,13 +381,13 @@ impl Table {
         self.unschedule(slot);
         let flow = &self.flows[slot as usize];
         let deadline = self.ends(flow).min(self.reports(flow));
-        self.wheel.insert(&mut self.flows, slot, deadline);
+        self.flows[slot as usize].bucket = self.wheel.insert(&mut self.links, slot, deadline);
     }
 
     fn unschedule(&mut self, slot: u32) {
-        if self.flows[slot as usize].bucket != OUT {
-            self.wheel.remove(&mut self.flows, slot);
-            self.flows[slot as usize].bucket = OUT;
+        let bucket = std::mem::replace(&mut self.flows[slot as usize].bucket, OUT);
+        if bucket != OUT {
+            self.wheel.remove(&mut self.links, slot, bucket);
         }
     }
 
@@ -398,16 +396,15 @@ impl Table {
         self.wheel.now()
     }
 
-    /// The first flow of a chain whose timers come up on the way to `time`; see [`Wheel::advance`]. After the call each
-    /// flow of the chain has no timer.
+    /// The first flow of a chain whose timers come up on the way to `time`; see [`Wheel::advance`]. Each is taken off it
+    /// by [`unchain`](Self::unchain).
     pub fn advance(&mut self, time: i64) -> Option<u32> {
         if self.wheel.is_far(time) {
             self.wheel.jump(time);
             let mut chain = NONE;
             for slot in 0..self.flows.len() as u32 {
-                let flow = &mut self.flows[slot as usize];
-                if flow.is(mark::LIVE) {
-                    flow.timer_next = chain;
+                if self.flows[slot as usize].is(mark::LIVE) {
+                    self.links[slot as usize].next = chain;
                     chain = slot;
                 }
             }
@@ -416,15 +413,40 @@ impl Table {
         self.wheel.advance(time)
     }
 
-    /// Takes the first flow off a chain: its slot and the next one's.
-    pub fn unchain(&mut self, slot: u32) -> u32 {
-        let flow = &mut self.flows[slot as usize];
-        flow.bucket = OUT;
-        let next = flow.timer_next;
-        if let Some(next) = self.flows.get(next as usize) {
-            fetch(next);
+    /// Takes some flows off a chain, so that they have no timer, and has brought near what their timers will need. Gives
+    /// how many they are and what is left of the chain.
+    pub fn unchain(&mut self, mut chain: u32, slots: &mut [u32; BATCH]) -> (usize, u32) {
+        let mut count = 0;
+        while count < BATCH
+            && let Some(flow) = self.flows.get(chain as usize)
+        {
+            fetch(flow);
+            slots[count] = chain;
+            count += 1;
+            chain = self.links[chain as usize].next;
         }
-        next
+        for &slot in &slots[..count] {
+            self.flows[slot as usize].bucket = OUT;
+        }
+        self.fetch_ends(&slots[..count], self.wheel.now());
+        (count, chain)
+    }
+
+    /// Has brought near what the end of flows needs, as far as they end by a time.
+    pub fn fetch_ends(&self, slots: &[u32], by: i64) {
+        let flows = || slots.iter().map(|slot| &self.flows[*slot as usize]);
+        for flow in flows() {
+            if let Some(extra) = self.extras.get(flow.extra as usize) {
+                fetch(extra);
+                self.applications.fetch(flow.app);
+            }
+            if self.ends(flow) <= by {
+                self.index.fetch(self.seed.hash_in(&flow.key, flow.network));
+            }
+        }
+        for flow in flows() {
+            self.applications.fetch_facts(flow.app);
+        }
     }
 }
 

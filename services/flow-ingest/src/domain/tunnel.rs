@@ -67,6 +67,14 @@ pub struct Tunnel {
     pub id: Option<u32>,
 }
 
+impl Tunnel {
+    /// It came through none.
+    pub const NONE: Self = Self {
+        kind: TunnelKind::None,
+        id: None,
+    };
+}
+
 const NO_NEXT_HEADER: u8 = 59;
 
 // What the payload of a tunnel begins with.
@@ -110,7 +118,7 @@ pub(super) fn over_udp<'a>(decoder: &Decoder, outer: &Decoded<'a>, service: Serv
 
 /// Decodes a frame to the innermost flow, as far as the frame alone shows it: tunnels over UDP by their ports and
 /// Teredo by its content.
-pub fn innermost<'a>(packet: &Packet<'a>) -> Verdict<'a> {
+pub fn innermost<'a>(packet: &Packet<'a>) -> Verdict<Decoded<'a>> {
     let decoder = Decoder::default();
     let mut verdict = decoder.decode(packet);
     while let Verdict::Flow(outer) = &verdict

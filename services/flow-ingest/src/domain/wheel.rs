@@ -1,9 +1,12 @@
-//! A hierarchical timer wheel (Varghese and Lauck, 1987) whose lists run through the flows themselves.
+//! A hierarchical timer wheel (Varghese and Lauck, 1987) whose lists run beside the flows.
 //!
 //! Each flow is in one bucket. A packet does not touch the wheel: when a bucket comes up, each of its flows is asked
 //! for its deadline and goes back in if that has moved.
+//!
+//! The lists are in an array of their own, which is small enough to stay near: a flow's neighbours change without the
+//! flows being touched, and whoever walks a list knows whom it comes to before it gets there.
 
-use super::flow::{Flow, NONE};
+use super::flow::NONE;
 
 const TICK_BITS: u32 = 23;
 const LEVEL_BITS: u32 = 8;
@@ -12,6 +15,23 @@ const SLOTS: usize = 1 << LEVEL_BITS;
 
 /// Length of a tick, nanoseconds: about 8 ms.
 pub const TICK: i64 = 1 << TICK_BITS;
+
+/// A slot's neighbours in its bucket, or in the list of free slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// The slot behind it.
+    pub next: u32,
+    /// The slot before it.
+    pub previous: u32,
+}
+
+impl Link {
+    /// In no list.
+    pub const NONE: Self = Self {
+        next: NONE,
+        previous: NONE,
+    };
+}
 
 /// The wheel. Times are nanoseconds since the epoch.
 pub struct Wheel {
@@ -52,8 +72,8 @@ impl Wheel {
         (since as u64).div_ceil(TICK as u64)
     }
 
-    /// Puts a flow into the bucket of its deadline, at the earliest the next tick.
-    pub fn insert(&mut self, flows: &mut [Flow], slot: u32, deadline: i64) {
+    /// Puts a flow into the bucket of its deadline, at the earliest the next tick. Gives the bucket.
+    pub fn insert(&mut self, links: &mut [Link], slot: u32, deadline: i64) -> u16 {
         let tick = self.tick(deadline).max(self.now + 1);
         let ahead = tick - self.now;
         let level = (LEVELS as u32 - 1).min((63 - ahead.leading_zeros()) / LEVEL_BITS);
@@ -61,35 +81,30 @@ impl Wheel {
         let reach = ahead.min((1 << (LEVEL_BITS * LEVELS as u32)) - 1);
         let place = ((self.now + reach) >> (LEVEL_BITS * level)) as usize % SLOTS;
         let bucket = level as usize * SLOTS + place;
-        let head = self.heads[bucket];
-        if head != NONE {
-            flows[head as usize].timer_previous = slot;
+        let head = std::mem::replace(&mut self.heads[bucket], slot);
+        if let Some(behind) = links.get_mut(head as usize) {
+            behind.previous = slot;
         }
-        let flow = &mut flows[slot as usize];
-        flow.timer_next = head;
-        flow.timer_previous = NONE;
-        flow.bucket = bucket as u16;
-        self.heads[bucket] = slot;
+        links[slot as usize] = Link {
+            next: head,
+            previous: NONE,
+        };
+        bucket as u16
     }
 
     /// Takes a flow out of its bucket.
-    pub fn remove(&mut self, flows: &mut [Flow], slot: u32) {
-        let Flow {
-            timer_next: next,
-            timer_previous: previous,
-            bucket,
-            ..
-        } = flows[slot as usize];
+    pub fn remove(&mut self, links: &mut [Link], slot: u32, bucket: u16) {
+        let Link { next, previous } = links[slot as usize];
         match previous {
             NONE => self.heads[usize::from(bucket)] = next,
-            previous => flows[previous as usize].timer_next = next,
+            previous => links[previous as usize].next = next,
         }
-        if next != NONE {
-            flows[next as usize].timer_previous = previous;
+        if let Some(behind) = links.get_mut(next as usize) {
+            behind.previous = previous;
         }
     }
 
-    /// Goes on towards `time` and gives the first flow of a chain linked by `timer_next`, each of which the caller must
+    /// Goes on towards `time` and gives the first flow of a chain linked by [`Link::next`], each of which the caller must
     /// act on if it is due by [`now`](Self::now), or insert again. `None` once `time` is reached.
     pub fn advance(&mut self, time: i64) -> Option<u32> {
         let target = self.target(time);
@@ -139,7 +154,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::table::blank;
 
     proptest! {
         #[test]
@@ -148,17 +162,18 @@ mod tests {
             removed in prop::collection::vec(any::<bool>(), 60),
             step in 1_i64..200_000,
         ) {
-            let mut flows = vec![blank(); deadlines.len()];
+            let mut links = vec![Link::NONE; deadlines.len()];
+            let mut buckets = vec![0; deadlines.len()];
             let mut wheel = Wheel::default();
             wheel.start(1_000);
             let due = |i: usize| 1_000 + deadlines[i] * (TICK / 100);
             for i in 0..deadlines.len() {
-                wheel.insert(&mut flows, i as u32, due(i));
+                buckets[i] = wheel.insert(&mut links, i as u32, due(i));
             }
             let mut kept = Vec::new();
             for (i, removed) in removed.iter().enumerate().take(deadlines.len()) {
                 if *removed {
-                    wheel.remove(&mut flows, i as u32);
+                    wheel.remove(&mut links, i as u32, buckets[i]);
                 } else {
                     kept.push(i);
                 }
@@ -169,13 +184,13 @@ mod tests {
                 time += step * (TICK / 100);
                 while let Some(mut slot) = wheel.advance(time) {
                     while slot != NONE {
-                        let next = flows[slot as usize].timer_next;
+                        let next = links[slot as usize].next;
                         let at = due(slot as usize);
                         if at <= wheel.now() {
                             prop_assert!(wheel.now() - at <= 2 * TICK, "late by {}", wheel.now() - at);
                             fired.push(slot as usize);
                         } else {
-                            wheel.insert(&mut flows, slot, at);
+                            wheel.insert(&mut links, slot, at);
                         }
                         slot = next;
                     }

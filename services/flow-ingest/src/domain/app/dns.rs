@@ -113,11 +113,15 @@ impl DnsFacts {
         let mut at = HEADER;
         let mut news = false;
         for question in 0..count(4) {
-            let mut name = String::with_capacity(64);
-            read_name(data, &mut at, &mut name)?;
+            let wanted = question == 0 && self.query.is_none();
+            let mut name = String::new();
+            match wanted {
+                true => read_name(data, &mut at, &mut name)?,
+                false => walk_name(data, &mut at, |_| ())?,
+            }
             let kind = be16(data, at)?;
             at += 4;
-            if question == 0 && self.query.is_none() {
+            if wanted {
                 self.query = Some(netbios_name(&name).unwrap_or(name));
                 self.qtype = Some(kind);
                 news = true;
@@ -129,7 +133,8 @@ impl DnsFacts {
         }
         news |= self.rcode.is_none();
         self.rcode = Some(header[3] & 0x0f);
-        let mut answers = String::new();
+        let mut answers = self.answers.take().unwrap_or_default();
+        answers.clear();
         self.ttl = None;
         for _ in 0..count(6) {
             // Answers that end early are told as far as they came.
@@ -196,7 +201,15 @@ fn answer(data: &[u8], at: &mut usize, out: &mut String) -> Option<u32> {
     let mut inside = start;
     // Writing into a string cannot fail.
     let _ = match (kind, length) {
-        (1, 4) => write!(out, "{}.{}.{}.{}", content[0], content[1], content[2], content[3]),
+        (1, 4) => {
+            for (place, octet) in content.iter().enumerate() {
+                if place > 0 {
+                    out.push('.');
+                }
+                push_number(*octet, out);
+            }
+            Ok(())
+        }
         (28, 16) => {
             let mut octets = [0; 16];
             octets.copy_from_slice(content);
@@ -217,9 +230,24 @@ fn answer(data: &[u8], at: &mut usize, out: &mut String) -> Option<u32> {
     Some(ttl)
 }
 
+fn push_number(number: u8, out: &mut String) {
+    let digit = |value: u8| char::from(b'0' + value % 10);
+    if number >= 100 {
+        out.push(digit(number / 100));
+    }
+    if number >= 10 {
+        out.push(digit(number / 10));
+    }
+    out.push(digit(number));
+}
+
 // Reads a name and leaves `at` behind it.
 fn read_name(data: &[u8], at: &mut usize, out: &mut String) -> Option<()> {
     let start = out.len();
+    // Most names fit at once.
+    if out.capacity() == 0 {
+        out.reserve(64);
+    }
     walk_name(data, at, |label| {
         if out.len() > start {
             out.push('.');

@@ -172,6 +172,18 @@ impl Applications {
         }
     }
 
+    /// Has brought near what is known of a flow, whose state is near already.
+    #[inline(always)]
+    pub fn fetch_facts(&self, slot: u32) {
+        match self.apps.get(slot as usize).map(|app| &app.facts) {
+            Some(Facts::Http(facts)) => fetch(facts.as_ref()),
+            Some(Facts::Tls(facts)) => fetch(facts.as_ref()),
+            Some(Facts::Dns(facts)) => fetch(facts.as_ref()),
+            Some(Facts::Quic(facts)) => fetch(facts.as_ref()),
+            _ => {}
+        }
+    }
+
     /// States in use.
     pub fn used(&self) -> usize {
         self.apps.len() - self.free.len()
@@ -206,13 +218,14 @@ impl Applications {
         self.apps.get_mut(flow.app as usize)
     }
 
-    /// Takes a payload from `side`. `payloads` is how many packets with payload the flow has had.
-    pub fn payload(&mut self, flow: &mut Flow, side: usize, packet: &Decoded<'_>, payloads: u8) -> News {
+    /// Takes a payload from `side`. `payloads` is how many packets with payload the flow has had, `gap` whether some of the
+    /// stream before this one has not come yet.
+    pub fn payload(&mut self, flow: &mut Flow, side: usize, packet: &Decoded<'_>, payloads: u8, gap: bool) -> News {
         if flow.is(mark::APP_DONE) {
             return News::default();
         }
         match flow.key.protocol {
-            TCP => self.segment(flow, side, packet, payloads),
+            TCP => self.segment(flow, side, packet, payloads, gap),
             UDP => self.datagram(flow, side, packet, payloads),
             _ => {
                 flow.marks |= mark::APP_DONE;
@@ -316,37 +329,40 @@ impl Applications {
         News::default()
     }
 
-    fn segment(&mut self, flow: &mut Flow, side: usize, packet: &Decoded<'_>, payloads: u8) -> News {
+    fn segment(&mut self, flow: &mut Flow, side: usize, packet: &Decoded<'_>, payloads: u8, gap: bool) -> News {
         let syn = packet.tcp.flags & flag::SYN != 0;
         let seq = packet.tcp.seq.wrapping_add(u32::from(syn));
         let (data, claimed, budget) = (packet.payload, packet.payload_len, self.budget);
         let began = flow.sides[side].start_seq.wrapping_add(1);
         let syn = flow.is([mark::SRC_SYN, mark::DST_SYN][side]);
+        let near = syn && seq.wrapping_sub(began) < budget as u32;
         let mut guess = look(flow, side, data, data.len() as u32);
         let ports = guess.ports;
+        let mut asked = None;
         if flow.app == NONE {
-            let early = syn && seq != began && seq.wrapping_sub(began) < budget as u32;
-            match recognise(Transport::Tcp, &mut guess) {
+            let answer = recognise(Transport::Tcp, &mut guess);
+            // What the stream begins with was looked at already, or may still come.
+            let behind = near && seq != began;
+            match answer {
                 (Guess::Yes, service) if Facts::of(service).is_none() => {
                     flow.service = service as u8;
                     return self.done(flow);
                 }
-                (Guess::Yes | Guess::Maybe, _) => {}
-                // The stream's first segment may still come.
-                (Guess::No, _) if early && payloads < TRIES => {}
-                (Guess::No, _) => {
+                (Guess::Yes | Guess::Maybe, _) if !behind || gap => {}
+                (Guess::No, _) if behind && gap && payloads < TRIES => {}
+                _ => {
                     if payloads >= TRIES {
                         flow.marks |= mark::APP_DONE;
                     }
                     return News::default();
                 }
             }
+            asked = Some(answer);
         }
         let Some(app) = self.claim(flow) else {
             return News::default();
         };
         if app.streams[side].is_before() {
-            let near = syn && seq.wrapping_sub(began) < budget as u32;
             app.streams[side].start(if near { began } else { seq });
         }
         let App { facts, streams } = app;
@@ -365,7 +381,9 @@ impl Applications {
                     ports,
                     on_port: false,
                 };
-                match recognise(Transport::Tcp, &mut look) {
+                // Nearly always these octets were just asked about.
+                let answer = asked.take().filter(|_| front.len() == data.len());
+                match answer.unwrap_or_else(|| recognise(Transport::Tcp, &mut look)) {
                     (Guess::Yes, service) => {
                         told.service = service;
                         told.news.facts = true;

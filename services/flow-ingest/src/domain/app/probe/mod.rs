@@ -7,7 +7,7 @@ pub mod name;
 pub mod network;
 pub mod remote;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 pub mod text;
 pub mod vpn;
 

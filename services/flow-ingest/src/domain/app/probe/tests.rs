@@ -273,6 +273,16 @@ fn over_udp() -> Vec<(Service, Option<u16>, Vec<u8>)> {
     ]
 }
 
+/// What protocols begin with, and a few that none does.
+pub(in crate::domain::app) fn starts() -> Vec<Vec<u8>> {
+    let known = over_tcp().into_iter().map(|(_, _, _, data)| data);
+    let none = (0..=u8::MAX).map(|octet| vec![octet]);
+    known
+        .chain(over_udp().into_iter().map(|(_, _, data)| data))
+        .chain(none)
+        .collect()
+}
+
 #[test]
 fn what_specifications_say_is_recognised_over_tcp() {
     for (service, side, port, data) in over_tcp() {

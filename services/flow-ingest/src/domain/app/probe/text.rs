@@ -156,7 +156,11 @@ pub fn sip(look: &Look<'_>) -> Guess {
 pub fn rtsp(look: &Look<'_>) -> Guess {
     let data = look.data;
     let version = |first: &[u8]| first.ends_with(b" RTSP/1.0") || first.ends_with(b" RTSP/2.0");
-    Guess::sure(data.starts_with(b"RTSP/1.0 ") || data.starts_with(b"RTSP/2.0 ") || line(data).is_some_and(version))
+    // Methods are in capitals.
+    let begins = data.first().is_some_and(u8::is_ascii_uppercase);
+    Guess::sure(
+        begins && (data.starts_with(b"RTSP/1.0 ") || data.starts_with(b"RTSP/2.0 ") || line(data).is_some_and(version)),
+    )
 }
 
 /// Syslog (RFC 5424, RFC 3164; framed after RFC 6587 over TCP).
@@ -189,7 +193,9 @@ pub fn syslog(look: &Look<'_>) -> Guess {
 /// IRC (RFC 1459).
 pub fn irc(look: &Look<'_>) -> Guess {
     let data = look.data;
-    let Some(first) = line(data) else { return Guess::No };
+    let (Some(b':' | b'C'..=b'U'), Some(first)) = (data.first(), line(data)) else {
+        return Guess::No;
+    };
     if look.side == 0 {
         let two = || {
             let next = data.get(first.len() + 1..).unwrap_or_default();
