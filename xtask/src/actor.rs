@@ -60,6 +60,9 @@ pub enum Actor {
         pages: u32,
         #[arg(long, default_value_t = 40)]
         pause_ms: u64,
+        /// How long a page may take
+        #[arg(long, default_value_t = 1_500)]
+        patience_ms: u64,
     },
     /// Tries to connect to many ports of a host.
     Scan {
@@ -119,7 +122,11 @@ impl Actor {
                 ca,
                 pages,
                 pause_ms,
-            } => blocking(move || browse(server, &ca, pages, pause_ms)).await,
+                patience_ms,
+            } => {
+                let patience = Duration::from_millis(patience_ms);
+                blocking(move || browse(server, &ca, pages, pause_ms, patience)).await
+            }
             Self::Scan {
                 target,
                 ports,
@@ -277,7 +284,7 @@ async fn office(address: Ipv4Addr, reach: SocketAddrV4) -> Result<()> {
     Ok(())
 }
 
-fn browse(server: Ipv4Addr, ca: &std::path::Path, pages: u32, pause_ms: u64) -> Result<Deeds> {
+fn browse(server: Ipv4Addr, ca: &std::path::Path, pages: u32, pause_ms: u64, patience: Duration) -> Result<Deeds> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca)? {
         roots.add(certificate?)?;
@@ -294,9 +301,9 @@ fn browse(server: Ipv4Addr, ca: &std::path::Path, pages: u32, pause_ms: u64) -> 
             "GET /item/{page} HTTP/1.1\r\nHost: www\r\nUser-Agent: lab-browser/1.0\r\nConnection: close\r\n\r\n"
         );
         let outcome = if page % 2 == 0 {
-            exchange((server, 80).into(), &request)
+            exchange((server, 80).into(), patience, &request)
         } else {
-            exchange_tls((server, 443).into(), &request, &config)
+            exchange_tls((server, 443).into(), patience, &request, &config)
         };
         deeds.note(outcome.is_ok_and(|text| text.starts_with("HTTP/1.1 200")));
         std::thread::sleep(Duration::from_millis(pause_ms));
@@ -304,8 +311,8 @@ fn browse(server: Ipv4Addr, ca: &std::path::Path, pages: u32, pause_ms: u64) -> 
     Ok(deeds)
 }
 
-fn exchange(address: SocketAddr, request: &str) -> Result<String> {
-    exchange_on(connect(address)?, request)
+fn exchange(address: SocketAddr, patience: Duration, request: &str) -> Result<String> {
+    exchange_on(connect(None, address, patience)?, request)
 }
 
 fn exchange_on(mut stream: TcpStream, request: &str) -> Result<String> {
@@ -315,8 +322,13 @@ fn exchange_on(mut stream: TcpStream, request: &str) -> Result<String> {
     Ok(answer)
 }
 
-fn exchange_tls(address: SocketAddr, request: &str, config: &Arc<rustls::ClientConfig>) -> Result<String> {
-    let mut socket = connect(address)?;
+fn exchange_tls(
+    address: SocketAddr,
+    patience: Duration,
+    request: &str,
+    config: &Arc<rustls::ClientConfig>,
+) -> Result<String> {
+    let mut socket = connect(None, address, patience)?;
     let mut session = rustls::ClientConnection::new(config.clone(), ServerName::try_from("www")?)?;
     let mut stream = rustls::Stream::new(&mut session, &mut socket);
     stream.write_all(request.as_bytes())?;
@@ -326,19 +338,15 @@ fn exchange_tls(address: SocketAddr, request: &str, config: &Arc<rustls::ClientC
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-fn connect(address: SocketAddr) -> Result<TcpStream> {
-    connect_from(None, address)
-}
-
-fn connect_from(source: Option<Ipv4Addr>, address: SocketAddr) -> Result<TcpStream> {
+fn connect(source: Option<Ipv4Addr>, address: SocketAddr, patience: Duration) -> Result<TcpStream> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     if let Some(source) = source {
         socket.bind(&SocketAddr::from((source, 0)).into())?;
     }
-    socket.connect_timeout(&address.into(), Duration::from_millis(800))?;
+    socket.connect_timeout(&address.into(), patience)?;
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_millis(1500)))?;
-    stream.set_write_timeout(Some(Duration::from_millis(1500)))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -376,7 +384,9 @@ fn brute_force(target: SocketAddrV4, source: Option<Ipv4Addr>, attempts: u32, pa
             body.len()
         );
         let started = Instant::now();
-        let outcome = connect_from(source, target.into()).and_then(|stream| exchange_on(stream, &request));
+        // Nobody is cut off before the right guess, so its answer comes, if need be late.
+        let patience = Duration::from_millis(if attempt <= 4 { 30_000 } else { 1_500 });
+        let outcome = connect(source, target.into(), patience).and_then(|stream| exchange_on(stream, &request));
         deeds.succeeded |= outcome.as_ref().is_ok_and(|text| text.starts_with("HTTP/1.1 200"));
         deeds.note(outcome.is_ok());
         silence = if outcome.is_ok() { 0 } else { silence + 1 };

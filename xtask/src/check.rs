@@ -187,8 +187,10 @@ fn tests(arguments: &[&str]) -> Result<Counts> {
         .context("starting cargo failed")?;
     let mut counts = Counts::default();
     if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).lines() {
+        // What tests print need not be text.
+        for line in BufReader::new(stdout).split(b'\n') {
             let line = line.context("reading what cargo prints")?;
+            let line = String::from_utf8_lossy(&line);
             println!("{line}");
             counts.read(&line);
         }

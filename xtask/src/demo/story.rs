@@ -214,7 +214,7 @@ impl Story {
             pages.answered
         ));
         admin.run(&["model", "finish"])?;
-        let model = until(Duration::from_secs(60), "the trained model", || {
+        let model = until(Duration::from_secs(300), "the trained model", || {
             let model = admin.json(&["model", "status"])?;
             Ok((text(&model["phase"]) == "MODEL_PHASE_SCORING").then_some(model))
         });
@@ -273,7 +273,7 @@ impl Story {
                 && states.contains(&text(&response["state"]).as_str())
         };
         until(
-            Duration::from_secs(20),
+            Duration::from_secs(120),
             &format!("{action} of {target} to be {}", states.join(" or ")),
             || {
                 let responses = self.analyst.json(&["responses", "list"])?;
@@ -322,7 +322,7 @@ impl Story {
             .await?;
         self.narrator
             .say("the analyst approved; the office machine is isolated");
-        let isolated = actor::deeds(&self.lab.browse(2)?)?;
+        let isolated = actor::deeds(&self.lab.browse_in_vain(2)?)?;
         self.claim(isolated.answered == 0, "nothing of the office machine gets through");
 
         self.analyst
