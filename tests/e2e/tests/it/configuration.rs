@@ -72,7 +72,7 @@ fn files() -> &'static Files {
 fn start(program: &str, arguments: &[&str], config: &Path) -> Output {
     let mut command = Command::new(binaries().join(program));
     command.arg("--config").arg(config).args(arguments);
-    output(command, Duration::from_secs(30))
+    output(command, Duration::from_secs(120))
 }
 
 fn with_text(program: &str, case: usize, text: &str) -> PathBuf {

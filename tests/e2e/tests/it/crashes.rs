@@ -38,6 +38,8 @@ use crate::{
 const ROUNDS: usize = 24;
 /// Alerts in a round.
 const ALERTS: usize = 4;
+/// How long anything may take that is waited for.
+const LIMIT: Duration = Duration::from_secs(180);
 /// Whom everybody attacks, and whom nobody may reach.
 const BUSY: Ipv4Addr = Ipv4Addr::new(10, 1, 51, 1);
 const DATABASE: Ipv4Addr = Ipv4Addr::new(10, 1, 51, 2);
@@ -62,7 +64,7 @@ fn killed_anywhere_the_loop_does_everything_once() {
             .into_iter()
             .map(|name| Program::start(&fleet, name))
             .collect();
-        wait_ready(&mut services, Duration::from_secs(90));
+        wait_ready(&mut services, LIMIT);
         let doors = Doors::of(&fleet);
         let desk = log_in(&fleet, &doors, ACME, "admin").await;
         let early = desk
@@ -86,7 +88,7 @@ fn killed_anywhere_the_loop_does_everything_once() {
         for round in 0..ROUNDS {
             chaos.round(round).await;
         }
-        wait_ready(&mut chaos.services, Duration::from_secs(90));
+        wait_ready(&mut chaos.services, LIMIT);
         chaos.settles().await;
         chaos.incidents_are_consistent().await;
         chaos.rules_are_in_the_kernel_once().await;
@@ -128,7 +130,7 @@ impl Chaos {
             let detector = if n == 1 { &self.policy } else { &self.anomaly };
             let began = Instant::now();
             while let Err(error) = detector.publisher().publish(&message).await {
-                assert!(began.elapsed() < Duration::from_secs(20), "{error}");
+                assert!(began.elapsed() < LIMIT, "{error}");
             }
             if n == 2 {
                 // The detector says the same again: nothing is done twice for it.
@@ -197,7 +199,7 @@ impl Chaos {
 
     /// Every alert is known everywhere, and every response has reached its end.
     async fn settles(&self) {
-        let limit = Duration::from_secs(60);
+        let limit = LIMIT;
         for schema in ["responder", "forensics"] {
             until(limit, &format!("every alert in {schema}"), || async {
                 let mut stored = column(&self.fleet, &format!("select alert_id::text from {schema}.alert")).await;
@@ -340,7 +342,7 @@ impl Chaos {
     }
 
     async fn log_has_everything_once(&self, early: &str, key: &str) {
-        let limit = Duration::from_secs(30);
+        let limit = LIMIT;
         let responses = self.responses().await;
         // The last records may still be on their way.
         until(limit, "the last records in the log", || async {
@@ -409,7 +411,7 @@ impl Chaos {
     }
 
     async fn bundles_are_whole(&self) {
-        let bundles = until(Duration::from_secs(90), "every bundle's seal", || async {
+        let bundles = until(LIMIT, "every bundle's seal", || async {
             let answer = self
                 .desk
                 .evidence
@@ -459,7 +461,7 @@ impl Chaos {
         self.services[at].kill();
         self.services[at] = Program::start(&self.fleet, "enforcer");
         let target: Ipv4Addr = plain(&response.target).parse().unwrap();
-        until(Duration::from_secs(60), "the roll-back", || async {
+        until(LIMIT, "the roll-back", || async {
             let found = self
                 .responses()
                 .await

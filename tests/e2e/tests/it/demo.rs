@@ -29,7 +29,7 @@ fn demo(arguments: &[&str]) -> Value {
         .arg(&report)
         .args(arguments)
         .current_dir(root());
-    let output = output(command, Duration::from_secs(300));
+    let output = output(command, Duration::from_secs(1_200));
     let said = format!(
         "{}\n{}",
         String::from_utf8_lossy(&output.stdout),

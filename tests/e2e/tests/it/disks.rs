@@ -21,6 +21,8 @@ use crate::{
     world::{ACME, options},
 };
 
+/// How long anything may take that is waited for.
+const LIMIT: Duration = Duration::from_secs(180);
 const CONNECTIONS: u16 = 3_000;
 const BUSY: Ipv4Addr = Ipv4Addr::new(10, 70, 1, 1);
 
@@ -44,12 +46,12 @@ fn full_disks_and_broken_captures_degrade_and_lose_nothing() {
         mount(&data.join("forensics"), "48m", false);
         let doors = Doors::of(&fleet);
         let mut services = ["iam", "flow-ingest", "forensics"].map(|name| Program::start(&fleet, name));
-        wait_ready(&mut services[..1], Duration::from_secs(60));
+        wait_ready(&mut services[..1], LIMIT);
         let desk = log_in(&fleet, &doors, ACME, "admin").await;
 
         // The lake says that it is full, and takes nothing; the sensors say what is wrong with theirs.
         let ingest = &services[1];
-        until(Duration::from_secs(30), "the sensors' complaints", || {
+        until(LIMIT, "the sensors' complaints", || {
             let said = ["GAR-FLOW-000", "GAR-FLOW-0020", "\"name\":\"iam\",\"ready\":true"];
             let complains = |body: &str| said.iter().all(|words| body.contains(words));
             let page = ingest.page("/readyz");
@@ -57,13 +59,13 @@ fn full_disks_and_broken_captures_degrade_and_lose_nothing() {
         })
         .await;
         let forensics = &services[2];
-        until(Duration::from_secs(30), "the lake's complaint", || {
+        until(LIMIT, "the lake's complaint", || {
             let page = forensics.page("/readyz");
             std::future::ready(page.filter(|(status, body)| *status == 503 && body.contains("GAR-FOR-0001")))
         })
         .await;
         // Everything was read; the ring could not keep its packets, and the flows were published all the same.
-        let sensors = until(Duration::from_secs(60), "the captures' end", || {
+        let sensors = until(LIMIT, "the captures' end", || {
             let desk = desk.clone();
             async move {
                 let sensors = sensors(&desk).await;
@@ -113,7 +115,7 @@ fn full_disks_and_broken_captures_degrade_and_lose_nothing() {
 
         // Room again: the broker kept it all.
         mount(&data.join("forensics"), "900m", true);
-        wait_ready(&mut services[2..], Duration::from_secs(60));
+        wait_ready(&mut services[2..], LIMIT);
         let filter = FlowFilter {
             hosts: vec![BUSY.to_string()],
             ..FlowFilter::default()
@@ -126,7 +128,7 @@ fn full_disks_and_broken_captures_degrade_and_lose_nothing() {
                 break;
             }
             assert!(
-                began.elapsed() < Duration::from_secs(60),
+                began.elapsed() < LIMIT,
                 "{found} of {CONNECTIONS} flows are in the lake"
             );
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -28,8 +28,11 @@ use crate::{
 
 /// How long both servers are away in the middle.
 const AWAY: Duration = Duration::from_secs(20);
-/// What a program needs at the most to drain: `core.lifecycle.drain_timeout_ms` and its telemetry's last words.
-const DRAIN: Duration = Duration::from_secs(12);
+/// What a program needs at the most to drain: `core.lifecycle.drain_timeout_ms`, which ends with another status what was
+/// not done by then, and its telemetry's last words; and as much again on a slow machine.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How long anything may take that is waited for.
+const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
 fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledged() {
@@ -44,14 +47,19 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
         let mut services = starts_without_servers(&fleet);
         fleet.nats().resume().unwrap();
         fleet.postgres().resume().unwrap();
-        wait_ready(&mut services, Duration::from_secs(60));
+        wait_ready(&mut services, LIMIT);
 
         let doors = Doors::of(&fleet);
         let desk = log_in(&fleet, &doors, ACME, "admin").await;
         let load = Load::start(&fleet, &desk).await;
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        until(LIMIT, "traffic before the outage", || {
+            let now = load.counts();
+            std::future::ready((now.0 > 40 && now.1 > 60 && now.2 > 10).then_some(()))
+        })
+        .await;
         let before = load.counts();
         fleet.postgres().kill();
+        let killing = Instant::now();
         fleet.nats().kill();
         let (killed, killed_at) = (Instant::now(), chrono::Utc::now());
         while killed.elapsed() < AWAY {
@@ -69,8 +77,8 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
         }
         fleet.nats().resume().unwrap();
         fleet.postgres().resume().unwrap();
-        wait_ready(&mut services, Duration::from_secs(90));
-        until(Duration::from_secs(30), "traffic after the outage", || {
+        wait_ready(&mut services, LIMIT);
+        until(LIMIT, "traffic after the outage", || {
             let now = load.counts();
             let flowing = now.0 > before.0 + 20 && now.1 > before.1 + 20 && now.2 > before.2 + 3;
             std::future::ready(flowing.then_some(()))
@@ -87,8 +95,8 @@ fn servers_away_at_the_start_and_in_the_middle_cost_nothing_that_was_acknowledge
         for service in &mut services {
             *service = Program::start(&fleet, service.name());
         }
-        wait_ready(&mut services, Duration::from_secs(90));
-        nothing_is_lost(&fleet, &desk, &sent, killed).await;
+        wait_ready(&mut services, LIMIT);
+        nothing_is_lost(&fleet, &desk, &sent, killing..killed).await;
         spooled_flows_arrived(&desk, killed_at).await;
         traces::assert_no_secrets(&fleet, &[&desk]);
     });
@@ -101,11 +109,7 @@ fn starts_without_servers(fleet: &Fleet) -> Vec<Program> {
     for service in &mut services {
         let lacking = loop {
             service.assert_running();
-            assert!(
-                began.elapsed() < Duration::from_secs(30),
-                "{} opens no admin port",
-                service.name()
-            );
+            assert!(began.elapsed() < LIMIT, "{} opens no admin port", service.name());
             let live = service.page("/livez").is_some_and(|(status, _)| status == 200);
             match service.page("/readyz") {
                 Some((503, body)) if live && body.contains("\"lacking\"") => break body,
@@ -250,7 +254,7 @@ fn terminates_under_load(fleet: &Fleet, services: &mut [Program]) {
         service.terminate();
         ended(service, began);
         *service = Program::start(fleet, service.name());
-        wait_ready(std::slice::from_mut(service), Duration::from_secs(60));
+        wait_ready(std::slice::from_mut(service), LIMIT);
     }
     let began = Instant::now();
     for service in services.iter() {
@@ -262,14 +266,14 @@ fn terminates_under_load(fleet: &Fleet, services: &mut [Program]) {
     assert!(slow.is_empty(), "{}", slow.join("\n"));
 }
 
-async fn nothing_is_lost(fleet: &Fleet, desk: &Desk, sent: &Sent, killed: Instant) {
+async fn nothing_is_lost(fleet: &Fleet, desk: &Desk, sent: &Sent, kill: std::ops::Range<Instant>) {
     let sums = (sent.alerts.len(), sent.flows.len(), sent.networks.len());
     eprintln!("acknowledged: {} alerts, {} flows, {} calls", sums.0, sums.1, sums.2);
     assert!(
         sums.0 > 50 && sums.1 > 50 && sums.2 > 8,
         "too little for a test: {sums:?}"
     );
-    let limit = Duration::from_secs(60);
+    let limit = LIMIT;
     for schema in ["responder", "forensics"] {
         until(limit, &format!("every alert in {schema}"), || async {
             let stored = column(fleet, &format!("select alert_id::text from {schema}.alert")).await;
@@ -312,7 +316,7 @@ async fn nothing_is_lost(fleet: &Fleet, desk: &Desk, sent: &Sent, killed: Instan
     let ports = |flows: Vec<garrison_proto::flow::v1::Flow>| -> BTreeSet<u16> {
         flows.into_iter().map(|flow| flow.dst_port as u16).collect()
     };
-    let excused = |at: Instant| at < killed && killed - at < Duration::from_secs(1);
+    let excused = |at: Instant| at < kill.end && at + Duration::from_secs(1) > kill.start;
     until(limit, "every flow in the lake", || async {
         let mut found = BTreeSet::new();
         // Searches answer at most so many flows at a time.
@@ -370,10 +374,13 @@ async fn spooled_flows_arrived(desk: &Desk, killed_at: chrono::DateTime<chrono::
         until: after(AWAY.as_secs() as i64 - 2),
         ..FlowFilter::default()
     };
-    let found = search(desk, filter).await;
-    let seen = found.iter().filter(|flow| flow.sensor == "wire-acme").count();
     // Two a second.
-    assert!(seen >= 25, "only {seen} flows of the sixteen seconds are in the lake");
+    until(LIMIT, "25 flows of the sixteen seconds in the lake", || async {
+        let found = search(desk, filter.clone()).await;
+        let seen = found.iter().filter(|flow| flow.sensor == "wire-acme").count();
+        (seen >= 25).then_some(())
+    })
+    .await;
 }
 
 /// The one text column of a query.

@@ -152,8 +152,8 @@ fn admin_of(config: &Path) -> SocketAddr {
 
 /// The admin port speaks plain HTTP/1.1; one request needs no client.
 pub fn http_get(address: SocketAddr, page: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(15))).ok()?;
     write!(
         stream,
         "GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"

@@ -144,7 +144,7 @@ pub async fn seed(fleet: &Fleet, doors: &Doors, id: &'static str, n: u8) -> Side
     );
     ingest.publisher().publish(&flows).await.unwrap();
 
-    let limit = Duration::from_secs(30);
+    let limit = Duration::from_secs(120);
     let incident = until(limit, "the alert in an incident", || {
         let (mut admin, alert_id) = (admin.clone(), first.alert_id.clone());
         async move {
@@ -254,7 +254,7 @@ pub async fn seed(fleet: &Fleet, doors: &Doors, id: &'static str, n: u8) -> Side
 
 /// Asks for a bundle of an incident, which forensics may not have heard of yet, and waits for its seal.
 pub async fn bundle(desk: &Desk, incident: &str, request_id: &str) -> String {
-    let limit = Duration::from_secs(40);
+    let limit = Duration::from_secs(120);
     let name = until(limit, "the incident to reach forensics", || {
         let mut desk = desk.clone();
         let request = CreateBundleRequest {

@@ -124,7 +124,7 @@ pub fn options(dir: &Path, observe_only: bool) -> FleetOptions {
     let iam = "[sessions]\naccess_token_seconds = 3600\nidle_minutes = 120\nper_user = 100\n\n\
                [lockout]\nattempts_per_minute = 10000\n";
     // Tests kill enforcers; what they order must not fail for want of patience.
-    let responder = "[responses]\nattempts = 20\n";
+    let responder = "[responses]\nattempts = 20\n[enforcement]\nstale_after_s = 60\n";
     FleetOptions {
         binaries: binaries(),
         dir: dir.join("fleet"),

@@ -1,11 +1,16 @@
 //! `flow.v1`: sensors, the live stream, packets.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 use garrison_proto::flow::v1::{
     FetchPacketSliceRequest, FlowFilter, ListSensorsRequest, StreamFlowsRequest, StreamFlowsResponse,
 };
+
+use tokio::task::JoinHandle;
 
 use super::cases;
 use crate::{calls::Desk, place::until};
@@ -22,11 +27,19 @@ cases! {
         // Both watch at the same time, without a filter; one also asks for the other's hosts.
         let everything = FlowFilter::default();
         let theirs = FlowFilter { hosts: vec!["10.1.0.0/16".to_owned()], ..FlowFilter::default() };
-        let (acme, globex, peeping) = tokio::join!(
-            watch(&world.acme.admin, everything.clone()),
-            watch(&world.globex.admin, everything),
-            watch(&world.globex.admin, theirs),
-        );
+        let mut watches = Vec::new();
+        for (side, filter) in [(&world.acme, &everything), (&world.globex, &everything), (&world.globex, &theirs)] {
+            watches.push(watch(&side.admin, filter.clone()).await);
+        }
+        // Until some time has passed and both have seen something of their own.
+        let began = std::time::Instant::now();
+        let seen = |watch: &Watch| watch.seen.lock().unwrap().iter().any(|answer| !answer.flows.is_empty());
+        until(Duration::from_secs(120), "flows on both sides", || {
+            let done = began.elapsed() >= Duration::from_secs(4) && watches[..2].iter().all(seen);
+            std::future::ready(done.then_some(()))
+        })
+        .await;
+        let [acme, globex, peeping] = watches.try_into().map(|watches: [Watch; 3]| watches.map(Watch::end)).ok().unwrap();
         for (seen, side) in [(acme, "wire-acme"), (globex, "wire-globex")] {
             let flows: Vec<_> = seen.into_iter().flat_map(|answer| answer.flows).collect();
             assert!(!flows.is_empty(), "nothing was seen in {side}");
@@ -36,7 +49,7 @@ cases! {
         assert!(peeping.iter().all(|answer| answer.flows.is_empty()), "{peeping:?}");
     };
     "flow.v1.FlowService/FetchPacketSlice" => |world| {
-        until(Duration::from_secs(20), "packets in both rings", || async {
+        until(Duration::from_secs(120), "packets in both rings", || async {
             let mut full = true;
             for side in [&world.acme, &world.globex] {
                 full &= slice(&side.admin, "192.168.0.10").await.0 > 0;
@@ -53,11 +66,31 @@ cases! {
     };
 }
 
-async fn watch(desk: &Desk, filter: FlowFilter) -> Vec<StreamFlowsResponse> {
+/// What is shown to somebody who follows flows.
+struct Watch {
+    seen: Arc<Mutex<Vec<StreamFlowsResponse>>>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    fn end(self) -> Vec<StreamFlowsResponse> {
+        assert!(!self.task.is_finished(), "the stream ended by itself");
+        self.task.abort();
+        std::mem::take(&mut self.seen.lock().unwrap())
+    }
+}
+
+async fn watch(desk: &Desk, filter: FlowFilter) -> Watch {
     let request = StreamFlowsRequest { filter: Some(filter) };
-    let stream = desk.flows.clone().stream_flows(request).await.unwrap().into_inner();
-    let stopped = stream.take_until(tokio::time::sleep(Duration::from_secs(4)));
-    stopped.try_collect().await.unwrap()
+    let mut stream = desk.flows.clone().stream_flows(request).await.unwrap().into_inner();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&seen);
+    let task = tokio::spawn(async move {
+        while let Some(answer) = stream.try_next().await.unwrap() {
+            into.lock().unwrap().push(answer);
+        }
+    });
+    Watch { seen, task }
 }
 
 async fn slice(desk: &Desk, host: &str) -> (u64, Vec<u8>) {

@@ -130,7 +130,7 @@ cases! {
     };
     "policy.v1.PolicyService/ListVerdictCounts" => |world| {
         for (side, other) in [(&world.acme, &world.globex), (&world.globex, &world.acme)] {
-            let counts = until(std::time::Duration::from_secs(20), "verdict counts", || async {
+            let counts = until(std::time::Duration::from_secs(120), "verdict counts", || async {
                 let request = ListVerdictCountsRequest {};
                 let answer = side.admin.policies.clone().list_verdict_counts(request).await.unwrap();
                 let counts = answer.into_inner().counts;
