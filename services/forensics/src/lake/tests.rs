@@ -216,7 +216,7 @@ async fn without_room_it_says_so_and_goes_on_when_there_is() {
             .is_some_and(|reason| reason.contains("GAR-FOR-0001"))
     );
     drop(lake);
-    let lake = tokio::time::timeout(Duration::from_secs(5), async {
+    let lake = tokio::time::timeout(Duration::from_secs(60), async {
         loop {
             // The writing thread ends after the last handle, and the lock with it.
             if let Ok(lake) = Lake::open(&config(dir.path())) {

@@ -235,7 +235,11 @@ fn lines(folder: &Path, name: &str) -> Vec<serde_json::Value> {
 async fn a_bundle_holds_everything_and_verifies_with_public_tools() {
     let mut world = World::new().await;
     let ingest = Ingest::start(&world, Manner::Well).await;
-    world.evidence = format!("lease_ms = 1000\nflow_ingest_endpoints = [\"{}\"]", ingest.endpoint);
+    // One attempt, however slow the machine is.
+    world.evidence = format!(
+        "lease_ms = 60000\npacket_timeout_ms = 60000\nflow_ingest_endpoints = [\"{}\"]",
+        ingest.endpoint
+    );
     let service = world.embed().await;
     world.publish("acme", 0, 50).await;
     world.until_found("acme", 50).await;
@@ -341,7 +345,7 @@ async fn audited(world: &World, bundle: &str) {
     let mut messages = stream.create_consumer(config).await.unwrap().messages().await.unwrap();
     let mut missing = BTreeSet::from(["evidence.sealed", "evidence.downloaded"]);
     while !missing.is_empty() {
-        let message = tokio::time::timeout(Duration::from_secs(20), messages.next())
+        let message = tokio::time::timeout(Duration::from_secs(120), messages.next())
             .await
             .unwrap()
             .unwrap()
@@ -367,7 +371,10 @@ async fn packets_that_cannot_be_had_are_named_and_the_rest_is_sealed() {
         };
         let nobody = format!("https://127.0.0.1:{}", garrison_testkit::free_port().unwrap());
         let endpoint = ingest.as_ref().map_or(nobody, |ingest| ingest.endpoint.clone());
-        world.evidence = format!("lease_ms = 1000\npacket_timeout_ms = 2000\nflow_ingest_endpoints = [\"{endpoint}\"]");
+        // Who is there may be slow; nobody is not waited for.
+        let patience = if manner.is_some() { 60_000 } else { 2_000 };
+        world.evidence =
+            format!("lease_ms = 1000\npacket_timeout_ms = {patience}\nflow_ingest_endpoints = [\"{endpoint}\"]");
         world.start();
         world.until_ready().await;
         let case = happen(&world, "acme").await;

@@ -43,11 +43,14 @@ async fn flows_are_found_at_once_and_again_as_parquet() {
         parts.len() == 3 && parts[0].len() == 10 && parts[1].len() == 2,
         "{relative}"
     );
-    assert!(
-        !files(&world.data)
-            .iter()
-            .any(|f| f.extension().is_some_and(|e| e == "wal"))
-    );
+    // It goes after its rows have come into the catalogue.
+    world
+        .until("the segment gone", async || {
+            !files(&world.data)
+                .iter()
+                .any(|f| f.extension().is_some_and(|e| e == "wal"))
+        })
+        .await;
 
     let one = FlowFilter {
         flow_ids: vec![flow_id(777).to_string()],

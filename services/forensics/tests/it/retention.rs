@@ -34,6 +34,8 @@ fn parquet(world: &World) -> usize {
 async fn flows_and_events_go_with_age_and_sealed_evidence_never() {
     let mut world = World::new().await;
     world.lake = "roll_interval_ms = 200\nreserve_bytes = 0\nretention_hours = 2".into();
+    // One attempt at the bundle, however slow the machine is.
+    world.evidence = "lease_ms = 60000\npacket_timeout_ms = 60000".into();
     world.start();
     world.until_ready().await;
     world.publish("acme", 0, 50).await;

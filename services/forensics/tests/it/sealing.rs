@@ -216,10 +216,6 @@ async fn a_worker_that_lost_its_lease_neither_seals_nor_removes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn workers_that_take_bundles_from_each_other_leave_only_sealed_ones() {
     let rivals = Rivals::new().await;
-    let mut asked = Vec::new();
-    for _ in 0..12 {
-        asked.push(rivals.ask().await);
-    }
     let stop = CancellationToken::new();
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..3 {
@@ -234,28 +230,37 @@ async fn workers_that_take_bundles_from_each_other_leave_only_sealed_ones() {
             }
         });
     }
-    for _ in 0..150 {
-        rivals.expire().await;
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    let (mut asked, mut attempts) = (Vec::new(), 0);
+    // Once is enough, unless the machine is so quick that nobody lost a lease.
+    while attempts <= asked.len() && asked.len() < 240 {
+        for _ in 0..12 {
+            asked.push(rivals.ask().await);
+        }
+        for _ in 0..150 {
+            rivals.expire().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        rivals
+            .world
+            .until("all sealed", async || {
+                let mut sealed = 0;
+                for id in &asked {
+                    sealed += usize::from(rivals.row(*id).await.state == BundleState::Sealed);
+                }
+                sealed == asked.len()
+            })
+            .await;
+        attempts = 0;
+        for id in &asked {
+            attempts += rivals.row(*id).await.attempts as usize;
+        }
     }
-    rivals
-        .world
-        .until("all sealed", async || {
-            let mut sealed = 0;
-            for id in &asked {
-                sealed += usize::from(rivals.row(*id).await.state == BundleState::Sealed);
-            }
-            sealed == asked.len()
-        })
-        .await;
     stop.cancel();
     while let Some(done) = running.join_next().await {
         done.unwrap();
     }
-    let mut attempts = 0;
-    for id in asked {
-        rivals.assert_sealed(id).await;
-        attempts += rivals.row(id).await.attempts;
+    for id in &asked {
+        rivals.assert_sealed(*id).await;
     }
-    assert!(attempts > 12, "nobody lost a lease");
+    assert!(attempts > asked.len(), "nobody lost a lease");
 }

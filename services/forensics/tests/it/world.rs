@@ -113,7 +113,7 @@ impl World {
             grpc: free_port().unwrap(),
             process: None,
             lake: "roll_interval_ms = 300\nreserve_bytes = 0".into(),
-            evidence: "lease_ms = 1000\npacket_timeout_ms = 3000".into(),
+            evidence: "lease_ms = 1000\npacket_timeout_ms = 60000".into(),
             tokens: Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap(),
         }
     }
@@ -255,7 +255,7 @@ key_file = "{}"
     }
 
     pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
-        let limit = tokio::time::Instant::now() + Duration::from_secs(60);
+        let limit = tokio::time::Instant::now() + Duration::from_secs(180);
         while !holds().await {
             assert!(tokio::time::Instant::now() < limit, "not {what}:\n{}", self.output());
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -395,7 +395,7 @@ key_file = "{}"
                 .as_str()
                 .to_owned()
         });
-        tokio::time::timeout(Duration::from_secs(20), letters.collect())
+        tokio::time::timeout(Duration::from_secs(120), letters.collect())
             .await
             .unwrap()
     }
