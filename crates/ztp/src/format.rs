@@ -28,7 +28,7 @@ pub fn format_with(text: &str, limits: &Limits) -> Result<String, Vec<Diagnostic
     }
     let mut out = String::new();
     for (i, document) in checked.documents.iter().enumerate() {
-        let written = document.policy.text();
+        let written = crate::version::write(&document.policy, document.version);
         if i > 0 {
             out.push_str("---\n");
         }

@@ -25,6 +25,7 @@ pub mod reach;
 pub mod recommend;
 pub mod security_group;
 pub mod sets;
+pub mod version;
 pub mod what_if;
 
 pub use decode::{Spans, is_name};
@@ -35,6 +36,7 @@ pub use format::{format, format_with};
 pub use ir::Policy;
 pub use limits::Limits;
 pub use lint::{Overlap, Overlaps, overlaps};
+pub use version::Version;
 
 /// What a file says, and what is wrong with it.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +56,8 @@ pub struct Document {
     pub policy: ZeroTrustPolicy,
     /// Where in the file each field is.
     pub spans: Spans,
+    /// The version of the API that it is written in.
+    pub version: Version,
 }
 
 impl Document {
@@ -130,13 +134,21 @@ pub fn check_with(text: &str, limits: &Limits) -> Checked {
             diagnostics: Vec::new(),
             spans: Spans::new(),
         };
+        let mut version = Version::default();
+        let mut read = 0;
         let policy = match node::parse(source, limits) {
-            Ok(node) => decode::decode(&node, &mut findings),
+            Ok(parsed) => {
+                let node;
+                (node, version) = version::to_hub(parsed, &mut findings);
+                read = findings.diagnostics.len();
+                decode::decode(&node, &mut findings)
+            }
             Err(diagnostic) => {
                 findings.diagnostics.push(diagnostic);
                 None
             }
         };
+        let mut document = None;
         if let Some(policy) = policy {
             let place = findings.place("metadata.name");
             if let Some(line) = names.insert(policy.metadata.name.clone(), place.line) {
@@ -160,13 +172,16 @@ pub fn check_with(text: &str, limits: &Limits) -> Checked {
                     "Merge rules that differ only in a peer or port, or split the policy by subject",
                 );
             }
-            if !findings.has_errors() {
-                checked.documents.push(Document {
-                    text: source.text.to_owned(),
-                    policy,
-                    spans: findings.spans,
-                });
-            }
+            document = (!findings.has_errors()).then_some(policy);
+        }
+        version::as_written(version, read, &mut findings);
+        if let Some(policy) = document {
+            checked.documents.push(Document {
+                text: source.text.to_owned(),
+                policy,
+                spans: std::mem::take(&mut findings.spans),
+                version,
+            });
         }
         findings.diagnostics.sort_by_key(|d| (d.position, d.level));
         checked.diagnostics.append(&mut findings.diagnostics);

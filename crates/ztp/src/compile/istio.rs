@@ -5,7 +5,10 @@
 //! allowing policy selects is denied everything that none allows. With sidecars, policies see requests; with the
 //! node's proxy of ambient mode, they see connections only.
 
-use std::{borrow::Borrow, collections::BTreeMap};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::Serialize;
 
@@ -26,6 +29,9 @@ use crate::{
 pub struct IstioOptions {
     /// The trust domain of service accounts.
     pub trust_domain: String,
+    /// The trust domains whose identities can be proved here; `None` when that is not known, and every one is believed to
+    /// be.
+    pub proved: Option<BTreeSet<String>>,
     /// Who signs people's tokens and where the keys are; without it, people are a gap.
     pub issuer: Option<Issuer>,
     /// The claim that has the groups of iam.
@@ -45,6 +51,7 @@ impl Default for IstioOptions {
     fn default() -> Self {
         Self {
             trust_domain: "cluster.local".to_owned(),
+            proved: None,
             issuer: None,
             groups_claim: "groups".to_owned(),
         }
@@ -185,8 +192,17 @@ pub fn istio_with<P: Borrow<Policy>>(
     compile(policies, sha256, options, &says)
 }
 
-/// Compiles for the node's proxy of ambient mode, which sees connections only.
+/// Compiles for the node's proxy of ambient mode, which sees connections only, with the default [`IstioOptions`].
 pub fn istio_ambient<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
+    istio_ambient_with(policies, sha256, &IstioOptions::default())
+}
+
+/// Compiles for the node's proxy of ambient mode, which sees connections only. Tokens are not seen there.
+pub fn istio_ambient_with<P: Borrow<Policy>>(
+    policies: &[P],
+    sha256: impl Fn(&str) -> Option<String>,
+    options: &IstioOptions,
+) -> Compiled {
     let says = Says {
         target: "Istio's ambient mode",
         accounts: true,
@@ -194,7 +210,7 @@ pub fn istio_ambient<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) ->
         needs: &[Need::Identity, Need::Mtls],
         ..Says::default()
     };
-    compile(policies, sha256, &IstioOptions::default(), &says)
+    compile(policies, sha256, options, &says)
 }
 
 fn compile<P: Borrow<Policy>>(
@@ -253,11 +269,14 @@ fn compile<P: Borrow<Policy>>(
         let choices = selectors(pods).unwrap_or_default();
         let several = choices.len() > 1;
         let mut documents = Vec::new();
-        for (i, labels) in (1..).zip(choices) {
-            let name = |what: &str| {
-                let number = if several { format!("-{i}") } else { String::new() };
-                format!("garrison-{}{number}{what}", policy.name)
+        for labels in choices {
+            // Named after what it selects, so that a change of the subject never hands an object from some pods to others.
+            let part = if several {
+                format!("-{}", super::short_hash(&format!("{labels:?}")))
+            } else {
+                String::new()
             };
+            let name = |what: &str| format!("garrison-{}{part}{what}", policy.name);
             let metadata = |what: &str| {
                 let mut annotations = super::annotations(policy, sha256(&policy.name));
                 for (n, rule) in policy.ingress.iter().flatten().enumerate() {
@@ -382,6 +401,16 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// The trust domain of a SPIFFE id, when nobody can prove one of it.
+    fn unproved<'t>(&self, pattern: &'t TextPattern) -> Option<&'t str> {
+        let proved = self.options.proved.as_ref()?;
+        let (TextPattern::Exact(id) | TextPattern::Prefix(id)) = pattern else {
+            return None;
+        };
+        let (domain, _) = id.strip_prefix("spiffe://")?.split_once('/')?;
+        (domain != self.options.trust_domain && !proved.contains(domain)).then_some(domain)
+    }
+
     /// One rule for one peer; nothing when nothing of it can be said.
     fn rule(&self, rule: &Rule, peer: &PeerSet, services: &ServiceSet, out: &mut Compiled) -> Option<Written> {
         let name = format!("{}/{}", self.policy.name, rule.name);
@@ -481,12 +510,22 @@ impl Writer<'_> {
             PeerSet::Principals(set) => {
                 identified = true;
                 for pattern in set.patterns() {
+                    if !denies && let Some(domain) = self.unproved(pattern) {
+                        out.gap(
+                            name,
+                            format!("nobody can prove an identity of the trust domain {domain:?} here, as there is no bundle for it: it is not allowed"),
+                        );
+                        continue;
+                    }
                     source.principals.push(match pattern {
                         TextPattern::Exact(text) => text.trim_start_matches("spiffe://").to_owned(),
                         TextPattern::Prefix(text) => format!("{}*", text.trim_start_matches("spiffe://")),
                         TextPattern::Suffix(text) => format!("*{text}"),
                         TextPattern::Any => "*".to_owned(),
                     });
+                }
+                if source.principals.is_empty() {
+                    return None;
                 }
             }
             PeerSet::People(groups) => {

@@ -26,8 +26,31 @@ use crate::{
     sets::{IntervalSet, Selector},
 };
 
-/// Every service account of a mesh with Linkerd's own trust domain.
-const PODS: &str = "*.serviceaccount.identity.linkerd.cluster.local";
+/// What the mesh is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkerdOptions {
+    /// The trust domain of service accounts (`identityTrustDomain`).
+    pub trust_domain: String,
+    /// The namespace of the control plane, which is in the name of every identity.
+    pub control_plane: String,
+}
+
+impl Default for LinkerdOptions {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".to_owned(),
+            control_plane: "linkerd".to_owned(),
+        }
+    }
+}
+
+impl LinkerdOptions {
+    /// Every service account of the mesh.
+    fn pods(&self) -> String {
+        format!("*.serviceaccount.identity.{}.{}", self.control_plane, self.trust_domain)
+    }
+}
+
 /// The most parts that a namespace's pods are cut into.
 const PARTS: usize = 64;
 /// The most ports of one part.
@@ -48,6 +71,8 @@ struct Server {
     pod_selector: LabelSelector,
     port: u16,
     proxy_protocol: &'static str,
+    /// As the kind's default has it; written, so that what the API server gives back is what was sent.
+    access_policy: &'static str,
 }
 
 #[derive(Serialize)]
@@ -74,7 +99,7 @@ struct Network {
     cidr: String,
 }
 
-#[derive(Serialize, Default, PartialEq, Eq, PartialOrd, Ord, Clone)]
+#[derive(Serialize, Default, Debug, PartialEq, Eq, PartialOrd, Ord, Clone)]
 #[serde(rename_all = "camelCase")]
 struct Mesh {
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -83,7 +108,7 @@ struct Mesh {
     identity_refs: Vec<IdentityReference>,
 }
 
-#[derive(Serialize, PartialEq, Eq, PartialOrd, Ord, Clone)]
+#[derive(Serialize, Debug, PartialEq, Eq, PartialOrd, Ord, Clone)]
 struct IdentityReference {
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<&'static str>,
@@ -96,17 +121,26 @@ struct IdentityReference {
 const GROUP: &str = "policy.linkerd.io";
 
 /// Who may reach a port.
-#[derive(PartialEq, Eq, PartialOrd, Ord, Clone)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone)]
 enum Who {
     Mesh(Mesh),
     /// Networks, and whether an identity is needed too.
     Networks(Vec<String>, bool),
 }
 
+/// Compiles the enforced policies to Linkerd's resources, one file a namespace, with the default [`LinkerdOptions`].
+pub fn linkerd<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
+    linkerd_with(policies, sha256, &LinkerdOptions::default())
+}
+
 /// Compiles the enforced policies to Linkerd's resources, one file a namespace.
 ///
 /// `sha256` gives the hash of a policy's document for its provenance annotation, by name.
-pub fn linkerd<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Option<String>) -> Compiled {
+pub fn linkerd_with<P: Borrow<Policy>>(
+    policies: &[P],
+    sha256: impl Fn(&str) -> Option<String>,
+    options: &LinkerdOptions,
+) -> Compiled {
     let mut out = Compiled::default();
     let says = Says {
         target: "Linkerd",
@@ -145,13 +179,13 @@ pub fn linkerd<P: Borrow<Policy>>(policies: &[P], sha256: impl Fn(&str) -> Optio
         };
         let mut documents = Vec::new();
         let all: Vec<&Policy> = policies.iter().collect();
-        for (number, (pods, members)) in (1..).zip(parts) {
+        for (pods, members) in parts {
             let names: Vec<String> = members.iter().map(|i| policies[*i].reference()).collect();
             let part = Part {
                 namespace: &namespace,
-                number,
                 pods: &pods,
                 members: members.iter().map(|i| &policies[*i]).collect(),
+                options,
             };
             let (ports, reached) = part.reached(&all, &mut out);
             if ports.len() > PORTS {
@@ -218,9 +252,9 @@ fn parts(policies: &[Policy]) -> Option<Vec<(Selector, Vec<usize>)>> {
 
 struct Part<'p> {
     namespace: &'p str,
-    number: usize,
     pods: &'p Selector,
     members: Vec<&'p Policy>,
+    options: &'p LinkerdOptions,
 }
 
 /// Who may reach which ports, and by which rule.
@@ -242,12 +276,12 @@ impl Part<'_> {
                         &name,
                         "Linkerd names ports one by one, and these are too many: they are allowed where other rules name them",
                     );
-                    if let Some(who) = who(rule, &peer, &name, out) {
+                    if let Some(who) = who(rule, &peer, &name, self.options, out) {
                         reached.push((who, tcp.clone(), name));
                     }
                     continue;
                 };
-                if let Some(who) = who(rule, &peer, &name, out) {
+                if let Some(who) = who(rule, &peer, &name, self.options, out) {
                     ports.extend(single.into_iter().filter(|p| *p > 0));
                     reached.push((who, tcp.clone(), name));
                 }
@@ -278,9 +312,12 @@ impl Part<'_> {
                 annotations,
             }
         };
-        let mut known: BTreeMap<Who, Vec<Reference>> = BTreeMap::new();
+        // Everything is named after what it says, so that a change never hands an object from some pods, or somebody, to
+        // others.
+        let part = super::short_hash(&format!("{:?}", self.pods));
+        let mut known: BTreeMap<&Who, Vec<Reference>> = BTreeMap::new();
         for port in ports {
-            let server = format!("garrison-{}-{port}", self.number);
+            let server = format!("garrison-{part}-{port}");
             documents.extend(serde_saphyr::to_string(&Resource {
                 api_version: "policy.linkerd.io/v1beta3",
                 kind: "Server",
@@ -289,21 +326,25 @@ impl Part<'_> {
                     pod_selector: labels(self.pods),
                     port: *port,
                     proxy_protocol: "unknown",
+                    access_policy: "deny",
                 },
             }));
-            for (i, (who, _, rule)) in reached.iter().filter(|(_, set, _)| set.contains(*port)).enumerate() {
-                let next = known.len();
+            let mut rules: BTreeMap<&Who, Vec<&str>> = BTreeMap::new();
+            for (who, _, rule) in reached.iter().filter(|(_, set, _)| set.contains(*port)) {
+                rules.entry(who).or_default().push(rule);
+            }
+            for (who, rules) in rules {
+                let hash = super::short_hash(&format!("{who:?}"));
                 let references = known
-                    .entry(who.clone())
+                    .entry(who)
                     .or_insert_with(|| {
-                        let name = format!("garrison-{}-who-{next}", self.number);
-                        authentications(who, name, &metadata, documents)
+                        authentications(who, format!("garrison-{part}-who-{hash}"), &metadata, documents)
                     })
                     .clone();
                 documents.extend(serde_saphyr::to_string(&Resource {
                     api_version: "policy.linkerd.io/v1alpha1",
                     kind: "AuthorizationPolicy",
-                    metadata: metadata(format!("{server}-{i}"), Some(rule)),
+                    metadata: metadata(format!("{server}-{hash}"), Some(&rules.join(", "))),
                     spec: Authorization {
                         target_ref: Reference {
                             group: GROUP,
@@ -367,7 +408,13 @@ fn authentications(
     references
 }
 
-fn who(rule: &crate::ir::Rule, peer: &PeerSet, name: &str, out: &mut Compiled) -> Option<Who> {
+fn who(
+    rule: &crate::ir::Rule,
+    peer: &PeerSet,
+    name: &str,
+    options: &LinkerdOptions,
+    out: &mut Compiled,
+) -> Option<Who> {
     let identity = needs_identity(&rule.condition.needs);
     if identity && !rule.condition.needs.contains(&Need::Mtls) && !matches!(peer, PeerSet::Pods { .. }) {
         out.gap(
@@ -398,7 +445,7 @@ fn who(rule: &crate::ir::Rule, peer: &PeerSet, name: &str, out: &mut Compiled) -
             Some(Who::Mesh(match known {
                 // Whoever has an identity and is no pod may be let into the mesh too.
                 Identity::Any => Mesh {
-                    identities: vec![PODS.to_owned()],
+                    identities: vec![options.pods()],
                     ..Mesh::default()
                 },
                 Identity::Namespaces(names) => Mesh {

@@ -33,9 +33,9 @@ pub use cilium::cilium;
 pub use cluster_network_policy::cluster_network_policy;
 pub use gcp::gcp;
 pub use gcp_policy::gcp_firewall_policy;
-pub use istio::{Issuer, IstioOptions, istio, istio_ambient, istio_with};
+pub use istio::{Issuer, IstioOptions, istio, istio_ambient, istio_ambient_with, istio_with};
 pub use kubernetes::kubernetes;
-pub use linkerd::linkerd;
+pub use linkerd::{LinkerdOptions, linkerd, linkerd_with};
 pub use nftables::{TABLE, nftables};
 pub use target::{Certificate, Target, certificates};
 
@@ -144,4 +144,11 @@ fn annotations(policy: &Policy, sha256: Option<String>) -> BTreeMap<String, Stri
         annotations.insert("garrison.dev/document-sha256".to_owned(), sha256);
     }
     annotations
+}
+
+/// A name for something by what it is: 16 hexadecimal digits.
+fn short_hash(text: &str) -> String {
+    use sha2::{Digest as _, Sha256};
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
