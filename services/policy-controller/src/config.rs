@@ -16,6 +16,8 @@ pub struct Config {
     pub kubernetes: KubernetesConfig,
     /// What is kept true, and how.
     pub controller: ControllerConfig,
+    /// Who has which identity in the cluster's mesh.
+    pub mesh: MeshConfig,
     /// Which of several replicas acts.
     pub leader: LeaderConfig,
     /// The validating admission webhook. Without it nothing is refused at the API server; a document with errors is
@@ -47,6 +49,54 @@ pub enum TargetName {
     Cilium,
     /// NetworkPolicy in tiers of Calico (`projectcalico.org/v3`).
     Calico,
+    /// AuthorizationPolicy, PeerAuthentication and RequestAuthentication of Istio with sidecars (`security.istio.io/v1`).
+    Istio,
+    /// The same for Istio's ambient mode without waypoints, which sees connections only.
+    IstioAmbient,
+    /// Server, AuthorizationPolicy, MeshTLSAuthentication and NetworkAuthentication of Linkerd (`policy.linkerd.io`).
+    Linkerd,
+}
+
+impl TargetName {
+    /// Whether it is one of Istio's.
+    pub fn is_istio(self) -> bool {
+        matches!(self, Self::Istio | Self::IstioAmbient)
+    }
+}
+
+/// Who has which identity in the cluster's mesh.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeshConfig {
+    /// The trust domain of the service accounts' SPIFFE ids.
+    pub trust_domain: String,
+    /// The ConfigMap with Istio's `mesh` configuration, as `namespace/name`. With it, `trustDomain` and
+    /// `trustDomainAliases` are taken from there, and followed when they change; nothing is written for Istio before it was
+    /// read. It is `istio-system/istio` where Istio is installed as usual.
+    pub istio_config: Option<String>,
+    /// Trust bundles of other trust domains. As soon as there is one, identities of trust domains without a bundle that
+    /// is in force are not allowed by Istio's policies, and the status says so.
+    pub bundles: Vec<BundleConfig>,
+    /// How often the bundles and Istio's configuration are looked at, in milliseconds.
+    pub reload_interval_ms: u64,
+    /// The `iss` of people's tokens; without it, groups of iam are a gap of Istio.
+    pub issuer: Option<String>,
+    /// Where the keys of those tokens are.
+    pub jwks_uri: Option<String>,
+    /// The claim that has the groups of iam.
+    pub groups_claim: String,
+    /// The namespace of Linkerd's control plane, which is in the name of every identity there.
+    pub linkerd_namespace: String,
+}
+
+/// The trust bundle of a trust domain.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BundleConfig {
+    /// The trust domain, such as `partner.example`.
+    pub trust_domain: String,
+    /// A SPIFFE bundle (a JWK set with `x509-svid` keys), or certificates in PEM. It is read again when it changes.
+    pub file: PathBuf,
 }
 
 /// What is kept true, and how.
@@ -88,9 +138,21 @@ pub struct WebhookConfig {
     /// Address and port of `POST /validate`, over TLS.
     pub listen: SocketAddr,
     /// The certificate with its intermediates, PEM. The API server wants the service's DNS name in it.
-    pub cert_file: PathBuf,
+    #[serde(default)]
+    pub cert_file: Option<PathBuf>,
     /// The private key, PEM.
-    pub key_file: PathBuf,
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+    /// The authorities that the certificate is of, PEM. With it, the controller writes them into the `caBundle` of its
+    /// webhook configuration and its definitions, and again when they change. Leave it out where cert-manager does.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// An authority that the controllers keep themselves, instead of the files.
+    #[serde(default)]
+    pub authority: Option<AuthorityConfig>,
+    /// The name of the ValidatingWebhookConfiguration that gets the `caBundle`.
+    #[serde(default = "default_configuration")]
+    pub configuration: String,
     /// How often the files are looked at for changes, in milliseconds.
     #[serde(default = "default_reload")]
     pub reload_interval_ms: u64,
@@ -103,10 +165,110 @@ pub struct WebhookConfig {
     pub linger_ms: u64,
 }
 
+impl MeshConfig {
+    /// Namespace and name of Istio's ConfigMap.
+    pub(crate) fn istio(&self) -> Option<(&str, &str)> {
+        self.istio_config.as_deref()?.split_once('/')
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: &str| Err(ConfigError::invalid(key, reason));
+        let named = |text: &str| {
+            text.split_once('/')
+                .is_some_and(|(a, b)| [a, b].into_iter().all(garrison_ztp::is_name))
+        };
+        if !is_trust_domain(&self.trust_domain) {
+            return invalid(
+                "mesh.trust_domain",
+                "use small letters, digits, dots, hyphens and underscores",
+            );
+        }
+        if self.istio_config.as_deref().is_some_and(|text| !named(text)) {
+            return invalid(
+                "mesh.istio_config",
+                "write `namespace/name`, such as `istio-system/istio`",
+            );
+        }
+        if self.issuer.is_some() != self.jwks_uri.is_some() {
+            return invalid("mesh.jwks_uri", "`issuer` and `jwks_uri` go together");
+        }
+        if self.bundles.len() > 256 {
+            return invalid("mesh.bundles", "use at most 256");
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for bundle in &self.bundles {
+            if !is_trust_domain(&bundle.trust_domain) || !seen.insert(&bundle.trust_domain) {
+                return invalid(
+                    "mesh.bundles.trust_domain",
+                    "name each trust domain once, in small letters",
+                );
+            }
+        }
+        if self.reload_interval_ms < 100 {
+            return invalid("mesh.reload_interval_ms", "use at least 100");
+        }
+        if !garrison_ztp::is_name(&self.linkerd_namespace) {
+            return invalid("mesh.linkerd_namespace", "it is not the name of a namespace");
+        }
+        Ok(())
+    }
+}
+
+fn is_trust_domain(text: &str) -> bool {
+    let right = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+    (1..=255).contains(&text.len()) && text.bytes().all(right)
+}
+
 impl WebhookConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: &str| Err(ConfigError::invalid(key, reason));
+        match (&self.cert_file, &self.key_file, &self.authority) {
+            (Some(_), Some(_), None) => {}
+            (None, None, Some(authority)) => {
+                if self.ca_file.is_some() {
+                    return invalid("webhook.ca_file", "the authority that is kept here is written anyway");
+                }
+                if !garrison_ztp::is_name(&authority.secret) {
+                    return invalid("webhook.authority.secret", "it is not the name of a Secret");
+                }
+                if authority.names.is_empty() || authority.names.len() > 32 {
+                    return invalid("webhook.authority.names", "name 1 to 32 DNS names or addresses");
+                }
+                if !(1..=87_600).contains(&authority.certificate_hours) {
+                    return invalid("webhook.authority.certificate_hours", "use 1 to 87600");
+                }
+            }
+            _ => {
+                return invalid(
+                    "webhook.cert_file",
+                    "give `cert_file` and `key_file`, or an `authority` that is kept here, and not both",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn reload(&self) -> Duration {
+        Duration::from_millis(self.reload_interval_ms)
+    }
+
     pub(crate) fn linger(&self) -> Duration {
         Duration::from_millis(self.linger_ms)
     }
+}
+
+/// An authority that the controllers keep themselves.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorityConfig {
+    /// The Secret in the controller's namespace that has the authority and the certificate. The replica that leads makes it.
+    #[serde(default = "default_secret")]
+    pub secret: String,
+    /// The DNS names and addresses of the certificate: `policy-controller.garrison.svc` for the Service of that name.
+    pub names: Vec<String>,
+    /// How long a certificate is in force, in hours. It is renewed when a third of that is left.
+    #[serde(default = "default_hours")]
+    pub certificate_hours: u32,
 }
 
 /// Going back to the previous version when a new one denies too much.
@@ -131,6 +293,15 @@ pub struct RolloutConfig {
     pub looks: u32,
 }
 
+fn default_configuration() -> String {
+    "garrison-policy-controller".to_owned()
+}
+fn default_secret() -> String {
+    "policy-controller-webhook".to_owned()
+}
+fn default_hours() -> u32 {
+    2_160
+}
 fn default_reload() -> u64 {
     10_000
 }
@@ -166,6 +337,21 @@ impl Default for ControllerConfig {
             concurrency: 8,
             resync_interval_ms: 30_000,
             lowest_namespaced_tier: 100,
+        }
+    }
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".to_owned(),
+            istio_config: None,
+            bundles: Vec::new(),
+            reload_interval_ms: 10_000,
+            issuer: None,
+            jwks_uri: None,
+            groups_claim: "groups".to_owned(),
+            linkerd_namespace: "linkerd".to_owned(),
         }
     }
 }
@@ -208,6 +394,13 @@ impl StandaloneConfig for Config {
                 "`kubernetes` and `cluster-network-policy` exclude each other: both write NetworkPolicies",
             );
         }
+        if has(TargetName::Istio) && has(TargetName::IstioAmbient) {
+            return invalid(
+                "controller.targets",
+                "`istio` and `istio-ambient` exclude each other: both write AuthorizationPolicies of the same names",
+            );
+        }
+        self.mesh.validate()?;
         if !(1..=256).contains(&controller.concurrency) {
             return invalid("controller.concurrency", "use 1 to 256");
         }
@@ -233,6 +426,7 @@ impl StandaloneConfig for Config {
             return invalid("leader.duration_ms", "use whole seconds, at most 600000");
         }
         if let Some(webhook) = &self.webhook {
+            webhook.validate()?;
             if webhook.max_connections == 0 {
                 return invalid("webhook.max_connections", "use at least 1");
             }

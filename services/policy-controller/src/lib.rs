@@ -2,16 +2,19 @@
 //!
 //! `domain` says, without a cluster, what is to be there because of the policies; `engine` compares that with what is
 //! there and writes the difference; `lease` decides which replica does so; `webhook` refuses documents with errors
-//! before they are stored, in every replica.
+//! before they are stored and `convert` tells one version of the API in another, both in every replica, under a certificate
+//! that `serving` looks after.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod config;
+mod convert;
 pub mod domain;
 mod engine;
 mod figures;
 mod lease;
 mod metrics;
 mod queue;
+mod serving;
 mod tls;
 mod webhook;
 
@@ -20,7 +23,11 @@ use std::sync::Arc;
 use garrison_service::{BoxError, ConfigError, ExtraCommand, ServiceInfo, Standalone};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-pub use config::{Config, ControllerConfig, KubernetesConfig, LeaderConfig, RolloutConfig, TargetName, WebhookConfig};
+pub use config::{
+    AuthorityConfig, BundleConfig, Config, ControllerConfig, KubernetesConfig, LeaderConfig, MeshConfig, RolloutConfig,
+    TargetName, WebhookConfig,
+};
+pub use convert::Conversion;
 pub use metrics::Metrics;
 pub use webhook::{Admission, router};
 
@@ -61,25 +68,52 @@ fn print_definitions() -> Result<(), BoxError> {
 /// When the configuration cannot be used, or a task fails.
 pub async fn run(config: Config, mut program: Standalone) -> Result<(), BoxError> {
     let metrics = Metrics::default();
+    let mut shown = None;
     if let Some(webhook) = &config.webhook {
-        let listener = tls::Listener::bind(webhook, program.shutdown()).await?;
-        let admission = Admission::new(config.controller.lowest_namespaced_tier, metrics.clone());
+        let certificate = Arc::new(tls::Certificate::default());
         let flag = program.readiness("webhook");
+        if let Some(files) = tls::Files::of(webhook) {
+            let (key, expires) = files.load()?;
+            certificate.show(key);
+            metrics.certificate(expires);
+            let follow = files.follow(webhook.reload(), Arc::clone(&certificate), metrics.clone());
+            tokio::spawn(program.shutdown().run_until_cancelled_owned(follow));
+        }
+        let listener = tls::Listener::bind(webhook, Arc::clone(&certificate)).await?;
+        let admission = Admission::new(config.controller.lowest_namespaced_tier, metrics.clone());
+        let routes = router(admission, Conversion::new(metrics.clone()));
         let (stop, linger) = (program.shutdown(), webhook.linger());
         tracing::info!(address = %listener.address(), "serving the webhook");
-        flag.ready();
+        if webhook.authority.is_none() {
+            flag.ready();
+        }
         program.spawn("webhook", async move {
             // The API server learns late that this replica goes, and would be refused until then.
             let stopped = async move {
                 stop.cancelled().await;
                 tokio::time::sleep(linger).await;
             };
-            axum::serve(listener, router(admission))
-                .with_graceful_shutdown(stopped)
-                .await
+            axum::serve(listener, routes).with_graceful_shutdown(stopped).await
         });
+        shown = Some((webhook.clone(), certificate, flag));
     }
     let client = client(&config).await?;
+    let (leads, leading) = tokio::sync::watch::channel(false);
+    if let Some((webhook, certificate, flag)) = shown {
+        let keeper = serving::Keeper {
+            client: client.clone(),
+            namespace: config.kubernetes.namespace.clone(),
+            config: webhook,
+            certificate,
+            flag,
+            metrics: metrics.clone(),
+        };
+        let (leading, stop) = (leading.clone(), program.shutdown());
+        program.spawn("certificate", async move {
+            keeper.run(leading, stop).await;
+            Ok::<(), BoxError>(())
+        });
+    }
     let identity = config.leader.identity.clone().unwrap_or_else(own_name);
     let engine = Arc::new(engine::Engine::new(
         client.clone(),
@@ -88,7 +122,6 @@ pub async fn run(config: Config, mut program: Standalone) -> Result<(), BoxError
         metrics.clone(),
         program.readiness("kubernetes"),
     ));
-    let (leads, leading) = tokio::sync::watch::channel(false);
     let candidate = lease::Candidate::new(client, &config.kubernetes.namespace, &config.leader, identity);
     let stop = program.shutdown();
     program.spawn("election", async move {

@@ -16,6 +16,10 @@ pub struct Metrics {
     queue: Gauge<u64>,
     admissions: Counter<u64>,
     admission: Histogram<f64>,
+    conversions: Counter<u64>,
+    conversion: Histogram<f64>,
+    certificate: Gauge<i64>,
+    bundle: Gauge<i64>,
 }
 
 impl Default for Metrics {
@@ -37,6 +41,17 @@ impl Default for Metrics {
                 .with_boundaries(vec![
                     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25,
                 ])
+                .build(),
+            conversions: meter.u64_counter("garrison_policy_controller_converted").build(),
+            conversion: meter
+                .f64_histogram("garrison_policy_controller_conversion_duration_seconds")
+                .with_boundaries(vec![0.000_1, 0.000_5, 0.002, 0.01, 0.05, 0.25, 1.0, 5.0])
+                .build(),
+            certificate: meter
+                .i64_gauge("garrison_policy_controller_certificate_expires_timestamp_seconds")
+                .build(),
+            bundle: meter
+                .i64_gauge("garrison_policy_controller_bundle_expires_timestamp_seconds")
                 .build(),
         }
     }
@@ -71,5 +86,22 @@ impl Metrics {
     pub(crate) fn admitted(&self, allowed: bool, seconds: f64) {
         self.admissions.add(1, &[KeyValue::new("allowed", allowed)]);
         self.admission.record(seconds, &[]);
+    }
+
+    pub(crate) fn converted(&self, done: bool, objects: usize, seconds: f64) {
+        let outcome = KeyValue::new("outcome", if done { "done" } else { "refused" });
+        self.conversions.add(objects as u64, &[outcome]);
+        self.conversion.record(seconds, &[]);
+    }
+
+    /// When the webhook's certificate ends.
+    pub(crate) fn certificate(&self, expires: i64) {
+        self.certificate.record(expires, &[]);
+    }
+
+    /// When the last authority of a bundle ends; 0 while the bundle cannot be used.
+    pub(crate) fn bundle(&self, trust_domain: &str, expires: i64) {
+        self.bundle
+            .record(expires, &[KeyValue::new("trust_domain", trust_domain.to_owned())]);
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
@@ -24,52 +24,105 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_util::sync::CancellationToken;
 
-use crate::config::WebhookConfig;
+use crate::{Metrics, config::WebhookConfig};
 
 /// How long a client may take for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// The certificate that is shown, kept fresh from disk.
-#[derive(Debug)]
-struct Certificate(RwLock<Arc<CertifiedKey>>);
+/// The certificate that is shown; none before there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Certificate(RwLock<Option<Arc<CertifiedKey>>>);
+
+impl Certificate {
+    /// Shows another from now on.
+    pub(crate) fn show(&self, key: Arc<CertifiedKey>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
+    }
+}
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-fn load(config: &WebhookConfig) -> Result<Arc<CertifiedKey>, ConfigError> {
-    let unusable = |key: &str, path: &Path, error: &dyn std::fmt::Display| {
-        ConfigError::invalid(key, format!("GAR-CTL-0004: {}: {error}", path.display()))
-    };
-    let chain = CertificateDer::pem_file_iter(&config.cert_file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable("webhook.cert_file", &config.cert_file, &error))?;
+/// A certificate and its key, both PEM.
+///
+/// # Errors
+/// In words, when they cannot be used or do not belong together.
+pub(crate) fn certified(certificate: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
+    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| format!("the certificate: {error}"))?;
     if chain.is_empty() {
-        return Err(unusable(
-            "webhook.cert_file",
-            &config.cert_file,
-            &"it holds no certificate",
-        ));
+        return Err("it holds no certificate".to_owned());
     }
-    let key = PrivateKeyDer::from_pem_file(&config.key_file)
-        .map_err(|error| unusable("webhook.key_file", &config.key_file, &error))?;
-    let key =
-        ring::sign::any_supported_type(&key).map_err(|error| unusable("webhook.key_file", &config.key_file, &error))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the key: {error}"))?;
+    let key = ring::sign::any_supported_type(&key).map_err(|error| format!("the key: {error}"))?;
     let certified = CertifiedKey::new(chain, key);
-    certified
-        .keys_match()
-        .map_err(|error| unusable("webhook.key_file", &config.key_file, &error))?;
+    certified.keys_match().map_err(|error| format!("the key: {error}"))?;
     Ok(Arc::new(certified))
 }
 
-/// When either file last changed.
-fn changed(config: &WebhookConfig) -> Option<(SystemTime, SystemTime)> {
-    let time = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    Some((time(&config.cert_file)?, time(&config.key_file)?))
+/// The files of a certificate and its key.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Files {
+    /// Those of the configuration, if it names some.
+    pub(crate) fn of(config: &WebhookConfig) -> Option<Self> {
+        let (certificate, key) = config.cert_file.clone().zip(config.key_file.clone())?;
+        Some(Self { certificate, key })
+    }
+
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When they cannot be used.
+    pub(crate) fn load(&self) -> Result<(Arc<CertifiedKey>, i64), ConfigError> {
+        let unusable = |key: &str, path: &Path, error: &dyn std::fmt::Display| {
+            ConfigError::invalid(key, format!("GAR-CTL-0004: {}: {error}", path.display()))
+        };
+        let certificate = std::fs::read(&self.certificate)
+            .map_err(|error| unusable("webhook.cert_file", &self.certificate, &error))?;
+        let key = std::fs::read(&self.key).map_err(|error| unusable("webhook.key_file", &self.key, &error))?;
+        let expires = crate::domain::authority::expires(&String::from_utf8_lossy(&certificate))
+            .map_err(|error| unusable("webhook.cert_file", &self.certificate, &error))?;
+        let certified =
+            certified(&certificate, &key).map_err(|error| unusable("webhook.key_file", &self.key, &error))?;
+        Ok((certified, expires))
+    }
+
+    /// When either last changed.
+    fn changed(&self) -> Option<(SystemTime, SystemTime)> {
+        let time = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        Some((time(&self.certificate)?, time(&self.key)?))
+    }
+
+    /// Looks at them for ever, and shows what they have.
+    pub(crate) async fn follow(self, every: Duration, certificate: Arc<Certificate>, metrics: Metrics) {
+        let mut last = self.changed();
+        loop {
+            tokio::time::sleep(every).await;
+            let now = self.changed();
+            if now.is_none() || now == last {
+                continue;
+            }
+            match self.load() {
+                Ok((fresh, expires)) => {
+                    certificate.show(fresh);
+                    metrics.certificate(expires);
+                    tracing::info!("the webhook shows a new certificate");
+                    last = now;
+                }
+                // Half of a pair may be written; the one before still serves.
+                Err(error) => tracing::warn!(%error, "the webhook's new certificate cannot be used yet"),
+            }
+        }
+    }
 }
 
 /// Accepts connections whose handshake is done.
@@ -79,13 +132,12 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Opens the port.
-    pub(crate) async fn bind(config: &WebhookConfig, stop: CancellationToken) -> Result<Self, BoxError> {
-        let certificate = Arc::new(Certificate(RwLock::new(load(config)?)));
+    /// Opens the port. Handshakes fail while there is no certificate to show.
+    pub(crate) async fn bind(config: &WebhookConfig, certificate: Arc<Certificate>) -> Result<Self, BoxError> {
         let mut tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_cert_resolver(certificate.clone());
+            .with_cert_resolver(certificate);
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let listener = TcpListener::bind(config.listen).await.map_err(|error| {
             format!(
@@ -94,7 +146,6 @@ impl Listener {
             )
         })?;
         let address = listener.local_addr()?;
-        tokio::spawn(stop.run_until_cancelled_owned(reload(config.clone(), certificate)));
         let (sender, ready) = mpsc::channel(64);
         tokio::spawn(accept(
             listener,
@@ -108,26 +159,6 @@ impl Listener {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
-    }
-}
-
-async fn reload(config: WebhookConfig, certificate: Arc<Certificate>) {
-    let mut last = changed(&config);
-    loop {
-        tokio::time::sleep(Duration::from_millis(config.reload_interval_ms)).await;
-        let now = changed(&config);
-        if now.is_none() || now == last {
-            continue;
-        }
-        match load(&config) {
-            Ok(fresh) => {
-                *certificate.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-                tracing::info!("the webhook shows a new certificate");
-                last = now;
-            }
-            // Half of a pair may be written; the one before still serves.
-            Err(error) => tracing::warn!(%error, "the webhook's new certificate cannot be used yet"),
-        }
     }
 }
 

@@ -11,10 +11,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use garrison_ztp::Version;
 use serde_json::{Value, json};
 
 use crate::{
-    Metrics,
+    Conversion, Metrics,
     domain::{
         check::{Finding, check},
         source::{Kind, PolicyId},
@@ -102,8 +103,11 @@ impl Admission {
             namespace: namespace.filter(|_| kind == Kind::Namespaced),
             name,
         };
+        let version = text(request, "/kind/version").unwrap_or_default();
+        let version = Version::ALL.into_iter().find(|known| known.name() == version);
         check(
             &id,
+            version.unwrap_or_default(),
             &labels,
             object.get("spec").unwrap_or(&Value::Null),
             self.lowest_tier,
@@ -143,11 +147,15 @@ fn refusal(request: &Value, errors: &[&Finding]) -> Value {
 }
 
 /// The webhook's routes.
-pub fn router(admission: Admission) -> Router {
+pub fn router(admission: Admission, conversion: Conversion) -> Router {
+    let convert = Router::new()
+        .route("/convert", post(crate::convert::serve))
+        .with_state(conversion);
     Router::new()
         .route("/validate", post(validate))
         .layer(DefaultBodyLimit::max(REVIEW))
         .with_state(Arc::new(admission))
+        .merge(convert)
 }
 
 async fn validate(State(admission): State<Arc<Admission>>, body: Bytes) -> Response {
@@ -221,6 +229,20 @@ mod tests {
             .review(&review("ZeroTrustPolicy", going, Value::Null))
             .unwrap();
         assert_eq!(answer["response"]["allowed"], json!(true));
+    }
+
+    #[test]
+    fn each_version_is_told_its_own_fields() {
+        let admission = Admission::new(100, Metrics::default());
+        let spec = json!({"owner": "a", "accountability": {"reason": 3}, "subject": {"workloads": {}}, "ingress": []});
+        let mut beta = review("ZeroTrustPolicy", policy(spec), Value::Null);
+        beta["request"]["kind"]["version"] = json!("v1beta1");
+        let answer = admission.review(&beta).unwrap();
+        let causes = answer["response"]["status"]["details"]["causes"].to_string();
+        assert!(
+            causes.contains("\"spec.owner\"") && causes.contains("\"spec.accountability.reason\""),
+            "{causes}"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use garrison_ztp::Level;
+use garrison_ztp::{Level, Version};
 use serde_json::Value;
 
 use super::source::{Kind, PolicyId, document, with_own_namespace};
@@ -32,8 +32,14 @@ impl std::fmt::Display for Finding {
 }
 
 /// Checks a policy as the language does, and what a cluster asks besides. `lowest_tier` is the lowest that a namespaced
-/// policy may name.
-pub fn check(id: &PolicyId, labels: &BTreeMap<String, String>, spec: &Value, lowest_tier: u16) -> Vec<Finding> {
+/// policy may name, `version` the one that `spec` is written in.
+pub fn check(
+    id: &PolicyId,
+    version: Version,
+    labels: &BTreeMap<String, String>,
+    spec: &Value,
+    lowest_tier: u16,
+) -> Vec<Finding> {
     let own;
     let spec = match (&id.namespace, id.kind) {
         (Some(namespace), Kind::Namespaced) => {
@@ -42,7 +48,7 @@ pub fn check(id: &PolicyId, labels: &BTreeMap<String, String>, spec: &Value, low
         }
         _ => spec,
     };
-    let checked = garrison_ztp::check(&document(id.kind, &id.name, labels, spec));
+    let checked = garrison_ztp::check(&document(id.kind, version, &id.name, labels, spec));
     let mut findings: Vec<Finding> = checked
         .diagnostics
         .into_iter()
@@ -111,7 +117,7 @@ mod tests {
     }
 
     fn refused(id: &PolicyId, spec: &Value) -> Vec<(String, String)> {
-        check(id, &BTreeMap::new(), spec, 100)
+        check(id, Version::V1Alpha1, &BTreeMap::new(), spec, 100)
             .into_iter()
             .filter(|finding| finding.refused)
             .map(|finding| (finding.code, finding.field))

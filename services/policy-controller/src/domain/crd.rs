@@ -4,9 +4,10 @@
 //! and closed objects cannot be said. Where a document's object is closed the definition keeps unknown fields, so that
 //! the webhook sees and refuses them: an API server that prunes would drop a misspelt restriction without a word.
 
+use garrison_ztp::Version;
 use serde_json::{Map, Value, json};
 
-use super::source::{GROUP, Kind, VERSION};
+use super::source::{GROUP, Kind};
 
 /// Both definitions.
 pub fn definitions() -> Vec<Value> {
@@ -14,19 +15,18 @@ pub fn definitions() -> Vec<Value> {
 }
 
 fn definition(kind: Kind) -> Value {
-    let schema = garrison_ztp::json_schema();
-    let spec = structural(&schema, schema.pointer("/properties/spec").unwrap_or(&Value::Null));
     let (singular, scope, short) = match kind {
         Kind::Namespaced => ("zerotrustpolicy", "Namespaced", "ztp"),
         Kind::Cluster => ("clusterzerotrustpolicy", "Cluster", "cztp"),
     };
-    let column = |name: &str, path: &str, meaning: &str, type_: &str| json!({"name": name, "jsonPath": path, "description": meaning, "type": type_});
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
             "name": format!("{}.{GROUP}", kind.plural()),
             "labels": {"app.kubernetes.io/part-of": "garrison"},
+            // cert-manager fills in caBundle; where it is not there, the controller does, or an administrator.
+            "annotations": {"cert-manager.io/inject-ca-from": "garrison/policy-controller-webhook"},
         },
         "spec": {
             "group": GROUP,
@@ -39,36 +39,52 @@ fn definition(kind: Kind) -> Value {
                 "shortNames": [short],
                 "categories": ["garrison"],
             },
-            "versions": [{
-                "name": VERSION,
-                "served": true,
-                "storage": true,
-                "subresources": {"status": {}},
-                "additionalPrinterColumns": [
-                    column("Mode", ".spec.mode", "Whether the policy is enforced.", "string"),
-                    column("Programmed", ".status.conditions[?(@.type==\"Programmed\")].status", "Whether enforcement points have it.", "string"),
-                    column("Objects", ".status.objects", "How many objects were made of it.", "integer"),
-                    column("Gaps", ".status.gapCount", "What enforcement points cannot say of it.", "integer"),
-                    column("Reason", ".status.conditions[?(@.type==\"Programmed\")].reason", "Why it is as it is.", "string"),
-                    column("Age", ".metadata.creationTimestamp", "Since when it is there.", "date"),
-                ],
-                "schema": {"openAPIV3Schema": {
-                    "type": "object",
-                    "description": match kind {
-                        Kind::Namespaced => "Who may talk to whom, for pods of one namespace.",
-                        Kind::Cluster => "Who may talk to whom, for pods of every namespace that is selected.",
+            "conversion": {
+                "strategy": "Webhook",
+                "webhook": {
+                    "conversionReviewVersions": ["v1"],
+                    "clientConfig": {
+                        "service": {"name": "policy-controller", "namespace": "garrison", "path": "/convert", "port": 443},
                     },
-                    "required": ["spec"],
-                    "properties": {
-                        "apiVersion": {"type": "string"},
-                        "kind": {"type": "string"},
-                        "metadata": {"type": "object"},
-                        "spec": spec,
-                        "status": status(),
-                    },
-                }},
-            }],
+                },
+            },
+            "versions": Version::ALL.map(|version| served(kind, version)),
         },
+    })
+}
+
+fn served(kind: Kind, version: Version) -> Value {
+    let column = |name: &str, path: &str, meaning: &str, type_: &str| json!({"name": name, "jsonPath": path, "description": meaning, "type": type_});
+    let schema = garrison_ztp::version::json_schema(version);
+    let spec = structural(&schema, schema.pointer("/properties/spec").unwrap_or(&Value::Null));
+    json!({
+        "name": version.name(),
+        "served": true,
+        "storage": version == Version::default(),
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [
+            column("Mode", ".spec.mode", "Whether the policy is enforced.", "string"),
+            column("Programmed", ".status.conditions[?(@.type==\"Programmed\")].status", "Whether enforcement points have it.", "string"),
+            column("Objects", ".status.objects", "How many objects were made of it.", "integer"),
+            column("Gaps", ".status.gapCount", "What enforcement points cannot say of it.", "integer"),
+            column("Reason", ".status.conditions[?(@.type==\"Programmed\")].reason", "Why it is as it is.", "string"),
+            column("Age", ".metadata.creationTimestamp", "Since when it is there.", "date"),
+        ],
+        "schema": {"openAPIV3Schema": {
+            "type": "object",
+            "description": match kind {
+                Kind::Namespaced => "Who may talk to whom, for pods of one namespace.",
+                Kind::Cluster => "Who may talk to whom, for pods of every namespace that is selected.",
+            },
+            "required": ["spec"],
+            "properties": {
+                "apiVersion": {"type": "string"},
+                "kind": {"type": "string"},
+                "metadata": {"type": "object"},
+                "spec": spec,
+                "status": status(),
+            },
+        }},
     })
 }
 
@@ -144,7 +160,7 @@ fn status() -> Value {
 }
 
 /// The keywords that a structural schema takes over as they are.
-const KEPT: [&str; 12] = [
+const KEPT: [&str; 13] = [
     "type",
     "description",
     "pattern",
@@ -154,6 +170,7 @@ const KEPT: [&str; 12] = [
     "maxLength",
     "minItems",
     "maxItems",
+    "minProperties",
     "enum",
     "required",
     "default",
@@ -283,32 +300,37 @@ mod tests {
     #[test]
     fn the_schema_is_structural() {
         for definition in definitions() {
-            let schema = definition.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap();
-            let mut fields = 0;
-            each(schema, "", &mut |path, object| {
-                fields += 1;
-                for key in ["$ref", "anyOf", "oneOf", "allOf", "const", "$defs"] {
-                    assert!(!object.contains_key(key), "{path} has {key}");
-                }
-                assert!(
-                    object.get("type").is_some_and(Value::is_string),
-                    "{path} has no type: {object:?}"
-                );
-                assert!(
-                    !(object.contains_key("properties") && object.contains_key("additionalProperties")),
-                    "{path} has both"
-                );
-                if path.starts_with(".spec.") || path.starts_with(".status.") {
-                    let described = object.contains_key("description") || path.ends_with("items");
+            let versions = definition.pointer("/spec/versions").and_then(Value::as_array).unwrap();
+            let stored: Vec<&Value> = versions.iter().filter(|version| version["storage"] == true).collect();
+            assert_eq!((versions.len(), stored.len()), (2, 1));
+            assert_eq!(stored[0]["name"], super::super::source::VERSION);
+            for schema in versions.iter().map(|version| &version["schema"]["openAPIV3Schema"]) {
+                let mut fields = 0;
+                each(schema, "", &mut |path, object| {
+                    fields += 1;
+                    for key in ["$ref", "anyOf", "oneOf", "allOf", "const", "$defs"] {
+                        assert!(!object.contains_key(key), "{path} has {key}");
+                    }
                     assert!(
-                        described || path.ends_with("additionalProperties"),
-                        "{path} has no description"
+                        object.get("type").is_some_and(Value::is_string),
+                        "{path} has no type: {object:?}"
                     );
-                }
-            });
-            assert!(fields > 60, "{fields}");
-            let mode = schema.pointer("/properties/spec/properties/mode/enum").unwrap();
-            assert!(mode.as_array().unwrap().contains(&json!("enforce")), "{mode}");
+                    assert!(
+                        !(object.contains_key("properties") && object.contains_key("additionalProperties")),
+                        "{path} has both"
+                    );
+                    if path.starts_with(".spec.") || path.starts_with(".status.") {
+                        let described = object.contains_key("description") || path.ends_with("items");
+                        assert!(
+                            described || path.ends_with("additionalProperties"),
+                            "{path} has no description"
+                        );
+                    }
+                });
+                assert!(fields > 60, "{fields}");
+                let mode = schema.pointer("/properties/spec/properties/mode/enum").unwrap();
+                assert!(mode.as_array().unwrap().contains(&json!("enforce")), "{mode}");
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What is pure: policies as the cluster has them, what is to be there because of them, and how that differs from what
 //! is there.
 
+pub mod authority;
 pub mod check;
 pub mod crd;
 pub mod difference;
@@ -8,3 +9,4 @@ pub mod plan;
 pub mod rollout;
 pub mod source;
 pub mod status;
+pub mod trust;

@@ -6,8 +6,8 @@ use std::{
 };
 
 use garrison_ztp::{
-    Policy,
-    compile::{Certificate, Compiled, Gap, Target},
+    Policy, Version,
+    compile::{self, Certificate, Compiled, Gap, IstioOptions, LinkerdOptions, Target},
     document::Mode,
 };
 use serde_json::{Map, Value, json};
@@ -123,7 +123,27 @@ type Lowered = HashMap<(String, i64, String), Option<Arc<Policy>>>;
 
 /// The targets whose objects are told of one namespace at a time.
 pub fn is_local(target: TargetName) -> bool {
-    matches!(target, TargetName::Kubernetes | TargetName::Cilium)
+    !matches!(target, TargetName::ClusterNetworkPolicy | TargetName::Calico)
+}
+
+/// What the meshes are called, and whom they know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meshes {
+    /// Istio.
+    pub istio: IstioOptions,
+    /// Linkerd.
+    pub linkerd: LinkerdOptions,
+}
+
+/// What is planned, and for when.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'s> {
+    /// The targets.
+    pub targets: &'s [TargetName],
+    /// The meshes.
+    pub meshes: &'s Meshes,
+    /// Seconds since the epoch.
+    pub now: i64,
 }
 
 impl Planner {
@@ -135,19 +155,20 @@ impl Planner {
         }
     }
 
-    /// What is to be in a namespace. `sources` govern pods of it, `now` is in seconds since the epoch.
-    pub fn namespace(&self, namespace: &str, sources: &[Source], targets: &[TargetName], now: i64) -> Plan {
-        let targets = targets.iter().copied().filter(|target| is_local(*target));
-        self.plan(sources, targets.collect(), now, Some(namespace))
+    /// What is to be in a namespace. `sources` govern pods of it.
+    pub fn namespace(&self, namespace: &str, sources: &[Source], setting: &Setting<'_>) -> Plan {
+        self.plan(sources, setting, Some(namespace))
     }
 
     /// What is to be in the cluster as a whole, for targets that order all policies together.
-    pub fn cluster(&self, sources: &[Source], targets: &[TargetName], now: i64) -> Plan {
-        let targets = targets.iter().copied().filter(|target| !is_local(*target));
-        self.plan(sources, targets.collect(), now, None)
+    pub fn cluster(&self, sources: &[Source], setting: &Setting<'_>) -> Plan {
+        self.plan(sources, setting, None)
     }
 
-    fn plan(&self, sources: &[Source], targets: Vec<TargetName>, now: i64, namespace: Option<&str>) -> Plan {
+    fn plan(&self, sources: &[Source], setting: &Setting<'_>, namespace: Option<&str>) -> Plan {
+        let now = setting.now;
+        let targets = setting.targets.iter().copied();
+        let targets = targets.filter(|target| is_local(*target) == namespace.is_some());
         let mut plan = Plan::default();
         let mut policies: Vec<Arc<Policy>> = Vec::new();
         let mut by_name: HashMap<String, &Source> = HashMap::new();
@@ -166,7 +187,7 @@ impl Planner {
         }
         for target in targets {
             let compiler = compiler(target);
-            let compiled = compiler.compile(&policies, |name| hashes.get(name).cloned());
+            let compiled = compiled(target, &policies, setting.meshes, |name| hashes.get(name).cloned());
             // That a policy is not enforced is its mode's doing, not the target's.
             let enforced = |gap: &Gap| {
                 let name = gap.rule.split('/').next().unwrap_or_default();
@@ -235,16 +256,28 @@ impl Planner {
             return (known.clone(), None);
         }
         // Also without a webhook, or from before it, a policy of one namespace governs no other.
-        let refused = check(&source.id, &BTreeMap::new(), &source.spec, self.lowest_tier)
-            .iter()
-            .any(|finding| finding.refused);
+        let refused = check(
+            &source.id,
+            Version::V1Alpha1,
+            &BTreeMap::new(),
+            &source.spec,
+            self.lowest_tier,
+        )
+        .iter()
+        .any(|finding| finding.refused);
         let (spec, changes_at, timed) = at(&source.spec, now);
         let (kind, spec) = match (source.id.kind, namespace, &source.id.namespace) {
             (Kind::Cluster, Some(namespace), _) => (Kind::Namespaced, within_namespace(&spec, namespace)),
             (Kind::Namespaced, _, Some(own)) => (Kind::Namespaced, with_own_namespace(&spec, own)),
             (kind, ..) => (kind, spec),
         };
-        let checked = garrison_ztp::check(&document(kind, &source.id.name, &BTreeMap::new(), &spec));
+        let checked = garrison_ztp::check(&document(
+            kind,
+            Version::V1Alpha1,
+            &source.id.name,
+            &BTreeMap::new(),
+            &spec,
+        ));
         let policy = (!refused && checked.is_valid() && checked.documents.len() == 1).then(|| {
             let mut policy = checked.documents[0].lower(source.generation.try_into().unwrap_or(0));
             policy.name = internal_name(&source.id, namespace.is_some());
@@ -314,6 +347,23 @@ fn compiler(target: TargetName) -> Target {
         TargetName::ClusterNetworkPolicy => Target::ClusterNetworkPolicy,
         TargetName::Cilium => Target::Cilium,
         TargetName::Calico => Target::Calico,
+        TargetName::Istio => Target::Istio,
+        TargetName::IstioAmbient => Target::IstioAmbient,
+        TargetName::Linkerd => Target::Linkerd,
+    }
+}
+
+fn compiled(
+    target: TargetName,
+    policies: &[Arc<Policy>],
+    meshes: &Meshes,
+    hash: impl Fn(&str) -> Option<String>,
+) -> Compiled {
+    match target {
+        TargetName::Istio => compile::istio_with(policies, hash, &meshes.istio),
+        TargetName::IstioAmbient => compile::istio_ambient_with(policies, hash, &meshes.istio),
+        TargetName::Linkerd => compile::linkerd_with(policies, hash, &meshes.linkerd),
+        _ => compiler(target).compile(policies, hash),
     }
 }
 
@@ -411,6 +461,15 @@ mod tests {
         source(Kind::Namespaced, Some("shop"), "web", spec)
     }
 
+    fn setting(targets: &[TargetName]) -> Setting<'_> {
+        static MESHES: std::sync::LazyLock<Meshes> = std::sync::LazyLock::new(Meshes::default);
+        Setting {
+            targets,
+            meshes: &MESHES,
+            now: 0,
+        }
+    }
+
     fn names(plan: &Plan) -> Vec<String> {
         plan.outputs.keys().map(ToString::to_string).collect()
     }
@@ -419,7 +478,7 @@ mod tests {
     fn objects_lead_back_to_their_policy() {
         let rules =
             json!([{"name": "a", "from": [{"cidr": "10.0.0.0/8"}], "ports": [{"protocol": "TCP", "port": 80}]}]);
-        let plan = Planner::new(100).namespace("shop", &[web(rules)], &[TargetName::Kubernetes], 0);
+        let plan = Planner::new(100).namespace("shop", &[web(rules)], &setting(&[TargetName::Kubernetes]));
         assert_eq!(names(&plan), ["NetworkPolicy shop/garrison-web"]);
         let (_, output) = plan.outputs.first_key_value().unwrap();
         let at = |pointer: &str| output.manifest.pointer(pointer).cloned().unwrap_or_default();
@@ -445,7 +504,7 @@ mod tests {
         });
         let cluster = source(Kind::Cluster, None, "web", spec);
         let any = web(json!([{"name": "all", "from": [{"any": true}]}]));
-        let plan = Planner::new(100).namespace("shop", &[any, cluster], &[TargetName::Kubernetes], 0);
+        let plan = Planner::new(100).namespace("shop", &[any, cluster], &setting(&[TargetName::Kubernetes]));
         assert_eq!(
             names(&plan),
             [
@@ -488,7 +547,7 @@ mod tests {
         let mut first = web(json!([]));
         first.spec["tier"] = json!(1);
         for wrong in [web(json!("all")), elsewhere, first] {
-            let plan = Planner::new(100).namespace("shop", &[wrong], &[TargetName::Kubernetes], 0);
+            let plan = Planner::new(100).namespace("shop", &[wrong], &setting(&[TargetName::Kubernetes]));
             assert!(plan.outputs.is_empty());
             assert!(!plan.policies.values().next().unwrap().valid);
         }

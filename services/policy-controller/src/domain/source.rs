@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use garrison_ztp::Version;
 use serde_json::{Map, Value, json};
 
 /// The API group of the policies.
 pub const GROUP: &str = "garrison.dev";
-/// The version that is served.
+/// The version that is stored, and in which the controller reads and writes: it so needs no conversion itself.
 pub const VERSION: &str = "v1alpha1";
 
 /// The kinds of policies.
@@ -96,9 +97,9 @@ impl Source {
 }
 
 /// The document of a policy, as the language knows it.
-pub fn document(kind: Kind, name: &str, labels: &BTreeMap<String, String>, spec: &Value) -> String {
+pub fn document(kind: Kind, version: Version, name: &str, labels: &BTreeMap<String, String>, spec: &Value) -> String {
     json!({
-        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "apiVersion": version.api_version(),
         "kind": kind.name(),
         "metadata": { "name": name, "labels": labels },
         "spec": spec,

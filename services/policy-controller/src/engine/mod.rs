@@ -9,6 +9,7 @@ mod observe;
 mod places;
 mod rollouts;
 mod statuses;
+mod trust;
 mod write;
 
 use std::{
@@ -97,6 +98,7 @@ pub(crate) struct Engine {
     stores: observe::Stores,
     written: RwLock<Vec<Written>>,
     missing: RwLock<BTreeMap<TargetName, String>>,
+    trust: RwLock<trust::Known>,
     book: Mutex<Book>,
 }
 
@@ -124,6 +126,7 @@ impl Engine {
             stores: observe::Stores::default(),
             written: RwLock::default(),
             missing: RwLock::default(),
+            trust: RwLock::default(),
             book: Mutex::default(),
         }
     }
@@ -133,8 +136,8 @@ impl Engine {
         let watching = stop.child_token();
         let mut watches = JoinSet::new();
         Arc::clone(&self).observe(&mut watches, &watching).await;
-        let discovery = Arc::clone(&self).discover(watching.clone());
-        watches.spawn(discovery);
+        watches.spawn(Arc::clone(&self).discover(watching.clone()));
+        watches.spawn(Arc::clone(&self).follow_trust(watching.clone()));
         loop {
             let leading = tokio::select! {
                 () = stop.cancelled() => break,
@@ -252,7 +255,10 @@ impl Engine {
     pub(crate) fn targets(&self) -> Vec<TargetName> {
         let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner);
         let targets = self.config.controller.targets.iter().copied();
-        targets.filter(|target| !missing.contains_key(target)).collect()
+        let held = self.held().is_some();
+        targets
+            .filter(|target| !missing.contains_key(target) && (!held || !target.is_istio()))
+            .collect()
     }
 
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {

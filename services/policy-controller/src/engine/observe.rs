@@ -33,6 +33,9 @@ use crate::{
 /// How often kinds that are missing are looked for.
 const DISCOVER: Duration = Duration::from_secs(20);
 
+/// The group of Istio's policies.
+pub(crate) const ISTIO: &str = "security.istio.io";
+
 /// The kinds that a target writes: group, version, kind.
 fn kinds(target: TargetName) -> &'static [(&'static str, &'static str, &'static str)] {
     const NETWORK_POLICY: (&str, &str, &str) = ("networking.k8s.io", "v1", "NetworkPolicy");
@@ -49,6 +52,17 @@ fn kinds(target: TargetName) -> &'static [(&'static str, &'static str, &'static 
             ("projectcalico.org", "v3", "GlobalNetworkPolicy"),
             ("projectcalico.org", "v3", "StagedNetworkPolicy"),
             ("projectcalico.org", "v3", "StagedGlobalNetworkPolicy"),
+        ],
+        TargetName::Istio | TargetName::IstioAmbient => &[
+            (ISTIO, "v1", "AuthorizationPolicy"),
+            (ISTIO, "v1", "PeerAuthentication"),
+            (ISTIO, "v1", "RequestAuthentication"),
+        ],
+        TargetName::Linkerd => &[
+            ("policy.linkerd.io", "v1beta3", "Server"),
+            ("policy.linkerd.io", "v1alpha1", "AuthorizationPolicy"),
+            ("policy.linkerd.io", "v1alpha1", "MeshTLSAuthentication"),
+            ("policy.linkerd.io", "v1alpha1", "NetworkAuthentication"),
         ],
     }
 }

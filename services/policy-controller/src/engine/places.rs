@@ -13,12 +13,12 @@ use serde_json::Value;
 use super::{
     Engine, FINALIZER, Failure, Place, STATUS, Task, Written,
     book::Part,
-    observe::{labels_of, object_key, policy_id},
+    observe::{ISTIO, labels_of, object_key, policy_id},
     seconds,
     write::is_as_wanted,
 };
 use crate::domain::{
-    plan::{ObjectKey, Output, Plan},
+    plan::{ObjectKey, Output, Plan, Setting},
     source::{PolicyId, Source},
     status::Programmed,
 };
@@ -43,11 +43,18 @@ impl Engine {
         };
         let now = seconds();
         // Cutting thousands of rules is work that must not hold the executor.
-        let plan = tokio::task::block_in_place(|| self.planner.namespace(namespace, &sources, &self.targets(), now));
+        let held = self.held().is_some();
+        let (targets, meshes) = (self.targets(), self.meshes());
+        let setting = Setting {
+            targets: &targets,
+            meshes: &meshes,
+            now,
+        };
+        let plan = tokio::task::block_in_place(|| self.planner.namespace(namespace, &sources, &setting));
         if let Some(at) = plan.changes_at {
             self.later(Task::Namespace(namespace.to_owned()), at - now);
         }
-        self.realise(place, plan).await
+        self.realise(place, plan, held).await
     }
 
     /// Brings up to date what is of the cluster as a whole.
@@ -60,7 +67,13 @@ impl Engine {
         };
         let now = seconds();
         let plan = if self.has_global_targets() {
-            tokio::task::block_in_place(|| self.planner.cluster(&sources, &self.targets(), now))
+            let (targets, meshes) = (self.targets(), self.meshes());
+            let setting = Setting {
+                targets: &targets,
+                meshes: &meshes,
+                now,
+            };
+            tokio::task::block_in_place(|| self.planner.cluster(&sources, &setting))
         } else {
             Plan::default()
         };
@@ -74,7 +87,7 @@ impl Engine {
             .filter(|(_, object)| is_going(object) && has_finalizer(object))
             .map(|(id, _)| id)
             .collect();
-        self.realise(Place::Cluster, plan).await?;
+        self.realise(Place::Cluster, plan, false).await?;
         for id in going {
             self.book().released.insert(id.clone());
             self.queue.add(Task::Status(id));
@@ -135,7 +148,8 @@ impl Engine {
         written.iter().filter(|kind| kind.local == local).cloned().collect()
     }
 
-    async fn realise(&self, place: Place, plan: Plan) -> Result<(), Failure> {
+    /// `held` says that nothing was planned for Istio, because it is not known what its mesh is called.
+    async fn realise(&self, place: Place, plan: Plan, held: bool) -> Result<(), Failure> {
         let kinds = self.kinds_of(&place);
         let mut actual: HashMap<ObjectKey, (Written, Arc<DynamicObject>)> = HashMap::new();
         for kind in &kinds {
@@ -196,6 +210,10 @@ impl Engine {
             }
             let mut deletes: Vec<Job<'_, bool>> = Vec::new();
             for (key, (kind, object)) in &actual {
+                // What nothing can be said about at present is not taken away.
+                if held && kind.resource.group == ISTIO {
+                    continue;
+                }
                 // Without what a policy with errors had written before, all that it protects would be open.
                 let kept =
                     owner_of(object).is_some_and(|owner| plan.policies.get(&owner).is_some_and(|made| !made.valid));
@@ -247,10 +265,12 @@ type Job<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 const RANKS: u8 = 3;
 
-// Calico refuses a policy of a tier that is not there.
+// Calico refuses a policy of a tier that is not there; a port of Linkerd's is closed from when it has a Server, and so
+// what opens it comes before; a token that nobody checks is nobody's.
 fn rank(key: &ObjectKey) -> u8 {
     match (key.kind.as_str(), &key.namespace) {
-        ("Tier", _) => 0,
+        ("Tier" | "MeshTLSAuthentication" | "NetworkAuthentication" | "RequestAuthentication", _) => 0,
+        ("AuthorizationPolicy", _) if key.api_version.starts_with("policy.linkerd.io/") => 1,
         (_, None) => 1,
         _ => 2,
     }

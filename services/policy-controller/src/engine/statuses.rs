@@ -1,5 +1,6 @@
 //! What the policies' statuses say, and what keeps a policy until its objects are gone.
 
+use garrison_ztp::Version;
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams},
@@ -53,6 +54,7 @@ impl Engine {
         let generation = object.metadata.generation.unwrap_or_default();
         let findings = check(
             id,
+            Version::V1Alpha1,
             &labels_of(&object),
             spec,
             self.config.controller.lowest_namespaced_tier,
@@ -68,7 +70,7 @@ impl Engine {
         let problem = parts.iter().find_map(|(_, part)| part.problem.clone());
         let missing = {
             let missing = self.missing.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            missing.values().next().cloned()
+            missing.values().next().cloned().or_else(|| self.held())
         };
         let enforce = enforces(spec);
         let programmed = if findings.iter().any(|finding| finding.refused) {

@@ -54,6 +54,8 @@ pub(crate) struct Settings<'a> {
     /// TOML after the common sections.
     pub(crate) more: String,
     pub(crate) targets: &'a str,
+    /// Keys of the webhook's section in the place of certificate files.
+    pub(crate) certificate: Option<String>,
 }
 
 impl Default for Settings<'_> {
@@ -62,6 +64,7 @@ impl Default for Settings<'_> {
             name: "one",
             more: String::new(),
             targets: "\"kubernetes\"",
+            certificate: None,
         }
     }
 }
@@ -101,14 +104,19 @@ impl Cluster {
         let name = settings.name;
         let (admin, webhook) = (free_port().unwrap(), free_port().unwrap());
         let identity = self.pki.identity(&format!("svc/webhook-{name}")).unwrap();
+        let files = format!(
+            "cert_file = {:?}\nkey_file = {:?}\n",
+            identity.cert_file, identity.key_file
+        );
+        let certificate = settings.certificate.as_ref().unwrap_or(&files);
         let config = format!(
             "[core.admin]\nlisten = \"127.0.0.1:{admin}\"\n\
              [core.telemetry]\nlog = \"info,policy_controller=debug\"\n\
              [kubernetes]\nkubeconfig = {:?}\n\
              [controller]\ntargets = [{}]\nresync_interval_ms = 5000\n\
-             [leader]\nidentity = {name:?}\nduration_ms = 3000\nrenew_interval_ms = 500\n\
-             [webhook]\nlisten = \"127.0.0.1:{webhook}\"\ncert_file = {:?}\nkey_file = {:?}\nlinger_ms = 100\n{}",
-            self.kubeconfig, settings.targets, identity.cert_file, identity.key_file, settings.more
+             [leader]\nidentity = {name:?}\nduration_ms = 9000\nrenew_interval_ms = 1500\n\
+             [webhook]\nlisten = \"127.0.0.1:{webhook}\"\nlinger_ms = 100\nreload_interval_ms = 200\n{certificate}{}",
+            self.kubeconfig, settings.targets, settings.more
         );
         let path = self.folder.path().join(format!("{name}.toml"));
         fs::write(&path, config).unwrap();
@@ -125,7 +133,7 @@ impl Cluster {
         let ready = || get(admin, "/readyz").is_some_and(|(status, _)| status == 200);
         controller
             .process
-            .wait_until(Duration::from_secs(90), ready)
+            .wait_until(Duration::from_secs(240), ready)
             .unwrap_or_else(|error| panic!("{error}"));
         controller
     }
@@ -156,7 +164,37 @@ impl Cluster {
         });
     }
 
+    /// The definitions' conversion as `install_webhook` has the webhook.
+    pub(crate) fn install_conversion(&self, controller: &Controller) {
+        let ca = fs::read(self.pki.ca_file()).unwrap();
+        self.conversion_by(json!({
+            "url": format!("https://127.0.0.1:{}/convert", controller.webhook), "caBundle": base64(&ca),
+        }));
+    }
+
+    /// Lets a client configuration stand for the definitions' service.
+    pub(crate) fn conversion_by(&self, client: Value) {
+        let patch =
+            json!([{"op": "replace", "path": "/spec/conversion/webhook/clientConfig", "value": client}]).to_string();
+        for plural in ["zerotrustpolicies", "clusterzerotrustpolicies"] {
+            let name = format!("{plural}.garrison.dev");
+            self.kubectl(&["patch", "crd", &name, "--type=json", "-p", &patch]);
+        }
+    }
+
+    /// A file beside the configuration.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs kubectl. `ztp` and `cztp` are asked for as they are stored, so that nothing depends on a conversion that the
+    /// test has not set up.
     pub(crate) fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
+        let arguments = arguments.iter().map(|argument| match *argument {
+            "ztp" => "zerotrustpolicies.v1alpha1.garrison.dev",
+            "cztp" => "clusterzerotrustpolicies.v1alpha1.garrison.dev",
+            other => other,
+        });
         let mut command = self.server.kubectl();
         command
             .args(arguments)
@@ -215,7 +253,7 @@ impl Cluster {
 
     /// Asks until there is an answer.
     pub(crate) fn wait<T>(&self, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(300);
         loop {
             if let Some(answer) = ask() {
                 return answer;
@@ -293,7 +331,7 @@ pub(crate) fn get(port: u16, path: &str) -> Option<(u16, String)> {
     Some((status, answer))
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::new();
     for chunk in bytes.chunks(3) {

@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cluster;
+mod conversion;
 mod election;
 mod lifecycle;
 mod manifests;
+mod mesh;
 mod rollout;
+mod serving;
 mod tampering;
 mod targets;
 mod webhook;

@@ -12,7 +12,7 @@ use std::{
 use crate::cluster::{Cluster, Settings, allows, policy};
 
 /// Answers every query with a number, in the words of Prometheus' API.
-fn figures(denied: Arc<AtomicU32>) -> u16 {
+pub(crate) fn figures(denied: Arc<AtomicU32>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::cluster::{Cluster, Settings, allows, policy};
 
-fn definition(group: &str, version: &str, kind: &str, plural: &str, scope: &str) -> String {
+pub(crate) fn definition(group: &str, version: &str, kind: &str, plural: &str, scope: &str) -> String {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {
