@@ -1,6 +1,10 @@
 //! The state of one flow, kept small because millions of them are held.
 
-use super::{key::FlowKey, packet::Decoded, tunnel::Tunnel};
+use super::{
+    key::{COMMUNITY_ID_LEN, FlowKey},
+    packet::Decoded,
+    tunnel::Tunnel,
+};
 
 /// Marks an absent slot number.
 pub const NONE: u32 = u32::MAX;
@@ -76,6 +80,30 @@ pub struct Side {
 const MOMENT_PACKETS: u64 = 1 << 20;
 
 impl Side {
+    /// A side that sent nothing.
+    pub const SILENT: Self = Self {
+        last_seen: 0,
+        ip_bytes: 0,
+        payload: 0,
+        packets_low: 0,
+        len_m2: 0.0,
+        iat_m2: 0.0,
+        start_seq: 0,
+        last_seq: 0,
+        ack_seq: 0,
+        retransmits: 0,
+        len_min: 0,
+        len_max: 0,
+        packets_high: 0,
+        tcp_flags: 0,
+        state: Endpoint::Inactive,
+        previous: Endpoint::Inactive,
+        seq_wraps: 0,
+        ack_wraps: 0,
+        zero_windows: 0,
+        gaps: 0,
+    };
+
     /// Packets so far.
     pub fn packets(&self) -> u64 {
         u64::from(self.packets_high) << 32 | u64::from(self.packets_low)
@@ -208,6 +236,39 @@ pub struct Flow {
 // The budget is 256 octets a flow; the index takes about 13 of them, and the timer wheel's list 8.
 const _: () = assert!(size_of::<Flow>() <= 232);
 
+/// The bucket of a flow that is in none.
+pub const OUT: u16 = u16::MAX;
+
+impl Flow {
+    /// A flow with nothing in it.
+    pub const BLANK: Self = Self {
+        key: FlowKey::EMPTY,
+        ip_version: 0,
+        service: 0,
+        vlan: u16::MAX,
+        marks: 0,
+        serial: 0,
+        bucket: OUT,
+        network: 0,
+        history_bits: 0,
+        first_seen: 0,
+        sides: [Side::SILENT; 2],
+        answer_delay: 0.0,
+        rtt: -1.0,
+        records: 0,
+        reported: 0,
+        extra: NONE,
+        app: NONE,
+        history: [0; HISTORY],
+        history_len: 0,
+    };
+}
+
+/// A Community ID as records tell it.
+pub type CommunityId = [u8; COMMUNITY_ID_LEN];
+/// What stands for one that was not computed.
+pub const NO_COMMUNITY_ID: CommunityId = [0; COMMUNITY_ID_LEN];
+
 /// Facts that only flows with payload, or with an end, have.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extra {
@@ -229,6 +290,8 @@ pub struct Extra {
     pub rst_at: [u32; 2],
     /// The tunnel its first packet came through.
     pub tunnel: Tunnel,
+    /// Its Community ID, once a record has told it; zeros before.
+    pub community_id: CommunityId,
 }
 
 impl Flow {

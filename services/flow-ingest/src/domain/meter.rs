@@ -14,7 +14,7 @@ use super::{
     packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, assembled, flag},
     port::is_server_port,
     record::{EndReason, Subject, lingered, with_row, worth},
-    table::{BATCH, Limits, Table, blank},
+    table::{BATCH, Limits, Table},
     tcp,
     tunnel::{self, TunnelKind},
     wheel::TICK,
@@ -424,7 +424,7 @@ impl Meter {
             vlan: packet.vlan.unwrap_or(u16::MAX),
             network: work.network,
             first_seen: packet.time,
-            ..blank()
+            ..Flow::BLANK
         };
         if crowded {
             flow.marks |= mark::SILENT;
@@ -433,7 +433,7 @@ impl Meter {
             flow.marks |= mark::FLIPPED;
             flow.add_history(b'^', 0);
         }
-        let slot = self.table.open(flow, work.hash);
+        let slot = self.table.open(&flow, work.hash);
         if packet.tunnel.kind != TunnelKind::None {
             let extra = self.table.extra(slot);
             extra.tunnel = packet.tunnel;
@@ -547,9 +547,11 @@ impl Meter {
         macs: Option<[[u8; 6]; 2]>,
         sink: &mut impl Sink,
     ) {
+        let community_id = self.table.community_id(slot);
         let flow = &self.table.flows[slot as usize];
         let subject = Subject {
             flow,
+            community_id: &community_id,
             extra: self.table.extra_of(flow),
             app: self.table.applications.get(flow.app),
             macs,
@@ -597,29 +599,40 @@ fn note_entropy(extra: &mut Extra, side: usize, packet: &Decoded<'_>) {
 // How many octets of a side's first payload its entropy is of.
 const ENTROPY_OCTETS: usize = 256;
 
+const SCALE: f64 = (1_u64 << 32) as f64;
+
+// By how often an octet has come up: n log2 n in whole numbers, so that the order of the octets does not matter, and what
+// one more adds to it.
+struct Terms {
+    whole: [u64; ENTROPY_OCTETS + 1],
+    steps: [u64; ENTROPY_OCTETS],
+}
+
+static TERMS: LazyLock<Terms> = LazyLock::new(|| {
+    let term = |n: usize| match n {
+        0 => 0,
+        _ => (n as f64 * (n as f64).log2() * SCALE).round() as u64,
+    };
+    Terms {
+        whole: std::array::from_fn(term),
+        steps: std::array::from_fn(|n| term(n + 1) - term(n)),
+    }
+});
+
 // Shannon entropy, bits an octet, of at most `ENTROPY_OCTETS` octets.
 fn entropy(data: &[u8]) -> f32 {
-    const SCALE: f64 = (1_u64 << 32) as f64;
-    // What an octet adds to the sum of n log2 n that has come up n times before, in whole numbers, so that the order of
-    // the octets does not matter.
-    static STEPS: LazyLock<[u64; ENTROPY_OCTETS]> = LazyLock::new(|| {
-        let term = |n: usize| match n {
-            0 => 0,
-            _ => (n as f64 * (n as f64).log2() * SCALE).round() as u64,
-        };
-        std::array::from_fn(|n| term(n + 1) - term(n))
-    });
-    let steps = &*STEPS;
+    let terms = &*TERMS;
+    let data = &data[..data.len().min(ENTROPY_OCTETS)];
     let mut counts = [0_u8; 256];
     let mut sum = 0;
-    for &octet in data.iter().take(ENTROPY_OCTETS) {
+    for &octet in data {
         let count = &mut counts[usize::from(octet)];
-        sum += steps[usize::from(*count)];
+        sum += terms.steps[usize::from(*count)];
         // Of all octets alike the last one's count is not read any more.
         *count = count.wrapping_add(1);
     }
-    let total = data.len() as f64;
-    (total.log2() - sum as f64 / SCALE / total).max(0.0) as f32
+    let all = terms.whole[data.len()];
+    (all.saturating_sub(sum) as f64 / SCALE / data.len() as f64) as f32
 }
 
 // Whether the first packet came from the called side, told by its ports (Zeek's `likely_server_ports`).

@@ -5,7 +5,7 @@ use garrison_flow::{FlowRow, FlowState};
 use super::{
     app::{App, Facts, Service},
     flow::{Endpoint::SynSent, Extra, Flow, mark},
-    key::{COMMUNITY_ID_LEN, HashSeed, community_id, flow_id},
+    key::{COMMUNITY_ID_LEN, HashSeed, flow_id},
     packet::{TCP, UDP, address},
     tcp,
 };
@@ -51,6 +51,8 @@ impl EndReason {
 pub struct Subject<'a> {
     /// The flow.
     pub flow: &'a Flow,
+    /// Its Community ID.
+    pub community_id: &'a [u8; COMMUNITY_ID_LEN],
     /// Its rarer facts.
     pub extra: Option<&'a Extra>,
     /// Its application state.
@@ -69,8 +71,6 @@ pub fn with_row(
     take: impl FnOnce(&FlowRow<'_>),
 ) {
     let flow = subject.flow;
-    let mut community = [0; COMMUNITY_ID_LEN];
-    community_id(&flow.key, flow.ip_version, &mut community);
     let tcp_flow = flow.key.protocol == TCP;
     let history = &flow.history[..usize::from(flow.history_len)];
     let macs = subject.extra.map(|extra| extra.macs).or(subject.macs);
@@ -104,7 +104,7 @@ pub fn with_row(
         vlan: (flow.vlan != u16::MAX).then_some(flow.vlan),
         tunnel_kind: tunnel.kind.name(),
         tunnel_id: tunnel.id,
-        community_id: text(&community),
+        community_id: text(subject.community_id),
         src_packets: Some(src.packets()),
         dst_packets: Some(dst.packets()),
         src_bytes: Some(flow.bytes(0)),

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use super::{
     app::Applications,
-    flow::{Endpoint, Extra, Flow, HISTORY, NONE, Side, mark},
+    flow::{CommunityId, Endpoint, Extra, Flow, NO_COMMUNITY_ID, NONE, OUT, mark},
     index::Index,
-    key::{FlowKey, HashSeed},
+    key::{FlowKey, HashSeed, community_id},
     packet::{Decoder, ICMP, ICMPV6, TCP, UDP},
     prefetch::fetch,
     record::worth,
@@ -91,34 +91,6 @@ pub struct Table {
     seed: HashSeed,
     serial: u16,
 }
-
-/// A flow with nothing in it.
-pub fn blank() -> Flow {
-    Flow {
-        key: FlowKey::EMPTY,
-        ip_version: 0,
-        service: 0,
-        vlan: u16::MAX,
-        marks: 0,
-        serial: 0,
-        bucket: OUT,
-        network: 0,
-        history_bits: 0,
-        first_seen: 0,
-        sides: [Side::default(); 2],
-        answer_delay: 0.0,
-        rtt: -1.0,
-        records: 0,
-        reported: 0,
-        extra: NONE,
-        app: NONE,
-        history: [0; HISTORY],
-        history_len: 0,
-    }
-}
-
-// The bucket of a flow that is in none.
-const OUT: u16 = u16::MAX;
 
 // More flows than this no index is made for.
 const MOST: usize = 1 << 30;
@@ -249,22 +221,23 @@ impl Table {
     }
 
     /// Puts a flow in. There must be [`room`](Self::room).
-    pub fn open(&mut self, mut flow: Flow, hash: u64) -> u32 {
+    pub fn open(&mut self, flow: &Flow, hash: u64) -> u32 {
         self.serial = self.serial.wrapping_add(1);
-        flow.serial = self.serial;
-        flow.marks |= mark::LIVE;
         let slot = match self.free {
             NONE => {
-                self.flows.push(flow);
+                self.flows.push(*flow);
                 self.links.push(Link::NONE);
                 self.flows.len() as u32 - 1
             }
             slot => {
                 self.free = self.links[slot as usize].next;
-                self.flows[slot as usize] = flow;
+                self.flows[slot as usize] = *flow;
                 slot
             }
         };
+        let opened = &mut self.flows[slot as usize];
+        opened.serial = self.serial;
+        opened.marks |= mark::LIVE;
         self.live += 1;
         if self.young.len() >= self.young_limit {
             self.young.pop_front();
@@ -328,6 +301,20 @@ impl Table {
     /// The rarer facts of a flow.
     pub fn extra_of(&self, flow: &Flow) -> Option<&Extra> {
         self.extras.get(flow.extra as usize)
+    }
+
+    /// A flow's Community ID, which those with rarer facts keep.
+    pub fn community_id(&mut self, slot: u32) -> CommunityId {
+        let flow = &self.flows[slot as usize];
+        let mut fresh = NO_COMMUNITY_ID;
+        let place = match self.extras.get_mut(flow.extra as usize) {
+            Some(extra) => &mut extra.community_id,
+            None => &mut fresh,
+        };
+        if *place == NO_COMMUNITY_ID {
+            community_id(&flow.key, flow.ip_version, place);
+        }
+        *place
     }
 
     /// When a flow ends unless another packet comes.

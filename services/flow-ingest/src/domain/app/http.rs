@@ -355,7 +355,7 @@ impl<'a> Head<'a> {
 
 // A line without its end, and how many octets it takes with it.
 fn line(data: &[u8]) -> Option<(&[u8], usize)> {
-    let end = data.iter().position(|&b| b == b'\n')?;
+    let end = memchr::memchr(b'\n', data)?;
     let text = data[..end].strip_suffix(b"\r").unwrap_or(&data[..end]);
     Some((text, end + 1))
 }

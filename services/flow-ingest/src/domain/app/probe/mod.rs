@@ -73,7 +73,7 @@ fn be32(data: &[u8], at: usize) -> Option<u32> {
 
 // The first line, without its end.
 fn line(data: &[u8]) -> Option<&[u8]> {
-    let end = data.iter().take(1024).position(|&b| b == b'\n')?;
+    let end = memchr::memchr(b'\n', &data[..data.len().min(1024)])?;
     Some(data[..end].strip_suffix(b"\r").unwrap_or(&data[..end]))
 }
 

@@ -26,155 +26,159 @@ fn version_code(version: u16) -> &'static str {
 }
 
 // First and last character of the first protocol; of its hexadecimal form where they are not alphanumeric.
-pub(super) fn alpn_code(alpn: Option<&[u8]>) -> [char; 2] {
+pub(super) fn alpn_code(alpn: Option<&[u8]>) -> [u8; 2] {
     let (Some(&first), Some(&last)) = (alpn.and_then(<[u8]>::first), alpn.and_then(<[u8]>::last)) else {
-        return ['0', '0'];
+        return [b'0', b'0'];
     };
     if first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric() {
-        return [char::from(first), char::from(last)];
+        return [first, last];
     }
-    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 0x0f)]);
-    [digit(first >> 4), digit(last)]
+    [digits(first)[0], digits(last)[1]]
 }
 
 // Fingerprints are of texts of many small numbers, which are written digit by digit: formatting each would take longer
 // than everything else about a hello.
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-fn push_hex(text: &mut String, octets: &[u8]) {
-    for octet in octets {
-        text.push(char::from(DIGITS[usize::from(octet >> 4)]));
-        text.push(char::from(DIGITS[usize::from(octet & 15)]));
-    }
+fn digits(octet: u8) -> [u8; 2] {
+    [DIGITS[usize::from(octet >> 4)], DIGITS[usize::from(octet & 15)]]
+}
+
+// What was written is ASCII.
+fn text(octets: Vec<u8>) -> String {
+    String::from_utf8(octets).unwrap_or_default()
 }
 
 pub(in crate::domain::app) fn hex(octets: &[u8]) -> String {
-    let mut text = String::with_capacity(octets.len() * 2);
-    push_hex(&mut text, octets);
-    text
+    text(octets.iter().flat_map(|&octet| digits(octet)).collect())
 }
 
-fn push_decimal(text: &mut String, value: u16) {
-    let mut begun = false;
-    for unit in [10_000, 1_000, 100, 10, 1] {
-        let digit = value / unit % 10;
-        begun |= digit != 0 || unit == 1;
-        if begun {
-            text.push(char::from(DIGITS[usize::from(digit)]));
-        }
+fn push_decimal(text: &mut Vec<u8>, value: u16) {
+    let digit = |unit: u16| DIGITS[usize::from(value / unit % 10)];
+    match value {
+        0..10 => text.push(digit(1)),
+        10..100 => text.extend([digit(10), digit(1)]),
+        100..1_000 => text.extend([digit(100), digit(10), digit(1)]),
+        1_000..10_000 => text.extend([digit(1_000), digit(100), digit(10), digit(1)]),
+        _ => text.extend([digit(10_000), digit(1_000), digit(100), digit(10), digit(1)]),
     }
 }
 
-fn push_list(text: &mut String, values: &[u16]) {
+fn push_list(text: &mut Vec<u8>, values: &[u16]) {
     for (place, value) in values.iter().enumerate() {
         if place > 0 {
-            text.push(',');
+            text.push(b',');
         }
-        push_hex(text, &value.to_be_bytes());
+        let [high, low] = value.to_be_bytes();
+        let ([a, b], [c, d]) = (digits(high), digits(low));
+        text.extend([a, b, c, d]);
     }
 }
 
-fn list(values: &[u16]) -> String {
-    let mut text = String::with_capacity(values.len() * 5);
-    push_list(&mut text, values);
-    text
-}
-
-fn push_short_hash(out: &mut String, text: &str) {
+fn push_short_hash(out: &mut Vec<u8>, text: &[u8]) {
     match text.is_empty() {
-        true => out.push_str("000000000000"),
-        false => push_hex(out, &Sha256::digest(text.as_bytes())[..6]),
+        true => out.extend(b"000000000000"),
+        false => out.extend(Sha256::digest(text)[..6].iter().flat_map(|&octet| digits(octet))),
     }
 }
 
-fn push_decimals(text: &mut String, values: impl Iterator<Item = u16>) {
+fn push_decimals(text: &mut Vec<u8>, values: impl Iterator<Item = u16>) {
     for (place, value) in values.enumerate() {
         if place > 0 {
-            text.push('-');
+            text.push(b'-');
         }
         push_decimal(text, value);
     }
 }
 
-pub(super) fn ja3(legacy: u16, ciphers: &[u16], kinds: &[u16], groups: &[u16], formats: &[u8]) -> String {
-    let real = |values: &'_ [u16]| -> Vec<u16> { values.iter().copied().filter(|v| !is_grease(*v)).collect() };
-    let mut text = String::with_capacity(8 + 6 * (ciphers.len() + kinds.len() + groups.len()) + 4 * formats.len());
+/// A client's lists, without values that mean nothing.
+pub(super) struct Offer<'a> {
+    pub(super) ciphers: Vec<u16>,
+    pub(super) extensions: Vec<u16>,
+    pub(super) signatures: Vec<u16>,
+    pub(super) groups: Vec<u16>,
+    pub(super) formats: &'a [u8],
+}
+
+pub(super) fn ja3(legacy: u16, offer: &Offer<'_>) -> String {
+    let lists = [&offer.ciphers, &offer.extensions, &offer.groups];
+    let values = lists.iter().map(|list| list.len()).sum::<usize>();
+    let mut text = Vec::with_capacity(10 + 6 * values + 4 * offer.formats.len());
     push_decimal(&mut text, legacy);
-    for values in [ciphers, kinds, groups] {
-        text.push(',');
-        push_decimals(&mut text, real(values).into_iter());
+    for values in lists {
+        text.push(b',');
+        push_decimals(&mut text, values.iter().copied());
     }
-    text.push(',');
-    push_decimals(&mut text, formats.iter().map(|&b| u16::from(b)));
-    md5_hex(&text)
+    text.push(b',');
+    push_decimals(&mut text, offer.formats.iter().map(|&b| u16::from(b)));
+    hex(&Md5::digest(text))
 }
 
 pub(super) fn ja3s(legacy: u16, cipher: u16, kinds: &[u16]) -> String {
-    let mut text = String::with_capacity(16 + 6 * kinds.len());
+    let mut text = Vec::with_capacity(16 + 6 * kinds.len());
     push_decimal(&mut text, legacy);
-    text.push(',');
+    text.push(b',');
     push_decimal(&mut text, cipher);
-    text.push(',');
+    text.push(b',');
     push_decimals(&mut text, kinds.iter().copied());
-    md5_hex(&text)
+    hex(&Md5::digest(text))
 }
 
 pub(in crate::domain::app) fn md5_hex(text: &str) -> String {
     hex(&Md5::digest(text.as_bytes()))
 }
 
-fn push_two_digits(text: &mut String, count: usize) {
+fn two_digits(count: usize) -> [u8; 2] {
     let count = count.min(99);
-    text.push(char::from(DIGITS[count / 10]));
-    text.push(char::from(DIGITS[count % 10]));
+    [DIGITS[count / 10], DIGITS[count % 10]]
 }
 
-pub(super) fn ja4(
-    carrier: Carrier,
-    version: u16,
-    ciphers: &[u16],
-    extensions: &[u16],
-    alpn: Option<&[u8]>,
-    signatures: &[u16],
-) -> String {
-    let without_grease = |values: &[u16]| -> Vec<u16> { values.iter().copied().filter(|v| !is_grease(*v)).collect() };
-    let mut ciphers = without_grease(ciphers);
-    let mut kinds = without_grease(extensions);
-    let signatures = without_grease(signatures);
-    let named = if kinds.contains(&EXT_SNI) { 'd' } else { 'i' };
-    let mut text = String::with_capacity(36);
-    text.push(carrier.letter());
-    text.push_str(version_code(version));
-    text.push(named);
-    push_two_digits(&mut text, ciphers.len());
-    push_two_digits(&mut text, kinds.len());
-    text.extend(alpn_code(alpn));
+// Sorts the lists of the offer.
+pub(super) fn ja4(carrier: Carrier, version: u16, offer: &mut Offer<'_>, alpn: Option<&[u8]>) -> String {
+    let Offer {
+        ciphers,
+        extensions,
+        signatures,
+        ..
+    } = offer;
+    let mut out = Vec::with_capacity(36);
+    out.push(carrier.letter());
+    out.extend(version_code(version).as_bytes());
+    out.push(if extensions.contains(&EXT_SNI) { b'd' } else { b'i' });
+    out.extend(two_digits(ciphers.len()));
+    out.extend(two_digits(extensions.len()));
+    out.extend(alpn_code(alpn));
     ciphers.sort_unstable();
-    kinds.retain(|kind| !matches!(*kind, EXT_SNI | EXT_ALPN));
-    kinds.sort_unstable();
-    let mut tail = String::with_capacity((kinds.len() + signatures.len()) * 5);
-    push_list(&mut tail, &kinds);
-    if !tail.is_empty() && !signatures.is_empty() {
-        tail.push('_');
-        push_list(&mut tail, &signatures);
+    extensions.retain(|kind| !matches!(*kind, EXT_SNI | EXT_ALPN));
+    extensions.sort_unstable();
+    let longest = ciphers.len().max(extensions.len() + signatures.len());
+    let mut list = Vec::with_capacity(longest * 5);
+    push_list(&mut list, ciphers);
+    out.push(b'_');
+    push_short_hash(&mut out, &list);
+    list.clear();
+    push_list(&mut list, extensions);
+    if !list.is_empty() && !signatures.is_empty() {
+        list.push(b'_');
+        push_list(&mut list, signatures);
     }
-    text.push('_');
-    push_short_hash(&mut text, &list(&ciphers));
-    text.push('_');
-    push_short_hash(&mut text, &tail);
-    text
+    out.push(b'_');
+    push_short_hash(&mut out, &list);
+    text(out)
 }
 
 pub(super) fn ja4s(carrier: Carrier, version: u16, cipher: u16, extensions: &[u16], alpn: Option<&[u8]>) -> String {
     let kinds: Vec<u16> = extensions.iter().copied().filter(|kind| !is_grease(*kind)).collect();
-    let mut text = String::with_capacity(25);
-    text.push(carrier.letter());
-    text.push_str(version_code(version));
-    push_two_digits(&mut text, kinds.len());
-    text.extend(alpn_code(alpn));
-    text.push('_');
-    push_hex(&mut text, &cipher.to_be_bytes());
-    text.push('_');
-    push_short_hash(&mut text, &list(&kinds));
-    text
+    let mut out = Vec::with_capacity(25);
+    out.push(carrier.letter());
+    out.extend(version_code(version).as_bytes());
+    out.extend(two_digits(kinds.len()));
+    out.extend(alpn_code(alpn));
+    out.push(b'_');
+    push_list(&mut out, &[cipher]);
+    out.push(b'_');
+    let mut list = Vec::with_capacity(kinds.len() * 5);
+    push_list(&mut list, &kinds);
+    push_short_hash(&mut out, &list);
+    text(out)
 }

@@ -6,7 +6,7 @@ mod wire;
 
 pub(super) use self::fingerprint::{hex, md5_hex};
 use self::{
-    fingerprint::{is_grease, ja3, ja3s, ja4, ja4s},
+    fingerprint::{Offer, is_grease, ja3, ja3s, ja4, ja4s},
     wire::{Flight, Reader, extensions, join, message, printable, server_name, u16s},
 };
 use super::{certificate::Certificate, stream::Step};
@@ -46,11 +46,11 @@ pub enum Carrier {
 }
 
 impl Carrier {
-    fn letter(self) -> char {
+    fn letter(self) -> u8 {
         match self {
-            Self::Tcp => 't',
-            Self::Quic => 'q',
-            Self::Dtls => 'd',
+            Self::Tcp => b't',
+            Self::Quic => b'q',
+            Self::Dtls => b'd',
         }
     }
 }
@@ -194,38 +194,46 @@ impl TlsFacts {
         if carrier == Carrier::Dtls {
             hello.vec8()?;
         }
-        let ciphers = u16s(hello.vec16()?);
+        let real = |list: &[u8]| -> Vec<u16> {
+            let mut values = u16s(list);
+            values.retain(|value| !is_grease(*value));
+            values
+        };
+        let ciphers = real(hello.vec16()?);
         hello.vec8()?;
         let extensions = extensions(&mut hello)?;
         let mut version = legacy;
         let mut sni = None;
         let mut alpn: Option<&[u8]> = None;
-        let mut signatures = Vec::new();
-        let mut groups = Vec::new();
-        let mut formats: &[u8] = &[];
+        let mut offer = Offer {
+            ciphers,
+            extensions: extensions.iter().map(|&(kind, _)| kind).collect(),
+            signatures: Vec::new(),
+            groups: Vec::new(),
+            formats: &[],
+        };
+        offer.extensions.retain(|kind| !is_grease(*kind));
         for &(kind, content) in &extensions {
             match kind {
                 EXT_SNI => sni = server_name(content),
                 EXT_ALPN => alpn = Reader(Reader(content).vec16().unwrap_or_default()).vec8(),
                 EXT_VERSIONS => {
-                    let offered = u16s(Reader(content).vec8().unwrap_or_default());
-                    let real = offered.into_iter().filter(|v| !is_grease(*v));
+                    let offered = real(Reader(content).vec8().unwrap_or_default());
                     // DTLS counts downwards.
                     version = match carrier {
-                        Carrier::Dtls => real.min(),
-                        _ => real.max(),
+                        Carrier::Dtls => offered.into_iter().min(),
+                        _ => offered.into_iter().max(),
                     }
                     .unwrap_or(legacy);
                 }
-                EXT_SIGNATURES => signatures = u16s(Reader(content).vec16().unwrap_or_default()),
-                EXT_GROUPS => groups = u16s(Reader(content).vec16().unwrap_or_default()),
-                EXT_FORMATS => formats = Reader(content).vec8().unwrap_or_default(),
+                EXT_SIGNATURES => offer.signatures = real(Reader(content).vec16().unwrap_or_default()),
+                EXT_GROUPS => offer.groups = real(Reader(content).vec16().unwrap_or_default()),
+                EXT_FORMATS => offer.formats = Reader(content).vec8().unwrap_or_default(),
                 _ => {}
             }
         }
-        let kinds: Vec<u16> = extensions.iter().map(|&(kind, _)| kind).collect();
-        self.ja4 = Some(ja4(carrier, version, &ciphers, &kinds, alpn, &signatures));
-        self.ja3 = Some(ja3(legacy, &ciphers, &kinds, &groups, formats));
+        self.ja3 = Some(ja3(legacy, &offer));
+        self.ja4 = Some(ja4(carrier, version, &mut offer, alpn));
         self.version.get_or_insert(version);
         self.sni = sni.and_then(|name| printable(name, 255));
         if self.alpn.is_none() {
@@ -378,12 +386,12 @@ pub(crate) mod tests {
 
     #[test]
     fn alpn_codes_follow_the_specification() {
-        assert_eq!(alpn_code(None), ['0', '0']);
-        assert_eq!(alpn_code(Some(b"http/1.1")), ['h', '1']);
-        assert_eq!(alpn_code(Some(b"h")), ['h', 'h']);
-        assert_eq!(alpn_code(Some(&[0xab])), ['a', 'b']);
-        assert_eq!(alpn_code(Some(&[0xab, 0xcd])), ['a', 'd']);
-        assert_eq!(alpn_code(Some(&[0x30, 0xab])), ['3', 'b']);
+        assert_eq!(alpn_code(None), *b"00");
+        assert_eq!(alpn_code(Some(b"http/1.1")), *b"h1");
+        assert_eq!(alpn_code(Some(b"h")), *b"hh");
+        assert_eq!(alpn_code(Some(&[0xab])), *b"ab");
+        assert_eq!(alpn_code(Some(&[0xab, 0xcd])), *b"ad");
+        assert_eq!(alpn_code(Some(&[0x30, 0xab])), *b"3b");
     }
 
     #[test]

@@ -113,7 +113,8 @@ pub(super) fn extensions<'a>(hello: &mut Reader<'a>) -> Option<Vec<(u16, &'a [u8
         return Some(Vec::new());
     }
     let mut list = Reader(hello.vec16()?);
-    let mut found = Vec::new();
+    // A browser's hello has up to eighteen.
+    let mut found = Vec::with_capacity(20);
     while !list.0.is_empty() {
         found.push((list.u16()?, list.vec16()?));
     }
