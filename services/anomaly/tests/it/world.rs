@@ -150,7 +150,7 @@ listen = "127.0.0.1:{}"
     }
 
     pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
-        let limit = Instant::now() + Duration::from_secs(60);
+        let limit = Instant::now() + Duration::from_secs(180);
         while !holds().await {
             let log = || std::fs::read_to_string(self.dir.path().join("anomaly.log")).unwrap_or_default();
             assert!(Instant::now() < limit, "never: {what}\n{}", log());
@@ -167,7 +167,12 @@ listen = "127.0.0.1:{}"
     }
 
     pub(crate) async fn publish_raw(&self, message: Message) {
-        self.sensor.publisher().publish(&message).await.unwrap();
+        // As a sensor does: the same message until the broker has it.
+        let limit = Instant::now() + Duration::from_secs(120);
+        while let Err(error) = self.sensor.publisher().publish(&message).await {
+            assert!(error.is_transient() && Instant::now() < limit, "{error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until the service has acknowledged every flow message.
