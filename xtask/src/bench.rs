@@ -2,6 +2,7 @@
 
 mod flows;
 mod policy;
+mod stream;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -39,6 +40,9 @@ pub enum Bench {
     Build,
     /// The flow meter beside softflowd, nfpcapd, argus and Suricata, and its table, floods, exports and live capture
     Flows(flows::FlowsOptions),
+    /// Flow records through the broker to scored and alerted: rate, latency, the alerts' lane; what one core scores, what
+    /// entities take, and how the cost grows
+    Stream(stream::StreamOptions),
     /// The policy engine at scale: connectivity, one changed policy, compiling, replaying, verdicts, memory
     Policy {
         /// A tenth of everything
@@ -65,6 +69,7 @@ pub fn run(bench: Bench) -> Result<()> {
     let bench = match bench {
         Bench::Build => return build_times(),
         Bench::Flows(options) => return flows::run(options),
+        Bench::Stream(options) => return stream::run(options),
         Bench::Policy { quick } => return policy::run(quick),
         bench @ (Bench::Contain(_) | Bench::Memory) => bench,
     };

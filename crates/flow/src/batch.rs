@@ -1,8 +1,9 @@
-use std::{collections::HashMap, io::Cursor, sync::Arc};
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 
 use arrow_array::{ArrayRef, RecordBatch};
+use arrow_buffer::Buffer;
 use arrow_ipc::{
-    reader::StreamReader,
+    reader::StreamDecoder,
     writer::{IpcWriteOptions, StreamWriter},
 };
 use arrow_schema::{ArrowError, Metadata, SchemaRef};
@@ -195,15 +196,28 @@ pub fn encode(batch: &FlowBatch, meta: &BatchMeta) -> Result<Bytes, FlowError> {
 /// # Errors
 /// Every [`FlowError`] but `Encode`.
 pub fn decode(bytes: &[u8]) -> Result<(FlowBatch, BatchMeta), FlowError> {
-    if bytes.len() > MAX_ENCODED_BYTES {
+    read(bytes.len(), || Buffer::from(bytes))
+}
+
+/// As [`decode`], without a copy: columns stay in the message, which stays in memory as long as they do.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_message(message: Bytes) -> Result<(FlowBatch, BatchMeta), FlowError> {
+    read(message.len(), || Buffer::from(message))
+}
+
+fn read(size: usize, buffer: impl FnOnce() -> Buffer) -> Result<(FlowBatch, BatchMeta), FlowError> {
+    if size > MAX_ENCODED_BYTES {
         return Err(FlowError::TooLarge {
-            size: bytes.len(),
+            size,
             limit: MAX_ENCODED_BYTES,
             unit: "octets",
         });
     }
+    let buffer = buffer();
     // Arrow's reader verifies its input, yet asserts in places; a hostile batch must not end a consumer.
-    let read = std::panic::catch_unwind(|| read_stream(bytes));
+    let read = std::panic::catch_unwind(AssertUnwindSafe(|| read_stream(buffer)));
     read.unwrap_or_else(|_| {
         Err(FlowError::Malformed(
             "the Arrow reader gave up on its structure".to_owned(),
@@ -211,28 +225,30 @@ pub fn decode(bytes: &[u8]) -> Result<(FlowBatch, BatchMeta), FlowError> {
     })
 }
 
-fn read_stream(bytes: &[u8]) -> Result<(FlowBatch, BatchMeta), FlowError> {
+fn read_stream(mut rest: Buffer) -> Result<(FlowBatch, BatchMeta), FlowError> {
     let malformed = |error: ArrowError| FlowError::Malformed(error.to_string());
-    let mut reader = StreamReader::try_new(Cursor::new(bytes), None).map_err(malformed)?;
-    let schema = reader.schema();
-    let meta = read_metadata(schema.metadata())?;
-    schema::check(&schema)?;
-    let batch = match reader.next() {
-        Some(batch) => batch.map_err(malformed)?,
-        None => return Err(FlowError::Malformed("no record batch".to_owned())),
-    };
-    if reader.next().is_some() {
-        return Err(FlowError::Malformed("more than one record batch".to_owned()));
+    // It validates every column: offsets, texts, numbers of nulls.
+    let mut decoder = StreamDecoder::new();
+    let mut only = None;
+    while !rest.is_empty() {
+        match decoder.decode(&mut rest).map_err(malformed)? {
+            Some(_) if only.is_some() => return Err(FlowError::Malformed("more than one record batch".to_owned())),
+            Some(batch) => only = Some(batch),
+            None => {}
+        }
     }
+    decoder.finish().map_err(malformed)?;
+    let schema = decoder
+        .schema()
+        .ok_or_else(|| FlowError::Malformed("no schema".to_owned()))?;
+    let meta = read_metadata(schema.metadata())?;
+    let batch = only.ok_or_else(|| FlowError::Malformed("no record batch".to_owned()))?;
     if batch.num_rows() > MAX_ROWS {
         return Err(FlowError::TooLarge {
             size: batch.num_rows(),
             limit: MAX_ROWS,
             unit: "rows",
         });
-    }
-    for column in batch.columns() {
-        column.to_data().validate_full().map_err(malformed)?;
     }
     Ok((FlowBatch::try_from_record_batch(batch)?, meta))
 }
@@ -323,6 +339,8 @@ mod tests {
         let (batch, read) = decode(&encoded()).unwrap();
         assert_eq!(read, meta());
         assert_eq!(batch.rows().collect::<Vec<_>>(), rows());
+        let (whole, _) = decode_message(encoded()).unwrap();
+        assert_eq!(whole.rows().collect::<Vec<_>>(), rows());
         assert_eq!(batch.row(0).src_packets, Some(0));
         assert_eq!(batch.row(1).src_packets, None);
     }
@@ -362,7 +380,8 @@ mod tests {
     }
 
     fn encoded_metadata() -> HashMap<String, String> {
-        let reader = StreamReader::try_new(Cursor::new(encoded()), None).unwrap();
+        let bytes = encoded();
+        let reader = arrow_ipc::reader::StreamReader::try_new(&bytes[..], None).unwrap();
         let schema = reader.schema();
         schema
             .metadata()

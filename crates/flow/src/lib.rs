@@ -11,7 +11,7 @@ mod ledger;
 mod metadata;
 mod schema;
 
-pub use batch::{BatchMeta, FlowBatch, FlowError, MAX_ENCODED_BYTES, MAX_ROWS, decode, encode};
+pub use batch::{BatchMeta, FlowBatch, FlowError, MAX_ENCODED_BYTES, MAX_ROWS, decode, decode_message, encode};
 pub use convert::flow_id_text;
 pub use filter::{Filter, FilterError, MAX_VALUES};
 pub use ledger::LossLedger;

@@ -4,12 +4,18 @@
 //! While scoring, the middle is held within the range it had in the learnt period: otherwise the network would carry
 //! a value far outside that range straight through, and reproduce best what is most extreme.
 //!
-//! Flows are columns of the input matrix, so a batch is scored by four matrix products.
+//! Flows are columns of the input matrix. Training is matrix products; scoring takes a few flows at a time through all
+//! layers (`fused`).
+
+mod fused;
+
+use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
 use serde::{Deserialize, Serialize};
 
+use self::fused::{Fused, Level, Weights};
 pub use crate::error::ModelError;
 use crate::{
     Matrix,
@@ -98,31 +104,29 @@ pub struct StoredModel {
 #[derive(Debug)]
 pub struct Autoencoder {
     manifest: Manifest,
-    layers: Vec<(Tensor, Tensor)>,
-    // Least and greatest value of each unit of the middle.
-    range: (Tensor, Tensor),
+    fused: Arc<Fused>,
 }
 
 /// Scores of a batch.
 #[derive(Clone, Debug)]
 pub struct Scores {
-    rows: usize,
     /// `ln(1 + mean squared error)` of each row, in squared spreads.
     pub values: Vec<f64>,
-    // Squared errors and scaled values, feature by feature.
-    errors: Vec<f32>,
-    scaled: Vec<f32>,
+    scaled: Matrix,
+    fused: Arc<Fused>,
 }
 
 impl Scores {
     /// The share of each feature in a row's error, largest first. An unusual value also spoils the reproduction of
     /// features that are as usual; so an error counts by how far the value itself is from its median.
     pub fn shares(&self, row: usize) -> Vec<(usize, f64)> {
-        let errors: Vec<f64> = (0..self.errors.len() / self.rows.max(1))
-            .map(|j| {
-                let at = j * self.rows + row;
-                let away = f64::from(self.scaled[at]).powi(2);
-                f64::from(self.errors[at]) * away / (1.0 + away)
+        let scaled: Vec<f32> = self.scaled.row(row).collect();
+        let errors: Vec<f64> = scaled
+            .iter()
+            .zip(self.fused.errors(&scaled))
+            .map(|(x, error)| {
+                let away = f64::from(*x).powi(2);
+                f64::from(error) * away / (1.0 + away)
             })
             .collect();
         let total = errors.iter().sum::<f64>().max(f64::MIN_POSITIVE);
@@ -235,8 +239,7 @@ impl Autoencoder {
         };
         let model = Self {
             manifest,
-            layers,
-            range,
+            fused: fuse(&layers, &range)?,
         };
         // A threshold from a handful of values would be a guess, and what training on them takes off the
         // score is small beside that.
@@ -283,59 +286,32 @@ impl Autoencoder {
                     read(format!("layers.{i}.bias"), &[outputs, 1])?,
                 ))
             })
-            .collect::<Result<_, ModelError>>()?;
+            .collect::<Result<Vec<_>, ModelError>>()?;
         let bounds = [HIDDEN[MIDDLE], 1];
+        let range = (
+            read("middle.least".to_owned(), &bounds)?,
+            read("middle.greatest".to_owned(), &bounds)?,
+        );
         Ok(Self {
             manifest: manifest.clone(),
-            layers,
-            range: (
-                read("middle.least".to_owned(), &bounds)?,
-                read("middle.greatest".to_owned(), &bounds)?,
-            ),
+            fused: fuse(&layers, &range)?,
         })
     }
 
     /// Scores every row of an unscaled matrix.
     ///
     /// # Errors
-    /// [`ModelError::Tensor`] when the tensor library fails.
+    /// None today; the type leaves room.
     pub fn score(&self, rows: &Matrix) -> Result<Scores, ModelError> {
-        let mut scaled = rows.clone();
-        self.manifest.scaler.apply(&mut scaled);
-        let n = rows.rows();
-        if n == 0 {
-            return Ok(Scores {
-                rows: 0,
-                values: Vec::new(),
-                errors: Vec::new(),
-                scaled: Vec::new(),
-            });
-        }
-        let x = input(&scaled)?;
-        let output = forward(&self.layers, &x, Some(&self.range))
-            .and_then(|y| y.flatten_all())
-            .and_then(|y| y.to_vec1::<f32>())
-            .map_err(tensor("scoring"))?;
-        let errors: Vec<f32> = scaled
-            .values()
-            .iter()
-            .zip(&output)
-            .map(|(x, y)| (x - y) * (x - y))
-            .collect();
-        let mut sums = vec![0.0_f32; n];
-        for feature in errors.chunks_exact(n) {
-            for (sum, e) in sums.iter_mut().zip(feature) {
-                *sum += e;
-            }
-        }
+        let pass = self.fused.pass(rows, &self.manifest.scaler);
         Ok(Scores {
-            rows: n,
-            values: sums
+            values: pass
+                .sums
                 .iter()
                 .map(|s| (f64::from(*s) / rows.width() as f64).ln_1p())
                 .collect(),
-            errors,
-            scaled: scaled.into_values(),
+            scaled: pass.scaled,
+            fused: Arc::clone(&self.fused),
         })
     }
 
@@ -348,6 +324,28 @@ impl Autoencoder {
     pub fn median(&self, feature: usize) -> f32 {
         self.manifest.scaler.medians.get(feature).copied().unwrap_or(0.0)
     }
+}
+
+// Lays trained layers out for scoring.
+fn fuse(layers: &[(Tensor, Tensor)], range: &(Tensor, Tensor)) -> Result<Arc<Fused>, ModelError> {
+    let numbers = |values: &Tensor| values.flatten_all()?.to_vec1::<f32>();
+    let laid_out = || -> candle_core::Result<Fused> {
+        let weights = layers
+            .iter()
+            .map(|(weight, bias)| {
+                let (outputs, inputs) = weight.dims2()?;
+                Ok(Weights {
+                    inputs,
+                    outputs,
+                    weights: numbers(weight)?,
+                    bias: numbers(bias)?,
+                })
+            })
+            .collect::<candle_core::Result<_>>()?;
+        let (least, greatest) = (numbers(&range.0)?, numbers(&range.1)?);
+        Ok(Fused::new(Level::best(), weights, MIDDLE, &least, &greatest))
+    };
+    laid_out().map(Arc::new).map_err(tensor("laying out the layers"))
 }
 
 // (outputs, inputs) of each layer.
@@ -381,23 +379,20 @@ fn initial_weights(width: usize, rng: &mut SplitMix64) -> Result<Vec<(Var, Var)>
 }
 
 // The output and the middle are linear; the other layers rectify.
-fn forward(layers: &[(Tensor, Tensor)], x: &Tensor, range: Option<&(Tensor, Tensor)>) -> candle_core::Result<Tensor> {
+fn forward(layers: &[(Tensor, Tensor)], x: &Tensor) -> candle_core::Result<Tensor> {
     let mut h = x.clone();
     for (i, (weight, bias)) in layers.iter().enumerate() {
         h = weight.matmul(&h)?.broadcast_add(bias)?;
-        h = match (i, range) {
-            (MIDDLE, Some((least, greatest))) => h.broadcast_maximum(least)?.broadcast_minimum(greatest)?,
-            (MIDDLE, None) => h,
-            _ if i + 1 == layers.len() => h,
-            _ => h.relu()?,
-        };
+        if i != MIDDLE && i + 1 != layers.len() {
+            h = h.relu()?;
+        }
     }
     Ok(h)
 }
 
 // The range of each unit of the middle over the sample, its rarest thousandth on either side left out.
 fn middle_range(layers: &[(Tensor, Tensor)], x: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
-    let units = forward(&layers[..=MIDDLE], x, None)
+    let units = forward(&layers[..=MIDDLE], x)
         .and_then(|h| h.to_vec2::<f32>())
         .map_err(tensor("measuring the middle"))?;
     let (mut least, mut greatest) = (Vec::new(), Vec::new());
@@ -415,7 +410,7 @@ fn middle_range(layers: &[(Tensor, Tensor)], x: &Tensor) -> Result<(Tensor, Tens
 }
 
 fn mean_squared_error(layers: &[(Tensor, Tensor)], x: &Tensor) -> candle_core::Result<Tensor> {
-    forward(layers, x, None)?.sub(x)?.sqr()?.mean(D::Minus1)?.mean_all()
+    forward(layers, x)?.sub(x)?.sqr()?.mean(D::Minus1)?.mean_all()
 }
 
 // A copy that further training does not change.

@@ -189,6 +189,10 @@ impl AlarmBudget {
 
     /// What becomes of a score, by how rare it is and whether it is below the floor. Nothing is counted.
     pub fn verdict(&self, rarity: f64, below_floor: bool, widest: f64) -> Verdict {
+        // Most scores: neither of the bounds below is asked for.
+        if rarity > widest {
+            return Verdict::Quiet;
+        }
         if !below_floor && rarity <= self.bound().min(widest) {
             Verdict::Alert
         } else if rarity <= self.share().min(widest) {

@@ -174,7 +174,7 @@ pub(super) fn read(delivery: &Delivery) -> Result<(u16, FlowBatch), String> {
             content_type::ARROW_STREAM
         )));
     }
-    let (batch, meta) = garrison_flow::decode(&delivery.payload).map_err(|e| wrong(e.to_string()))?;
+    let (batch, meta) = garrison_flow::decode_message(delivery.payload.clone()).map_err(|e| wrong(e.to_string()))?;
     if meta.tenant != delivery.tenant {
         return Err(wrong(format!(
             "the batch says tenant {} and its subject {}",

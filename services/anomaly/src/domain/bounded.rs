@@ -1,9 +1,16 @@
 //! A map that never outgrows its bound: the least active entry makes room, and that is counted.
+//!
+//! Millions of records a second each look into a dozen of these maps, and nearly every look is a miss of the cache. So the
+//! table is a flat list of eight octets an entry, part of the hash and the place of the value; the order of use is a list
+//! of places that is only appended to, so that a use touches no neighbours; and what will be asked for soon can be fetched
+//! ahead.
 
 use std::{
-    collections::HashMap,
+    collections::VecDeque,
     hash::{BuildHasher, Hash, Hasher, RandomState},
 };
+
+use super::prefetch::prefetch;
 
 const NONE: u32 = u32::MAX;
 
@@ -85,22 +92,40 @@ fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
+// The bits of a hash that are kept in the table; the lowest of them say where an entry belongs.
+fn tag(hash: u64) -> u32 {
+    hash as u32
+}
+
+// Where an entry is: some bits of its hash, and its slot.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    tag: u32,
+    at: u32,
+}
+
+const FREE: Place = Place { tag: 0, at: NONE };
+
 #[derive(Debug)]
 struct Slot<K, V> {
     key: K,
     value: V,
-    older: u32,
-    newer: u32,
+    // Its last use, counted over all uses.
+    used: u64,
 }
 
 /// Keys in the order of their last use. What is evicted depends only on the order of calls, never on hash
 /// seeds, so that replaying the same messages gives the same state.
 #[derive(Debug)]
 pub struct BoundedMap<K, V> {
-    index: HashMap<K, u32, Seeded>,
+    seeded: Seeded,
+    // Open addressing with linear probing (Knuth, volume 3, 6.4): a power of two, at most five eighths full.
+    table: Vec<Place>,
     slots: Vec<Slot<K, V>>,
-    oldest: u32,
-    newest: u32,
+    // The slots in the order in which they were used. Only the last time of a slot counts.
+    uses: VecDeque<u32>,
+    // How many uses have left the list.
+    forgotten: u64,
     capacity: usize,
     evicted: u64,
 }
@@ -109,10 +134,11 @@ impl<K: Hash + Eq + Clone, V> BoundedMap<K, V> {
     /// Makes a map for at most `capacity` entries, at least one and below 2^32. Memory is taken as it fills.
     pub fn new(capacity: usize) -> Self {
         Self {
-            index: HashMap::with_hasher(Seeded::new()),
+            seeded: Seeded::new(),
+            table: Vec::new(),
             slots: Vec::new(),
-            oldest: NONE,
-            newest: NONE,
+            uses: VecDeque::new(),
+            forgotten: 0,
             capacity: capacity.clamp(1, (NONE - 1) as usize),
             evicted: 0,
         }
@@ -135,94 +161,190 @@ impl<K: Hash + Eq + Clone, V> BoundedMap<K, V> {
 
     /// The entry of `key`, without counting as a use.
     pub fn peek(&self, key: &K) -> Option<&V> {
-        let at = *self.index.get(key)?;
+        let at = self.find(self.seeded.hash_one(key), key)?;
         Some(&self.slots[at as usize].value)
     }
 
     /// The entry of `key`, which becomes the most recently used.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let at = *self.index.get(key)?;
+        let at = self.find(self.seeded.hash_one(key), key)?;
         self.touch(at);
         Some(&mut self.slots[at as usize].value)
     }
 
     /// The entry of `key`, made when there is none, which becomes the most recently used.
     pub fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
-        let at = match self.index.get(&key) {
-            Some(&at) => {
+        let hash = self.seeded.hash_one(&key);
+        let at = match self.find(hash, &key) {
+            Some(at) => {
                 self.touch(at);
                 at
             }
-            None => self.insert(key, make()),
+            None => self.insert(hash, key, make()),
         };
         &mut self.slots[at as usize].value
     }
 
     /// Every entry, least recently used first: the order in which to insert them to get this map again.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        let mut at = self.oldest;
-        std::iter::from_fn(move || {
-            let slot = self.slots.get(at as usize)?;
-            at = slot.newer;
-            Some((&slot.key, &slot.value))
+        self.uses.iter().zip(self.forgotten..).filter_map(|(at, use_)| {
+            let slot = self.slots.get(*at as usize)?;
+            (slot.used == use_).then_some((&slot.key, &slot.value))
         })
     }
 
-    fn insert(&mut self, key: K, value: V) -> u32 {
-        let slot = Slot {
-            key: key.clone(),
-            value,
-            older: NONE,
-            newer: NONE,
-        };
+    /// Asks for the part of the table where `key` is, so that [`fetch`](Self::fetch) finds it near.
+    pub fn fetch_place(&self, key: &K) {
+        if !self.table.is_empty() {
+            prefetch(&self.table[self.home(self.seeded.hash_one(key))]);
+        }
+    }
+
+    /// Asks for the entry of `key`, so that the next call finds it near.
+    pub fn fetch(&self, key: &K) {
+        if self.table.is_empty() {
+            return;
+        }
+        let hash = self.seeded.hash_one(key);
+        let place = self.table[self.home(hash)];
+        if place.tag == tag(hash)
+            && let Some(slot) = self.slots.get(place.at as usize)
+        {
+            prefetch(slot);
+        }
+    }
+
+    // Of a table that is not empty.
+    fn home(&self, hash: u64) -> usize {
+        hash as usize & (self.table.len() - 1)
+    }
+
+    fn find(&self, hash: u64, key: &K) -> Option<u32> {
+        if self.table.is_empty() {
+            return None;
+        }
+        let (mask, tag) = (self.table.len() - 1, tag(hash));
+        let mut i = hash as usize & mask;
+        loop {
+            let place = self.table[i];
+            if place.at == NONE {
+                return None;
+            }
+            if place.tag == tag && self.slots[place.at as usize].key == *key {
+                return Some(place.at);
+            }
+            i = (i + 1) & mask;
+        }
+    }
+
+    fn insert(&mut self, hash: u64, key: K, value: V) -> u32 {
+        let used = self.forgotten + self.uses.len() as u64;
+        let slot = Slot { key, value, used };
         let at = if self.slots.len() < self.capacity {
+            if (self.slots.len() + 1) * 8 > self.table.len() * 5 {
+                self.grow();
+            }
             self.slots.push(slot);
             (self.slots.len() - 1) as u32
         } else {
-            let at = self.oldest;
-            self.unlink(at);
+            let at = self.oldest();
             self.evicted += 1;
             let evicted = std::mem::replace(&mut self.slots[at as usize], slot);
-            self.index.remove(&evicted.key);
+            self.remove(self.seeded.hash_one(&evicted.key), at);
             at
         };
-        self.index.insert(key, at);
-        self.link_newest(at);
+        self.place(hash, at);
+        self.note(at);
         at
     }
 
+    fn place(&mut self, hash: u64, at: u32) {
+        let mask = self.table.len() - 1;
+        let mut i = hash as usize & mask;
+        while self.table[i].at != NONE {
+            i = (i + 1) & mask;
+        }
+        self.table[i] = Place { tag: tag(hash), at };
+    }
+
+    fn grow(&mut self) {
+        let size = (self.table.len() * 2).max(8);
+        self.table = vec![FREE; size];
+        for at in 0..self.slots.len() {
+            let hash = self.seeded.hash_one(&self.slots[at].key);
+            self.place(hash, at as u32);
+        }
+    }
+
+    // Takes a place out of the table, and moves those behind it up that would not be found any more.
+    fn remove(&mut self, hash: u64, at: u32) {
+        let mask = self.table.len() - 1;
+        let mut hole = hash as usize & mask;
+        while self.table[hole].at != at {
+            hole = (hole + 1) & mask;
+        }
+        let mut i = hole;
+        loop {
+            i = (i + 1) & mask;
+            let place = self.table[i];
+            if place.at == NONE {
+                break;
+            }
+            let home = place.tag as usize & mask;
+            // Its home lies behind the hole: it stays.
+            if (i.wrapping_sub(home) & mask) < (i.wrapping_sub(hole) & mask) {
+                continue;
+            }
+            self.table[hole] = place;
+            hole = i;
+        }
+        self.table[hole] = FREE;
+    }
+
+    // The slot whose last use is the longest ago; that use leaves the list.
+    fn oldest(&mut self) -> u32 {
+        loop {
+            let Some(at) = self.uses.pop_front() else {
+                // Every slot has a use in the list.
+                return 0;
+            };
+            let use_ = self.forgotten;
+            self.forgotten += 1;
+            if self.slots[at as usize].used == use_ {
+                return at;
+            }
+        }
+    }
+
     fn touch(&mut self, at: u32) {
-        if self.newest != at {
-            self.unlink(at);
-            self.link_newest(at);
+        let next = self.forgotten + self.uses.len() as u64;
+        let used = &mut self.slots[at as usize].used;
+        if *used + 1 != next {
+            *used = next;
+            self.note(at);
         }
     }
 
-    fn unlink(&mut self, at: u32) {
-        let (older, newer) = {
-            let slot = &self.slots[at as usize];
-            (slot.older, slot.newer)
-        };
-        match older {
-            NONE => self.oldest = newer,
-            older => self.slots[older as usize].newer = newer,
-        }
-        match newer {
-            NONE => self.newest = older,
-            newer => self.slots[newer as usize].older = older,
+    fn note(&mut self, at: u32) {
+        self.uses.push_back(at);
+        if self.uses.len() > 4 * self.slots.len() + 16 {
+            self.tidy();
         }
     }
 
-    fn link_newest(&mut self, at: u32) {
-        let before = self.newest;
-        let slot = &mut self.slots[at as usize];
-        slot.older = before;
-        slot.newer = NONE;
-        match before {
-            NONE => self.oldest = at,
-            before => self.slots[before as usize].newer = at,
+    // Leaves out the uses that do not count any more.
+    fn tidy(&mut self) {
+        let mut kept = VecDeque::with_capacity(self.slots.len() * 2);
+        let first = self.forgotten + self.uses.len() as u64;
+        for (at, use_) in self.uses.iter().zip(self.forgotten..) {
+            let slot = &mut self.slots[*at as usize];
+            if slot.used == use_ {
+                slot.used = first + kept.len() as u64;
+                kept.push_back(*at);
+            }
         }
-        self.newest = at;
+        self.uses = kept;
+        self.forgotten = first;
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Facts {
     pub src_inside: Vec<bool>,
     /// The called side belongs to an internal network; filled by [`place`](Self::place).
     pub dst_inside: Vec<bool>,
-    /// What the source did in its last minute; filled by the stateful pass.
+    /// What the source did in its last minute, of rows that say more than that a flow began; filled by the stateful pass.
     pub activity: Vec<ActivitySummary>,
     /// Records whose time had to be held back.
     pub ahead_of_clock: u64,
@@ -117,15 +117,18 @@ impl Facts {
             protocol: columns.protocol.value(i),
             first_seen: columns.first_seen.value(i),
             last_seen: columns.last_seen.value(i),
-            community_id: columns
-                .community_id
-                .value(i)
-                .chars()
-                .take(64)
-                .collect::<String>()
-                .into(),
+            community_id: cut(columns.community_id.value(i), 64).into(),
         }
     }
+}
+
+// At most so many letters.
+fn cut(text: &str, most: usize) -> &str {
+    // A letter has an octet at least.
+    if text.len() <= most {
+        return text;
+    }
+    text.char_indices().nth(most).map_or(text, |(end, _)| &text[..end])
 }
 
 /// A text cell, `None` when unknown.

@@ -5,8 +5,11 @@ use arrow_array::{Array as _, PrimitiveArray, StringArray, types::ArrowPrimitive
 use garrison_flow::{Columns, FlowState};
 use garrison_models::Matrix;
 
-use super::facts::{Facts, ICMP, ICMP6, TCP, UDP};
-use super::window::Reach;
+use super::{
+    facts::{Facts, ICMP, ICMP6, TCP, UDP},
+    logarithm::ln_1p,
+    window::Reach,
+};
 
 /// Where a feature's numbers come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,14 @@ pub enum Transform {
 }
 
 impl Transform {
+    // To the model's space, in place.
+    fn apply(self, values: &mut [f32]) {
+        if self == Self::Log1p {
+            values.iter_mut().for_each(|v| *v = v.max(0.0));
+            ln_1p(values);
+        }
+    }
+
     /// Back from the model's space to the feature's unit.
     pub fn invert(self, x: f32) -> f64 {
         match self {
@@ -159,16 +170,29 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// Computes every feature of every row, transformed.
 pub fn compute(columns: Columns<'_>, facts: &Facts) -> Matrix {
     let rows = facts.src.len();
-    let input = Input { columns, facts };
     let mut matrix = Matrix::zeros(WIDTH, rows);
     if rows > 0 {
+        let input = Input { columns, facts };
         for (feature, out) in FEATURES.iter().zip(matrix.values_mut().chunks_exact_mut(rows)) {
             (feature.column)(&input, out);
-            if feature.transform == Transform::Log1p {
-                for v in out.iter_mut() {
-                    *v = v.max(0.0).ln_1p();
-                }
+            feature.transform.apply(out);
+        }
+    }
+    matrix
+}
+
+/// Computes every feature of some rows, transformed: those of the indices, in their order.
+pub fn compute_some(columns: Columns<'_>, facts: &Facts, indices: &[usize]) -> Matrix {
+    let mut matrix = Matrix::zeros(WIDTH, indices.len());
+    if !indices.is_empty() {
+        let input = Input { columns, facts };
+        let mut whole = vec![0.0; facts.src.len()];
+        for (feature, out) in FEATURES.iter().zip(matrix.values_mut().chunks_exact_mut(indices.len())) {
+            (feature.column)(&input, &mut whole);
+            for (v, i) in out.iter_mut().zip(indices) {
+                *v = whole[*i];
             }
+            feature.transform.apply(out);
         }
     }
     matrix
@@ -357,6 +381,22 @@ mod tests {
             ..row()
         };
         assert_eq!(value(&refused, "failed"), 1.0);
+    }
+
+    #[test]
+    fn some_rows_are_what_they_are_among_all() {
+        let mut builder = FlowBatchBuilder::new(5);
+        for n in 0..5_u64 {
+            builder.push(&FlowRow {
+                src_bytes: (n != 2).then_some(n * 100),
+                ..row()
+            });
+        }
+        let batch = builder.finish();
+        let facts = Facts::read(&batch, i64::MAX);
+        let indices = [4, 2, 0];
+        let all = compute(batch.columns(), &facts).select(&indices);
+        assert_eq!(compute_some(batch.columns(), &facts, &indices), all);
     }
 
     #[test]

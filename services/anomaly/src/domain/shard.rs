@@ -6,7 +6,7 @@ use garrison_flow::{Columns, FlowState};
 use garrison_proto::alert::v1::Feature;
 
 use super::{
-    activity::{SourceActivity, host_hash, port_hash},
+    activity::{ActivitySummary, SourceActivity, host_hash, port_hash},
     behaviour::{
         self, Row,
         beacon::Channel,
@@ -55,6 +55,9 @@ pub mod once {
     /// Its certificate is known.
     pub const CERTIFIED: u8 = 16;
 }
+
+/// How many rows before its use an entry is fetched.
+const AHEAD: usize = 8;
 
 /// A flow that lives counts as settled after this.
 const SETTLED_AFTER: Nanos = 30 * super::window::SECOND;
@@ -216,6 +219,7 @@ impl Shard {
     pub fn pass(&mut self, wide: &mut Wide, columns: &Columns<'_>, facts: &mut Facts, context: &Context<'_>) -> Pass {
         let mut pass = Pass::default();
         for i in 0..facts.src.len() {
+            self.fetch(wide, columns, facts, i);
             let Some(state) = facts.state[i] else {
                 pass.unusable += 1;
                 continue;
@@ -262,9 +266,7 @@ impl Shard {
     // record that was overtaken adds nothing either.
     fn news(&mut self, columns: &Columns<'_>, facts: &Facts, i: usize, context: &Context<'_>) -> Option<News> {
         let contacts_observed = context.learning || context.learnt;
-        let mut id = [0; 16];
-        id.copy_from_slice(columns.flow_id.value(i));
-        let memory = self.flows.get_or_insert_with(id, FlowMemory::default);
+        let memory = self.flows.get_or_insert_with(flow_id(columns, i), FlowMemory::default);
         let seq = columns.record_seq.value(i);
         if memory.record_seq.is_some_and(|last| seq <= last) {
             return None;
@@ -332,9 +334,42 @@ impl Shard {
             bucket.failed = bucket.failed.saturating_add(u32::from(news.failed));
             bucket.bytes = bucket.bytes.saturating_add(news.bytes);
         }
-        facts.activity[i] = source.summary(facts.time[i]);
+        // No other row is scored.
+        if facts.state[i] != Some(FlowState::New) {
+            facts.activity[i] = source.summary(facts.time[i]);
+        }
         in_time
     }
+
+    /// What the source of a row has done in the minute that ends with it, while the row is looked at.
+    pub fn activity(&self, row: &Row<'_>) -> ActivitySummary {
+        let source = self.sources.peek(&row.src());
+        source.map_or_else(ActivitySummary::default, |source| source.summary(row.facts.time[row.i]))
+    }
+
+    // The entries that a row will ask for are fetched in two steps while those before it are looked at: first where they
+    // are, then what they hold.
+    fn fetch(&self, wide: &Wide, columns: &Columns<'_>, facts: &Facts, i: usize) {
+        let (far, near) = (i + 2 * AHEAD, i + AHEAD);
+        if far < facts.src.len() {
+            self.flows.fetch_place(&flow_id(columns, far));
+            self.sources.fetch_place(&facts.src[far]);
+            self.vertical.fetch_place(&(facts.src[far], facts.dst[far]));
+            wide.victims.fetch_place(&(facts.dst[far], columns.dst_port.value(far)));
+        }
+        if near < facts.src.len() {
+            self.flows.fetch(&flow_id(columns, near));
+            self.sources.fetch(&facts.src[near]);
+            self.vertical.fetch(&(facts.src[near], facts.dst[near]));
+            wide.victims.fetch(&(facts.dst[near], columns.dst_port.value(near)));
+        }
+    }
+}
+
+fn flow_id(columns: &Columns<'_>, i: usize) -> [u8; 16] {
+    let mut id = [0; 16];
+    id.copy_from_slice(columns.flow_id.value(i));
+    id
 }
 
 /// What a record adds to what was known of its flow.

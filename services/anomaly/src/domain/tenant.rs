@@ -238,7 +238,7 @@ impl Tenant {
         self.models.suspect(told.filter(grave), settings.fold);
         let mut rare = Vec::new();
         if !pass.scorable.is_empty() && (self.live.is_some() || matches!(self.phase, Phase::Learning(_))) {
-            let rows = features::compute(columns, &facts).select(&pass.scorable);
+            let rows = features::compute_some(columns, &facts, &pass.scorable);
             match self.model_pass(&columns, &facts, &pass.scorable, &rows, &mut judged) {
                 Ok(found) => rare = found,
                 Err(error) => judged.model_error = Some(error),

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use garrison_proto::alert::v1::FlowReference;
 
+use super::brief::Brief;
+
 /// Nanoseconds since the epoch.
 pub type Nanos = i64;
 
@@ -31,7 +33,7 @@ pub struct FlowRef {
     /// Last packet when it was noted.
     pub last_seen: Nanos,
     /// Community ID.
-    pub community_id: Box<str>,
+    pub community_id: Brief,
 }
 
 /// An address as the 128 bits of an IPv6 address; IPv4 is mapped (RFC 4291 §2.5.5.2).
@@ -193,6 +195,10 @@ impl<T: PartialEq + Copy> DistinctWindow<T> {
                 if flow.first_seen > self.told {
                     if self.attempts.len() >= span.bound.max(1) {
                         self.attempts.pop_front();
+                    }
+                    // Most windows never hold more than one.
+                    if self.attempts.capacity() == 0 {
+                        self.attempts.reserve_exact(1);
                     }
                     self.attempts.push_back(Attempt {
                         value,

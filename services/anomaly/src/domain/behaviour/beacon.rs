@@ -349,6 +349,13 @@ pub fn observe(shard: &mut Shard, wide: &mut Wide, row: &Row<'_>, context: &Cont
     if !channel.note(contact, settings.contacts) {
         return;
     }
+    let forwarded = !destination.proxied
+        && (wide.proxied.peek(&destination.key)).is_some_and(|seen| time.abs_diff(seen.at) < PROXIED_FOR as u64);
+    let excused = channel.usual || forwarded || hosts >= settings.popular;
+    // Most destinations are: what the contacts say is asked only where it is told, or learnt.
+    if excused && !context.learning {
+        return;
+    }
     let Some(evidence) = channel.evidence(settings.contacts) else {
         return;
     };
@@ -357,10 +364,6 @@ pub fn observe(shard: &mut Shard, wide: &mut Wide, row: &Row<'_>, context: &Cont
     }
     if context.learning {
         channel.usual = true;
-    }
-    let forwarded = !destination.proxied
-        && (wide.proxied.peek(&destination.key)).is_some_and(|seen| time.abs_diff(seen.at) < PROXIED_FOR as u64);
-    if channel.usual || forwarded || hosts >= settings.popular {
         return;
     }
     out.push(found(row, &destination, &evidence, hosts, settings));

@@ -122,7 +122,7 @@ pub fn flood(wide: &mut Wide, row: &Row<'_>, context: &Context<'_>, out: &mut Ve
     if row.news.first_record {
         victim.flows = victim.flows.saturating_add(flows_of(row));
         if victim.sources.is_empty() {
-            victim.sources = vec![0; 4];
+            victim.sources.resize(4, 0);
         }
         let hash = host_hash(row.src());
         victim.sources[(hash >> 6) as usize % 4] |= 1 << (hash & 63);

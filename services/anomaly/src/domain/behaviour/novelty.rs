@@ -134,7 +134,7 @@ pub fn device(wide: &mut Wide, row: &Row<'_>, context: &Context<'_>, out: &mut V
         mac = Some((mix(number ^ 0x3AC0_0000_0000_0000), bytes));
     }
     let mut key = mix(host_hash(src) ^ 0xADD2);
-    let mut who = src.to_string();
+    let mut link = None;
     let mut known = wide.devices.peek(&key).is_some();
     if let Some((by_mac, bytes)) = mac {
         let seen = wide.devices.peek(&by_mac).is_some();
@@ -144,7 +144,7 @@ pub fn device(wide: &mut Wide, row: &Row<'_>, context: &Context<'_>, out: &mut V
         if crowd.hosts() < ROUTER_HOSTS {
             known = seen;
             key = by_mac;
-            who = bytes.map(|b| format!("{b:02x}")).join(":");
+            link = Some(bytes);
         }
     }
     let crowd = wide.devices.get_or_insert_with(key, fresh);
@@ -155,6 +155,10 @@ pub fn device(wide: &mut Wide, row: &Row<'_>, context: &Context<'_>, out: &mut V
     if known || context.learning || wide.devices.len() < LEAST_KNOWN || wide.devices.evicted() > 0 {
         return;
     }
+    let who = match link {
+        Some(bytes) => bytes.map(|b| format!("{b:02x}")).join(":"),
+        None => src.to_string(),
+    };
     out.push(Finding {
         title: format!("Device that was never seen: {who} as {src}"),
         confidence: 0.4,

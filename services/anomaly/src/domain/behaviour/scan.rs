@@ -30,7 +30,7 @@ pub fn vertical(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &m
     let Some(tried) = crossed(window, port, reach, row, threshold, true) else {
         return;
     };
-    let share = f64::from(row.facts.activity[row.i].failed_share);
+    let share = f64::from(shard.activity(row).failed_share);
     let count = tried.len() as f64;
     out.push(Finding {
         detector: Detector::ScanVertical,
@@ -90,7 +90,7 @@ pub fn horizontal(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: 
         }
         _ => "ICMP".to_owned(),
     };
-    let share = f64::from(row.facts.activity[row.i].failed_share);
+    let share = f64::from(shard.activity(row).failed_share);
     let count = tried.len() as f64;
     out.push(Finding {
         detector: Detector::ScanHorizontal,

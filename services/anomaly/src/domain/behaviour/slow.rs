@@ -52,7 +52,7 @@ pub fn observe(shard: &mut Shard, row: &Row<'_>, context: &Context<'_>, out: &mu
         return;
     }
     // What is fast is told as such.
-    let activity = &facts.activity[i];
+    let activity = shard.activity(row);
     if f64::from(activity.flows * activity.failed_share) >= context.settings.vertical.count as f64 {
         return;
     }
