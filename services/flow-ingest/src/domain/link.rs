@@ -1,7 +1,8 @@
 //! Link layers: everything before the IP header, with its tags and the link-level encapsulations.
 
 use super::{
-    packet::{LinkType, Packet, Step, array, be16, be32, tagged},
+    decode::{Step, array, be16, be32, tagged},
+    packet::{LinkType, Packet},
     tunnel::{Tunnel, TunnelKind},
 };
 

@@ -1,17 +1,17 @@
 //! The meter: packets in, flow records out. One belongs to one thread and shares nothing.
 
-use std::sync::LazyLock;
-
 use garrison_flow::{FlowRow, FlowState, LossLedger};
 
 use super::{
     aggregate::{Aggregates, is_unheard},
     app::{News, Service},
-    flow::{Extra, Flow, NONE, mark},
+    decode::assembled,
+    flow::{Flow, NONE, mark},
     fragment::Fragments,
     key::{FlowKey, HashSeed},
     network::Bearers,
-    packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, assembled, flag},
+    note::{note_entropy, note_macs, note_payload},
+    packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, flag},
     port::is_server_port,
     record::{EndReason, Subject, lingered, with_row, worth},
     table::{BATCH, Limits, Table},
@@ -572,69 +572,6 @@ fn milliseconds(nanoseconds: i64) -> u32 {
     (nanoseconds / 1_000_000).clamp(0, i64::from(u32::MAX)) as u32
 }
 
-fn note_macs(extra: &mut Extra, packet: &Decoded<'_>, side: usize) {
-    if let Some((from, to)) = packet.macs {
-        extra.macs = if side == 0 { [from, to] } else { [to, from] };
-    }
-}
-
-fn note_payload(extra: &mut Extra, side: usize, packet: &Decoded<'_>) {
-    let length = packet.payload_len.min(i16::MAX as u32) as i16;
-    if let Some(place) = extra.first_lengths.get_mut(usize::from(extra.lengths)) {
-        *place = if side == 0 { length } else { -length };
-    }
-    extra.lengths = extra.lengths.saturating_add(1);
-    if packet.fragment == Fragment::Whole {
-        note_entropy(extra, side, packet);
-    }
-}
-
-fn note_entropy(extra: &mut Extra, side: usize, packet: &Decoded<'_>) {
-    if extra.entropy[side] == u16::MAX && !packet.payload.is_empty() {
-        let head = &packet.payload[..packet.payload.len().min(ENTROPY_OCTETS)];
-        extra.entropy[side] = (entropy(head) * 8192.0).round().min(65_534.0) as u16;
-    }
-}
-
-// How many octets of a side's first payload its entropy is of.
-const ENTROPY_OCTETS: usize = 256;
-
-const SCALE: f64 = (1_u64 << 32) as f64;
-
-// By how often an octet has come up: n log2 n in whole numbers, so that the order of the octets does not matter, and what
-// one more adds to it.
-struct Terms {
-    whole: [u64; ENTROPY_OCTETS + 1],
-    steps: [u64; ENTROPY_OCTETS],
-}
-
-static TERMS: LazyLock<Terms> = LazyLock::new(|| {
-    let term = |n: usize| match n {
-        0 => 0,
-        _ => (n as f64 * (n as f64).log2() * SCALE).round() as u64,
-    };
-    Terms {
-        whole: std::array::from_fn(term),
-        steps: std::array::from_fn(|n| term(n + 1) - term(n)),
-    }
-});
-
-// Shannon entropy, bits an octet, of at most `ENTROPY_OCTETS` octets.
-fn entropy(data: &[u8]) -> f32 {
-    let terms = &*TERMS;
-    let data = &data[..data.len().min(ENTROPY_OCTETS)];
-    let mut counts = [0_u8; 256];
-    let mut sum = 0;
-    for &octet in data {
-        let count = &mut counts[usize::from(octet)];
-        sum += terms.steps[usize::from(*count)];
-        // Of all octets alike the last one's count is not read any more.
-        *count = count.wrapping_add(1);
-    }
-    let all = terms.whole[data.len()];
-    (all.saturating_sub(sum) as f64 / SCALE / data.len() as f64) as f32
-}
-
 // Whether the first packet came from the called side, told by its ports (Zeek's `likely_server_ports`).
 fn is_flipped(packet: &Decoded<'_>) -> bool {
     let (src, dst) = (packet.src_port, packet.dst_port);
@@ -657,19 +594,5 @@ fn is_group(packet: &Decoded<'_>) -> bool {
     match packet.ip_version {
         4 => packet.dst[12] >= 0xe0,
         _ => packet.dst[0] == 0xff,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entropy_is_shannons() {
-        assert_eq!(entropy(b"aaaa"), 0.0);
-        assert_eq!(entropy(b"ab"), 1.0);
-        let all: Vec<u8> = (0..=255).collect();
-        assert_eq!(entropy(&all), 8.0);
-        assert!((entropy(b"aab") - 0.918_296).abs() < 1e-5);
     }
 }

@@ -5,6 +5,7 @@ pub mod aggregate;
 pub mod app;
 #[cfg(test)]
 pub(crate) mod craft;
+mod decode;
 #[cfg(test)]
 mod flood_tests;
 pub mod flow;
@@ -18,6 +19,7 @@ mod meter_tests;
 pub mod network;
 #[cfg(test)]
 mod network_tests;
+mod note;
 pub mod packet;
 #[cfg(test)]
 mod packet_tests;

@@ -2,6 +2,7 @@
 
 use garrison_flow::FlowRow;
 
+use super::decode::GRE;
 use super::{Limits, Meter, Sink, craft, packet::*, record::EndReason};
 
 #[derive(Default)]

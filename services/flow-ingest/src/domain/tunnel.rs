@@ -3,8 +3,9 @@
 
 use super::{
     app::Service,
+    decode::{Decoder, GRE, be16, be32},
     link::{self, ETH_IPV4, ETH_IPV6},
-    packet::{Decoded, Decoder, Fragment, GRE, LinkType, Packet, UDP, Verdict, be16, be32},
+    packet::{Decoded, Fragment, LinkType, Packet, UDP, Verdict},
 };
 
 /// Kinds of tunnels.

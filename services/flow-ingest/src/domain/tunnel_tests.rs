@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::decode::GRE;
 use super::{Limits, Meter, Sink, packet::*, record::EndReason};
 use crate::domain::craft;
 

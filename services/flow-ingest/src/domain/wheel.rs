@@ -163,13 +163,11 @@ mod tests {
             step in 1_i64..200_000,
         ) {
             let mut links = vec![Link::NONE; deadlines.len()];
-            let mut buckets = vec![0; deadlines.len()];
             let mut wheel = Wheel::default();
             wheel.start(1_000);
             let due = |i: usize| 1_000 + deadlines[i] * (TICK / 100);
-            for i in 0..deadlines.len() {
-                buckets[i] = wheel.insert(&mut links, i as u32, due(i));
-            }
+            let buckets: Vec<u16> =
+                (0..deadlines.len()).map(|i| wheel.insert(&mut links, i as u32, due(i))).collect();
             let mut kept = Vec::new();
             for (i, removed) in removed.iter().enumerate().take(deadlines.len()) {
                 if *removed {
