@@ -50,16 +50,26 @@ fn a_version_that_denies_too_much_is_gone_back_from() {
     cluster.namespace("shop", "");
     let denied = Arc::new(AtomicU32::new(3));
     let port = figures(denied.clone());
-    let more = format!(
-        "[rollout]\nprometheus = \"http://127.0.0.1:{port}\"\nquery = 'sum(rate(denied{{namespace=\"{{namespace}}\",policy=\"{{policy}}\"}}[1m]))'\n\
-         watch_ms = 3000\ninterval_ms = 200\nmost_denied_per_second = 5.0\nlooks = 2\n"
-    );
-    let settings = |name| Settings {
-        name,
-        more: more.clone(),
-        ..Settings::default()
+    let more = |watch_ms: u32| {
+        format!(
+            "[rollout]\nprometheus = \"http://127.0.0.1:{port}\"\nquery = 'sum(rate(denied{{namespace=\"{{namespace}}\",policy=\"{{policy}}\"}}[1m]))'\n\
+         watch_ms = {watch_ms}\ninterval_ms = 200\nmost_denied_per_second = 5.0\nlooks = 2\n"
+        )
     };
-    let mut controller = cluster.controller(&settings("first"));
+    let lead = |name, watch_ms| {
+        let settings = Settings {
+            name,
+            more: more(watch_ms),
+            ..Settings::default()
+        };
+        let controller = cluster.controller(&settings);
+        cluster.wait("the process to lead", || {
+            let lease = cluster.get("lease", "garrison", "policy-controller")?;
+            (lease["spec"]["holderIdentity"] == name).then_some(())
+        });
+        controller
+    };
+    let mut controller = lead("first", 3_000);
     let phase = |wanted: &str, generation: u32| {
         cluster.wait(&format!("{wanted} of {generation}"), || {
             let object = cluster.get("ztp", "shop", "web")?;
@@ -76,30 +86,28 @@ fn a_version_that_denies_too_much_is_gone_back_from() {
     // The first version denies no more than was denied before, and is kept.
     cluster.apply(&policy("shop", "web", allows("web", "10.0.0.0/8", 80)));
     phase("Kept", 1);
-    assert_eq!(from().as_deref(), Some("10.0.0.0/8"));
+    cluster.wait("the first version", || (from()? == "10.0.0.0/8").then_some(()));
 
-    // The second shuts too many out.
+    // Another process goes on where this one ended. The second version shuts too many out; it is watched for so long that
+    // this is seen on a slow machine too.
+    controller.process.kill();
+    let mut controller = lead("second", 600_000);
     cluster.apply(&policy("shop", "web", allows("web", "10.1.0.0/16", 80)));
     cluster.wait("the second version", || (from()? == "10.1.0.0/16").then_some(()));
     denied.store(50, Ordering::Relaxed);
     let object = phase("Returned", 2);
     assert_eq!(object["status"]["rollout"]["previous"], 1);
-    cluster.wait("the first version", || (from()? == "10.0.0.0/8").then_some(()));
+    cluster.wait("the first version again", || (from()? == "10.0.0.0/8").then_some(()));
     let object = cluster.reason("ztp", "shop", "web", "Programmed", "Returned");
     assert_eq!(object["status"]["enforcedGeneration"], 1, "{object:#}");
 
-    // Another process goes on where this one ended.
-    controller.process.kill();
-    let _second = cluster.controller(&settings("second"));
-    cluster.wait("the second process to lead", || {
-        let lease = cluster.get("lease", "garrison", "policy-controller")?;
-        (lease["spec"]["holderIdentity"] == "second").then_some(())
-    });
     // A third version is judged anew.
+    controller.process.kill();
+    let _controller = lead("third", 3_000);
     denied.store(50, Ordering::Relaxed);
     cluster.apply(&policy("shop", "web", allows("web", "10.2.0.0/16", 80)));
     phase("Kept", 3);
-    assert_eq!(from().as_deref(), Some("10.2.0.0/16"));
+    cluster.wait("the third version", || (from()? == "10.2.0.0/16").then_some(()));
     let revisions = cluster.list("controllerrevisions", "shop");
     assert_eq!(revisions.len(), 1, "{revisions:#?}");
 }
