@@ -66,7 +66,7 @@ impl Program {
 
     async fn ready(&self) {
         let log = || std::fs::read_to_string(self.dir.path().join("policy.log")).unwrap_or_default();
-        let limit = tokio::time::Instant::now() + Duration::from_secs(30);
+        let limit = tokio::time::Instant::now() + Duration::from_secs(120);
         while !self.http("/readyz").await.starts_with("HTTP/1.1 200") {
             assert!(tokio::time::Instant::now() < limit, "not ready:\n{}", log());
             tokio::time::sleep(Duration::from_millis(50)).await;

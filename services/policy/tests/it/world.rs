@@ -236,9 +236,9 @@ impl Replica {
 }
 
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let limit = tokio::time::Instant::now() + Duration::from_secs(30);
+    let limit = tokio::time::Instant::now() + Duration::from_secs(120);
     while !condition().await {
-        assert!(tokio::time::Instant::now() < limit, "{what}: not within 30 s");
+        assert!(tokio::time::Instant::now() < limit, "{what}: not within 120 s");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
