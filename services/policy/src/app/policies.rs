@@ -79,16 +79,12 @@ impl App {
         let mut tx = self.begin(&caller.tenant, operation).await?;
         let epoch = store::next_epoch(&mut tx).await.map_err(Error::database(operation))?;
         let failed = Error::database::<garrison_db::DbError>;
-        let newest = store::find(&mut tx, &name, Which::Newest)
-            .await
-            .map_err(failed(operation))?;
-        let waiting = store::find(&mut tx, &name, Which::Waiting)
-            .await
-            .map_err(failed(operation))?;
+        let store::Standing {
+            current,
+            waiting,
+            newest,
+        } = store::standing(&mut tx, &name).await.map_err(failed(operation))?;
         expect(&name, expected, newest.as_ref())?;
-        let current = store::find(&mut tx, &name, Which::Current)
-            .await
-            .map_err(failed(operation))?;
         let waits = parsed.policy.spec.mode == Mode::Enforce && self.settings.review.required(&caller.tenant);
         let same = current
             .as_ref()
@@ -167,15 +163,13 @@ impl App {
         let operation = "withdrawing a policy";
         let mut tx = self.begin(&caller.tenant, operation).await?;
         let epoch = store::next_epoch(&mut tx).await.map_err(Error::database(operation))?;
-        let mut found = None;
-        for which in [Which::Current, Which::Waiting] {
-            if found.is_none() {
-                found = store::find(&mut tx, name, which)
-                    .await
-                    .map_err(Error::database(operation))?
-                    .filter(|c| !c.withdrawn || c.review == Review::Pending);
-            }
-        }
+        let standing = store::standing(&mut tx, name)
+            .await
+            .map_err(Error::database(operation))?;
+        let found = standing
+            .current
+            .filter(|current| !current.withdrawn)
+            .or_else(|| standing.waiting.filter(|waiting| waiting.review == Review::Pending));
         let Some(mut policy) = found else {
             return Err(Error::NotFound(format!("policy {name}")));
         };

@@ -194,8 +194,6 @@ pub async fn changes(tx: &mut Tx<'_>, after: u64) -> Result<Vec<Change>, DbError
 pub enum Which {
     /// The one in force, or, of a withdrawn policy, the last that was.
     Current,
-    /// The one that waits for approval.
-    Waiting,
     /// The one with the highest number.
     Newest,
     /// The one with this number.
@@ -211,10 +209,6 @@ pub async fn find(tx: &mut Tx<'_>, name: &str, which: Which) -> Result<Option<St
     let (query, number) = match which {
         Which::Current => (
             versions!("WHERE p.tenant_id = $1 AND p.name = $2 AND v.version = p.version AND $3 = 0"),
-            0,
-        ),
-        Which::Waiting => (
-            versions!("WHERE p.tenant_id = $1 AND p.name = $2 AND v.version = p.waiting AND $3 = 0"),
             0,
         ),
         Which::Newest => (
@@ -237,6 +231,52 @@ pub async fn find(tx: &mut Tx<'_>, name: &str, which: Which) -> Result<Option<St
         .map(read)
         .transpose()
         .map_err(DbError::during("read a policy"))
+}
+
+/// The versions of a policy that matter when it is changed.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// The one in force, or, of a withdrawn policy, the last that was.
+    pub current: Option<StoredPolicy>,
+    /// The one that waits for approval.
+    pub waiting: Option<StoredPolicy>,
+    /// The one with the highest number.
+    pub newest: Option<StoredPolicy>,
+}
+
+/// How a policy stands, in one query.
+///
+/// # Errors
+/// When the database fails.
+pub async fn standing(tx: &mut Tx<'_>, name: &str) -> Result<Standing, DbError> {
+    let tenant = tx.tenant().to_string();
+    let rows = sqlx::query(versions!(
+        "WHERE p.tenant_id = $1 AND p.name = $2 AND (v.version IN (p.version, p.waiting) OR v.version =
+             (SELECT max(n.version) FROM policy_version n WHERE n.tenant_id = $1 AND n.name = $2))
+         ORDER BY v.version"
+    ))
+    .bind(tenant)
+    .bind(name)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(DbError::during("read how a policy stands"))?;
+    let mut standing = Standing::default();
+    let read = |row: &PgRow, standing: &mut Standing| {
+        let policy = read(row)?;
+        let is = |column| Ok::<_, sqlx::Error>(number(row.try_get(column)?) == policy.version);
+        if is("head")? {
+            standing.current = Some(policy.clone());
+        }
+        if is("waiting")? {
+            standing.waiting = Some(policy.clone());
+        }
+        standing.newest = Some(policy);
+        Ok(())
+    };
+    for row in &rows {
+        read(row, &mut standing).map_err(DbError::during("read how a policy stands"))?;
+    }
+    Ok(standing)
 }
 
 /// Policies in force with names after `after`, in order.
