@@ -7,7 +7,6 @@
 #![allow(unsafe_code)] // the kernel's interface is raw sockets and shared memory
 
 use std::{
-    ffi::CString,
     io,
     mem::{offset_of, size_of},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -21,9 +20,15 @@ use std::{
 
 use super::{
     CaptureError,
-    filter::{Instruction, MOST, Program, choose},
+    filter::{MOST, Program, choose},
+    interface::link_type,
+    socket::{accept, get, refusal, set},
 };
 use crate::domain::packet::{LinkType, Packet};
+
+pub use super::interface::{Interface, interface_index};
+
+const MAX_INTERFACES: usize = 250;
 
 /// How a ring is made.
 #[derive(Clone, Copy, Debug)]
@@ -90,16 +95,6 @@ pub struct Drops {
     pub offered: u64,
     /// Frames dropped because the ring was full.
     pub dropped: u64,
-}
-
-/// The number of an interface. `None` when there is none with this name.
-pub fn interface_index(name: &str) -> Option<u32> {
-    let name = CString::new(name).ok()?;
-    // SAFETY: the argument is a string that ends with NUL and lives through the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => None,
-        index => Some(index),
-    }
 }
 
 impl Ring {
@@ -418,149 +413,5 @@ pub fn wait_for(socket: BorrowedFd<'_>, timeout: Duration) {
     // SAFETY: one descriptor is given and both arguments live through the call; the signal mask is left alone.
     unsafe {
         libc::ppoll(&raw mut poll, 1, &raw const timeout, std::ptr::null());
-    }
-}
-
-fn refusal(sensor: &str, operation: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
-    let sensor = sensor.to_owned();
-    move |source| match source.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => CaptureError::Forbidden { sensor, source },
-        _ => CaptureError::Socket {
-            sensor,
-            operation,
-            source,
-        },
-    }
-}
-
-fn set<T>(socket: &OwnedFd, option: libc::c_int, value: &T) -> io::Result<()> {
-    set_level(socket, libc::SOL_PACKET, option, value)
-}
-
-fn set_level<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the value is as long as said and lives through the call; every caller passes the type the option takes.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            std::ptr::from_ref(value).cast(),
-            size_of::<T>() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-// For the options whose value is a plain number or a plain struct of numbers, which any octets are.
-fn get<T: Copy>(socket: &OwnedFd, option: libc::c_int, value: &mut T) -> io::Result<()> {
-    let mut len = size_of::<T>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` octets into the value, which is that long; every caller passes the type the
-    // option gives, of which every pattern of octets is valid.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            option,
-            std::ptr::from_mut(value).cast(),
-            &raw mut len,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-const MAX_INTERFACES: usize = 250;
-
-// Without any instruction all is refused.
-fn accept(socket: &OwnedFd, steps: &[Instruction]) -> io::Result<()> {
-    let steps = if steps.is_empty() {
-        choose(&[], 0)
-    } else {
-        steps.to_vec()
-    };
-    let mut filter: Vec<_> = steps
-        .iter()
-        .map(|step| libc::sock_filter {
-            code: step.code,
-            jt: step.jt,
-            jf: step.jf,
-            k: step.k,
-        })
-        .collect();
-    let program = libc::sock_fprog {
-        len: filter.len() as libc::c_ushort,
-        filter: filter.as_mut_ptr(),
-    };
-    set_level(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
-}
-
-// linux/if_arp.h.
-const ARPHRD_RAWIP: u16 = 519;
-
-fn link_type(hardware: u16) -> Option<LinkType> {
-    match hardware {
-        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Some(LinkType::Ethernet),
-        // Tunnels whose frames begin with IP.
-        libc::ARPHRD_NONE
-        | libc::ARPHRD_TUNNEL
-        | libc::ARPHRD_TUNNEL6
-        | libc::ARPHRD_SIT
-        | libc::ARPHRD_PPP
-        | ARPHRD_RAWIP => Some(LinkType::Raw),
-        _ => None,
-    }
-}
-
-/// An interface that can be captured on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Its number.
-    pub index: u32,
-    /// How its frames begin.
-    pub link: LinkType,
-}
-
-impl Interface {
-    /// Looks an interface up.
-    ///
-    /// # Errors
-    /// [`CaptureError`] when there is none with this name, or its frames cannot be read.
-    pub fn find(name: &str) -> Result<Self, CaptureError> {
-        let missing = || CaptureError::NoInterface {
-            interface: name.to_owned(),
-        };
-        let index = interface_index(name).ok_or_else(missing)?;
-        // SAFETY: a system call without pointers.
-        let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-        if socket < 0 {
-            return Err(refusal(name, "opening a socket")(io::Error::last_os_error()));
-        }
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        // SAFETY: all zeros is a valid `ifreq`.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (place, octet) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
-            *place = octet as libc::c_char;
-        }
-        // SAFETY: the request is a whole `ifreq` with a name that ends with NUL; the kernel fills in the address.
-        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) };
-        if result != 0 {
-            return Err(missing());
-        }
-        // SAFETY: SIOCGIFHWADDR fills in this member of the union.
-        let hardware = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
-        match link_type(hardware) {
-            Some(link) => Ok(Self { index, link }),
-            None => Err(CaptureError::Hardware {
-                interface: name.to_owned(),
-                hardware,
-            }),
-        }
     }
 }

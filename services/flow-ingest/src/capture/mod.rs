@@ -5,8 +5,10 @@ pub mod file;
 #[cfg(test)]
 mod file_tests;
 pub mod filter;
+mod interface;
 mod pcap;
 mod pcapng;
+mod socket;
 pub mod source;
 pub mod spread;
 

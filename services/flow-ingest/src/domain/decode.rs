@@ -219,8 +219,10 @@ pub fn tagged(tags: u32, tci: u16) -> u32 {
     tags << 13 | 0x1000 | u32::from(tci & 0x0fff)
 }
 
+// Written as two words, because they are read as two words soon after, when they are hashed.
 fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    let low = u64::from(u32::from_le_bytes(v4)) << 32 | 0xffff_0000;
+    (u128::from(low) << 64).to_le_bytes()
 }
 
 impl Decoder {

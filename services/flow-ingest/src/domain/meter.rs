@@ -113,7 +113,6 @@ struct Fate {
 #[derive(Clone, Copy)]
 struct Work<'a> {
     packet: Decoded<'a>,
-    key: FlowKey,
     network: u32,
     hash: u64,
     verdict: Verdict<()>,
@@ -122,7 +121,6 @@ struct Work<'a> {
 impl Work<'_> {
     const NONE: Self = Self {
         packet: Decoded::EMPTY,
-        key: FlowKey::EMPTY,
         network: 0,
         hash: 0,
         verdict: Verdict::NoFlow,
@@ -202,7 +200,7 @@ impl Meter {
                         true => self.counts.parsed += 1,
                         false => self.counts.shed += 1,
                     }
-                    sink.packet(packet, Some(fate.inner.as_ref().unwrap_or(&work.key)));
+                    sink.packet(packet, Some(&fate.inner.unwrap_or_else(|| work.packet.key())));
                 }
                 Verdict::NoFlow | Verdict::Malformed => sink.packet(packet, None),
             }
@@ -222,16 +220,9 @@ impl Meter {
         if packet.fragment != Fragment::Whole {
             self.fragments.resolve(packet);
         }
-        work.key = FlowKey {
-            src: packet.src,
-            dst: packet.dst,
-            src_port: packet.src_port,
-            dst_port: packet.dst_port,
-            protocol: packet.protocol,
-        };
         let tags = if self.vlans_apart { packet.tags } else { 0 };
         work.network = packet.network.number(&self.seed, tags);
-        work.hash = self.seed.hash_in(&work.key, work.network);
+        work.hash = self.seed.hash_in(&packet.key(), work.network);
     }
 
     /// Lets time pass to `now`, nanoseconds since the epoch: flows are reported and end without a packet.
@@ -247,6 +238,7 @@ impl Meter {
                 chain = rest;
             }
         }
+        self.table.fetch_due();
         if self.aggregates.is_due(self.time) {
             self.report_aggregates(sink);
         }
@@ -313,7 +305,7 @@ impl Meter {
                 self.tick(time, sink);
             }
         }
-        let mut found = self.table.find(work.hash, &work.key, work.network);
+        let mut found = self.table.find(work.hash, &work.packet.key(), work.network);
         if let Some((slot, side)) = found
             && work.packet.protocol == TCP
         {
@@ -365,7 +357,7 @@ impl Meter {
         let work = self.work(inner);
         // The depth ends what tunnels inside tunnels could go on with.
         let fate = self.apply(&work, sink);
-        Some(fate.inner.unwrap_or(work.key))
+        Some(fate.inner.unwrap_or_else(|| work.packet.key()))
     }
 
     // Puts a datagram's parts together, and reads what they carry once all are there.
@@ -376,11 +368,11 @@ impl Meter {
             return None;
         }
         // Parts that came before the first one counted in a flow without ports.
-        let (slot, side) = match (whole.src_port, whole.dst_port) == (work.key.src_port, work.key.dst_port) {
+        let (slot, side) = match (whole.src_port, whole.dst_port) == (work.packet.src_port, work.packet.dst_port) {
             true => (slot, side),
             false => {
                 let named = self.work(whole);
-                self.table.find(named.hash, &named.key, named.network)?
+                self.table.find(named.hash, &named.packet.key(), named.network)?
             }
         };
         self.table.extra(slot);
@@ -419,7 +411,7 @@ impl Meter {
         let packet = &work.packet;
         let flip = is_flipped(packet);
         let mut flow = Flow {
-            key: if flip { work.key.reversed() } else { work.key },
+            key: if flip { packet.key().reversed() } else { packet.key() },
             ip_version: packet.ip_version,
             vlan: packet.vlan.unwrap_or(u16::MAX),
             network: work.network,

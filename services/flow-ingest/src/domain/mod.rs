@@ -3,6 +3,7 @@
 
 pub mod aggregate;
 pub mod app;
+mod ascii;
 #[cfg(test)]
 pub(crate) mod craft;
 mod decode;

@@ -96,13 +96,7 @@ impl Bearers {
             self.seen.resize(SEEN, None);
         }
         self.turn += 1;
-        let key = FlowKey {
-            src: inner.src,
-            dst: inner.dst,
-            src_port: inner.src_port,
-            dst_port: inner.dst_port,
-            protocol: inner.protocol,
-        };
+        let key = inner.key();
         let end = End {
             outer: outer.network,
             receiver: outer.dst,

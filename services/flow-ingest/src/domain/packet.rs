@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{network::Network, tunnel::Tunnel};
+use super::{key::FlowKey, network::Network, tunnel::Tunnel};
 
 pub use super::decode::{Decoder, decode, ends, icmp_answer, tagged};
 
@@ -195,6 +195,18 @@ pub struct Decoded<'a> {
 }
 
 impl Decoded<'_> {
+    /// Who talks to whom, from the sender's side.
+    #[inline(always)]
+    pub fn key(&self) -> FlowKey {
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            src_port: self.src_port,
+            dst_port: self.dst_port,
+            protocol: self.protocol,
+        }
+    }
+
     /// Nothing.
     pub const EMPTY: Self = Self {
         time: 0,

@@ -19,8 +19,11 @@ pub(super) fn fetch<T>(value: &T) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(at)) };
             at += 64;
         }
-        // SAFETY: as above; the last octet may lie on one more line.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(last)) };
+        // What is no longer than its alignment lies on one line.
+        if size_of::<T>() > align_of::<T>() {
+            // SAFETY: as above; the last octet may lie on one more line.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(last)) };
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = value;

@@ -4,6 +4,7 @@ use garrison_flow::{FlowRow, FlowState};
 
 use super::{
     app::{App, Facts, Service},
+    ascii::text,
     flow::{Endpoint::SynSent, Extra, Flow, mark},
     key::{COMMUNITY_ID_LEN, HashSeed, flow_id},
     packet::{TCP, UDP, address},
@@ -188,11 +189,6 @@ pub fn with_row(
         }
     }
     take(&row);
-}
-
-// History letters and base64 are ASCII.
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap_or_default()
 }
 
 fn conn_state(flow: &Flow) -> &'static str {

@@ -419,6 +419,18 @@ impl Table {
         (count, chain)
     }
 
+    /// Has the flows brought near whose timers come up next.
+    pub fn fetch_due(&self) {
+        let mut slot = self.wheel.coming();
+        for _ in 0..BATCH {
+            let Some(flow) = self.flows.get(slot as usize) else {
+                break;
+            };
+            fetch(flow);
+            slot = self.links[slot as usize].next;
+        }
+    }
+
     /// Has brought near what the end of flows needs, as far as they end by a time.
     pub fn fetch_ends(&self, slots: &[u32], by: i64) {
         let flows = || slots.iter().map(|slot| &self.flows[*slot as usize]);

@@ -131,6 +131,11 @@ impl Wheel {
         }
     }
 
+    /// The first flow of those whose timers come up with the next tick; `NONE` where there is none.
+    pub fn coming(&self) -> u32 {
+        self.heads[(self.now + 1) as usize % SLOTS]
+    }
+
     /// Whether `time` is so far ahead that walking there tick by tick would take longer than asking every flow.
     pub fn is_far(&self, time: i64) -> bool {
         self.target(time).saturating_sub(self.now) > 1 << 20
