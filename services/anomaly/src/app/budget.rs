@@ -120,6 +120,7 @@ impl Engine {
         tx.publish_all(&[record]).await?;
         tx.commit().await?;
         let mut held = self.hold(id, &cell).await?;
+        held.before_any_change();
         if let Some(tenant) = held.tenant.as_mut() {
             tenant.released(&kept.alert);
             held.changed = true;

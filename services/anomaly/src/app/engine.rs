@@ -15,7 +15,11 @@ use garrison_proto::{TenantId, alert::v1::Alert};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use super::{Intel, Risks, registry::NewModel};
+use super::{
+    Intel, Risks,
+    checkpoint::{Checkpoint, Cut, RECENT, SHARED},
+    registry::NewModel,
+};
 use crate::{
     config::Config,
     domain::{budget::HeldChange, settings::Settings, tenant::Tenant, window::Nanos},
@@ -23,11 +27,6 @@ use crate::{
     metrics::Metrics,
     store::{self, entries, models, roles, snapshot},
 };
-
-/// Where the state that the shards share is kept among them.
-const SHARED: u16 = SHARDS;
-/// Where the recent rows are kept that the next model is learnt from.
-const RECENT: u16 = SHARDS + 1;
 
 /// Tells the time, nanoseconds since the epoch.
 pub type Clock = Arc<dyn Fn() -> Nanos + Send + Sync>;
@@ -103,6 +102,8 @@ pub(super) struct Slot {
     pub(super) pending: Vec<Alert>,
     /// What the budget held back, to be saved with the state.
     pub(super) held_back: Vec<HeldChange>,
+    /// A checkpoint of which shards are still to be written.
+    pub(super) cut: Option<Cut>,
 }
 
 /// A loaded tenant, locked.
@@ -121,14 +122,6 @@ impl std::ops::DerefMut for Held {
     fn deref_mut(&mut self) -> &mut Slot {
         &mut self.guard
     }
-}
-
-/// A checkpoint on its way to the database.
-struct Checkpoint {
-    applied: u64,
-    tenant: Vec<u8>,
-    shards: Vec<(u16, Vec<u8>)>,
-    held_back: Vec<HeldChange>,
 }
 
 impl Engine {
@@ -242,10 +235,15 @@ impl Engine {
         let saving = cell.saving.lock().await;
         let checkpoint = {
             let mut slot = cell.slot.lock().await;
-            if !slot.changed || !slot.pending.is_empty() {
+            if !slot.is_to_be_saved() || !slot.begin_checkpoint() {
                 return Ok(());
             }
-            match slot.take_checkpoint() {
+            // Batches are judged between two shards.
+            while slot.write_next_shard() {
+                drop(slot);
+                slot = cell.slot.lock().await;
+            }
+            match slot.end_checkpoint() {
                 Some(checkpoint) => checkpoint,
                 None => return Ok(()),
             }
@@ -396,47 +394,5 @@ impl Engine {
 
     pub(super) fn end_training(cell: &Cell) {
         cell.training.store(false, Ordering::Release);
-    }
-}
-
-impl Slot {
-    // Everything that changed, as of now; from here on it counts as saved.
-    fn take_checkpoint(&mut self) -> Option<Checkpoint> {
-        let tenant = self.tenant.as_mut()?;
-        let dirty = std::mem::replace(&mut tenant.dirty, vec![false; tenant.shards.len()]);
-        self.changed = false;
-        let shards = tenant.shards.iter().enumerate().zip(dirty);
-        let shards = shards.filter_map(|((number, shard), dirty)| {
-            let shard = shard.as_deref().filter(|_| dirty)?;
-            Some((u16::try_from(number).ok()?, snapshot::write_shard(shard)))
-        });
-        let mut shards: Vec<(u16, Vec<u8>)> = shards.collect();
-        if std::mem::take(&mut tenant.wide.dirty) {
-            shards.push((SHARED, entries::write_wide(&tenant.wide)));
-        }
-        if tenant.models.recent.to_be_saved() {
-            shards.push((RECENT, roles::write_recent(&tenant.models.recent)));
-        }
-        Some(Checkpoint {
-            held_back: std::mem::take(&mut self.held_back),
-            applied: tenant.applied,
-            shards,
-            tenant: snapshot::write_tenant(tenant),
-        })
-    }
-
-    // The checkpoint was not written: what it held is to be saved still.
-    fn put_back(&mut self, checkpoint: Checkpoint) {
-        self.changed = true;
-        self.held_back.splice(..0, checkpoint.held_back);
-        if let Some(tenant) = self.tenant.as_mut() {
-            for (shard, _) in &checkpoint.shards {
-                match tenant.dirty.get_mut(usize::from(*shard)) {
-                    Some(dirty) => *dirty = true,
-                    None if *shard == RECENT => tenant.models.recent.not_saved(),
-                    None => tenant.wide.dirty = true,
-                }
-            }
-        }
     }
 }

@@ -91,6 +91,7 @@ impl Engine {
     fn apply(&self, slot: &mut Slot, delivery: &Delivery, shard: u16, batch: &FlowBatch) -> Judged {
         let started = Instant::now();
         let now = (self.clock)();
+        slot.before_change(shard);
         let Some(tenant) = slot.tenant.as_mut() else {
             return Judged::default();
         };

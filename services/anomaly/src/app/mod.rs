@@ -1,6 +1,7 @@
 //! The use cases: judging batches, learning and training, saving and recovering state.
 
 mod budget;
+mod checkpoint;
 mod engine;
 mod intel;
 mod judge;

@@ -37,6 +37,8 @@ use crate::{
     world::{World, tenant},
 };
 
+mod records;
+
 const SECOND: i64 = 1_000_000_000;
 const DAY: i64 = 86_400 * SECOND;
 

@@ -78,6 +78,7 @@ impl Engine {
             self.commit_alerts(id, &mut held, false).await?;
             let now = (self.clock)();
             let slot = &mut *held;
+            slot.before_change(shard);
             if let Some(tenant) = slot.tenant.as_mut() {
                 slot.pending = tenant.look_back(shard, &found, now);
                 slot.changed = true;
