@@ -348,7 +348,7 @@ pub fn cheapest(probabilities: &[f64], costs: &[Vec<f64>]) -> usize {
 /// Takes from the benign class what it owes to knowing only some attacks. `rarity` is the share of benign rows at least as
 /// unusual as this one, `unknown` how likely an attack of no known kind is beforehand. How much the rarity speaks against
 /// the row being benign is at most `-e p ln p` (Sellke, Bayarri and Berger 2001); what the benign class loses goes to the
-/// other classes alike, as nothing is known of it.
+/// other classes by how likely each is already, and where none is likely to all alike.
 pub fn with_unknown(probabilities: &[f64], rarity: f64, unknown: f64) -> Vec<f64> {
     let mut p = probabilities.to_vec();
     let others = p.len().saturating_sub(1);
@@ -361,7 +361,11 @@ pub fn with_unknown(probabilities: &[f64], rarity: f64, unknown: f64) -> Vec<f64
     // At a rarity of 1/e the factor is 1: nothing speaks against it, and nothing is taken.
     let taken = p[0] * (1.0 - stays - unknown).max(0.0);
     p[0] -= taken;
-    p[1..].iter_mut().for_each(|other| *other += taken / others as f64);
+    let even = 0.01 / others as f64;
+    let likely: f64 = p[1..].iter().map(|other| other + even).sum();
+    p[1..]
+        .iter_mut()
+        .for_each(|other| *other += taken * (*other + even) / likely);
     p
 }
 

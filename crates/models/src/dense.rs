@@ -68,9 +68,9 @@ pub(crate) fn gather(values: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {
     out
 }
 
-/// Puts indices in a random order.
-pub(crate) fn shuffle(order: &mut [usize], rng: &mut SplitMix64) {
-    for i in (1..order.len()).rev() {
-        order.swap(i, rng.below(i as u64 + 1) as usize);
+/// Puts anything in a random order.
+pub(crate) fn shuffle<T>(items: &mut [T], rng: &mut SplitMix64) {
+    for i in (1..items.len()).rev() {
+        items.swap(i, rng.below(i as u64 + 1) as usize);
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod dense;
 pub mod ensemble;
 pub mod error;
 pub mod gpd;
+pub mod letters;
 pub mod matrix;
 pub mod metrics;
 pub mod reservoir;
@@ -18,6 +19,7 @@ pub mod rng;
 pub mod scaler;
 pub mod spot;
 pub mod table;
+pub mod trees;
 pub(crate) mod weights;
 
 pub use matrix::Matrix;

@@ -8,13 +8,14 @@ use garrison_models::{
     baseline::Linear,
     classifier::{Classifier, Labelled, cheapest, decide, with_unknown},
     ensemble::Ensemble,
-    metrics::{ClassConfusion, Confusion},
+    metrics::{ClassConfusion, Confusion, detection_at, pr_auc, roc_auc},
     table::Encoder,
+    trees::{self, Trees},
 };
 
 use crate::{
     data::{Data, count},
-    detect::{Shapes, sample},
+    detect::{self, Detector, Rows, Shapes, sample},
     report::Outcome,
     spec::{Spec, plain},
 };
@@ -114,7 +115,20 @@ pub fn run(
     let benign: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == 0).collect();
     let (unusual, mut held) = Ensemble::train(&matrix.select(&benign), &encoder.blocks(), &shapes.ensemble, seed)?;
     held.sort_by(f64::total_cmp);
+    let trees = Trees::grow(
+        &matrix,
+        &labels,
+        &weights,
+        classes.names.len(),
+        &trees::Shape::default(),
+        seed,
+    )?;
     let linear = Linear::logistic(&matrix, &labels, classes.names.len(), seed);
+    // These two cannot name a class; they say what is an attack.
+    let blind: Vec<Detector> = detect::baselines(spec, data, &Rows::new(spec, data, &train, seed), false, seed)?
+        .into_iter()
+        .take(2)
+        .collect();
     if details {
         let m = network.manifest();
         println!(
@@ -134,7 +148,10 @@ pub fn run(
             .map(|i| classes.of(spec, &data.labels[*i]).unwrap_or(usize::MAX))
             .collect();
         let matrix = encoder.encode(&data.table, rows);
-        let probabilities = network.probabilities(&matrix)?;
+        let by_network = network.probabilities(&matrix)?;
+        let by_trees = trees.probabilities(&matrix)?;
+        let half = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| 0.5 * (a + b)).collect();
+        let probabilities: Vec<Vec<f64>> = by_network.iter().zip(&by_trees).map(half).collect();
         let scores = unusual.score(&matrix)?.values;
         let wary: Vec<Vec<f64>> = probabilities
             .iter()
@@ -144,24 +161,56 @@ pub fn run(
                 with_unknown(p, (above as f64 + 1.0) / (held.len() as f64 + 1.0), UNKNOWN)
             })
             .collect();
-        let by_cost = |all: &[Vec<f64>]| all.iter().map(|p| cheapest(p, &spec.costs)).collect::<Vec<usize>>();
-        let decisions: Vec<usize> = if spec.costs.is_empty() {
-            wary.iter().map(|p| decide(p, 0.0).class.unwrap_or(0)).collect()
-        } else {
-            by_cost(&wary)
+        let likeliest = |p: &[Vec<f64>]| {
+            p.iter()
+                .map(|p| decide(p, 0.0).class.unwrap_or(0))
+                .collect::<Vec<usize>>()
         };
-        let likeliest: Vec<usize> = probabilities
-            .iter()
-            .map(|p| decide(p, 0.0).class.unwrap_or(0))
-            .collect();
-        let (ours, confusion) = judge("classifier + ensemble", spec, &classes, &truth, &decisions);
+        // By what a mistake costs, where that is said.
+        let decided = |all: &[Vec<f64>]| match spec.costs.is_empty() {
+            true => likeliest(all),
+            false => all.iter().map(|p| cheapest(p, &spec.costs)).collect(),
+        };
+        let seen: Vec<bool> = rows.iter().map(|i| known.contains(data.labels[*i].as_str())).collect();
+        let judging = Judging {
+            spec,
+            classes: &classes,
+            truth: &truth,
+            seen: &seen,
+        };
+        let against = |p: &[Vec<f64>]| p.iter().map(|p| 1.0 - p[0]).collect::<Vec<f64>>();
+        let decisions = decided(&wary);
+        let (ours, confusion) = judging.judge("committee + ensemble", &decisions, Some(&against(&wary)));
         let mut outcomes = vec![ours];
-        if !spec.costs.is_empty() {
-            outcomes.push(judge("classifier by cost", spec, &classes, &truth, &by_cost(&probabilities)).0);
+        for (model, p) in [
+            ("committee", &probabilities),
+            ("network", &by_network),
+            ("trees", &by_trees),
+        ] {
+            outcomes.push(judging.judge(model, &decided(p), Some(&against(p))).0);
         }
-        outcomes.push(judge("classifier, likeliest", spec, &classes, &truth, &likeliest).0);
-        outcomes.push(judge("linear", spec, &classes, &truth, &linear.classify(&matrix)).0);
-        outcomes.push(judge("all benign", spec, &classes, &truth, &vec![0; truth.len()]).0);
+        outcomes.push(
+            judging
+                .judge(
+                    "committee, likeliest",
+                    &likeliest(&probabilities),
+                    Some(&against(&probabilities)),
+                )
+                .0,
+        );
+        for detector in &blind {
+            // The one whose threshold comes from labelled rows, where there is one.
+            outcomes.extend(
+                detector
+                    .judge(spec, data, rows)?
+                    .into_iter()
+                    .take(1)
+                    .map(Outcome::of_attacks),
+            );
+        }
+        let line = linear.score(&matrix);
+        outcomes.push(judging.judge("linear", &linear.classify(&matrix), Some(&line)).0);
+        outcomes.push(judging.judge("all benign", &vec![0; truth.len()], None).0);
         if details {
             print_confusion(test, &classes, &confusion);
             print_unseen(spec, data, rows, &known, &decisions, &classes);
@@ -172,41 +221,64 @@ pub fn run(
     Ok(all)
 }
 
-fn judge(
-    model: &'static str,
-    spec: &Spec,
-    classes: &Classes,
-    truth: &[usize],
-    decisions: &[usize],
-) -> (Outcome, ClassConfusion) {
-    let mut confusion = ClassConfusion::new(classes.names.len());
-    let mut binary = Confusion::default();
-    for (truth, decision) in truth.iter().zip(decisions) {
-        if *truth < classes.names.len() {
-            confusion.add(*truth, *decision);
+// What decisions are held against.
+struct Judging<'a> {
+    spec: &'a Spec,
+    classes: &'a Classes,
+    truth: &'a [usize],
+    // Training had rows of the label.
+    seen: &'a [bool],
+}
+
+impl Judging<'_> {
+    fn judge(&self, model: &'static str, decisions: &[usize], scores: Option<&[f64]>) -> (Outcome, ClassConfusion) {
+        let mut confusion = ClassConfusion::new(self.classes.names.len());
+        let mut binary = Confusion::default();
+        let (mut unseen, mut unseen_found) = (0_u64, 0_u64);
+        for ((truth, decision), seen) in self.truth.iter().zip(decisions).zip(self.seen) {
+            if *truth < self.classes.names.len() {
+                confusion.add(*truth, *decision);
+            }
+            *match (*decision != 0, *truth != 0) {
+                (true, true) => &mut binary.true_positives,
+                (true, false) => &mut binary.false_positives,
+                (false, false) => &mut binary.true_negatives,
+                (false, true) => &mut binary.false_negatives,
+            } += 1;
+            if *truth != 0 && !seen {
+                unseen += 1;
+                unseen_found += u64::from(*decision != 0);
+            }
         }
-        *match (*decision != 0, *truth != 0) {
-            (true, true) => &mut binary.true_positives,
-            (true, false) => &mut binary.false_positives,
-            (false, false) => &mut binary.true_negatives,
-            (false, true) => &mut binary.false_negatives,
-        } += 1;
+        let mut figures = vec![("accuracy", confusion.accuracy()), ("macro_f1", confusion.macro_f1())];
+        if !self.spec.costs.is_empty() {
+            figures.push(("cost", confusion.cost(&self.spec.costs)));
+        }
+        if unseen > 0 {
+            figures.push(("unseen_found", unseen_found as f64 / unseen as f64));
+        }
+        figures.extend([
+            ("attack_accuracy", binary.accuracy()),
+            ("attack_f1", binary.f1()),
+            ("attacks_found", binary.recall()),
+            ("false_positives", binary.false_positive_rate()),
+        ]);
+        if let Some(scores) = scores {
+            let positive: Vec<bool> = self.truth.iter().map(|truth| *truth != 0).collect();
+            figures.extend([
+                ("roc_auc", roc_auc(scores, &positive)),
+                ("pr_auc", pr_auc(scores, &positive)),
+                ("found_at_0.1%", detection_at(scores, &positive, 0.001)),
+                ("found_at_1%", detection_at(scores, &positive, 0.01)),
+            ]);
+        }
+        let outcome = Outcome {
+            model,
+            figures,
+            confusion: binary,
+        };
+        (outcome, confusion)
     }
-    let mut figures = vec![
-        ("accuracy", confusion.accuracy()),
-        ("macro_f1", confusion.macro_f1()),
-        ("attacks_found", binary.recall()),
-        ("false_positives", binary.false_positive_rate()),
-    ];
-    if !spec.costs.is_empty() {
-        figures.push(("cost", confusion.cost(&spec.costs)));
-    }
-    let outcome = Outcome {
-        model,
-        figures,
-        confusion: binary,
-    };
-    (outcome, confusion)
 }
 
 fn print_confusion(test: &str, classes: &Classes, confusion: &ClassConfusion) {

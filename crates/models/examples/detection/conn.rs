@@ -1,6 +1,10 @@
-//! Zeek's labelled connection logs: each connection with what its source and its destination did in the minute before.
+//! Zeek's labelled connection logs: each connection with what its source and its destination did in the minute before,
+//! and apart from that what means the same in any network.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use garrison_models::table::{Categories, Column, Table};
@@ -34,9 +38,35 @@ const NUMBERS: [&str; 16] = [
 ];
 const CATEGORIES: [&str; 6] = ["proto", "service", "conn_state", "port", "direction", "history"];
 
+// What means the same in any network: sizes, and whether an answer that was due came. Counts of a minute, ports, directions
+// and spelt-out histories tell networks apart more than they tell attacks.
+const PORTABLE: [&str; 15] = [
+    "duration",
+    "orig_bytes",
+    "resp_bytes",
+    "orig_pkts",
+    "resp_pkts",
+    "orig_mean",
+    "resp_mean",
+    "byte_balance",
+    "packet_balance",
+    "unanswered",
+    "refused",
+    "in_vain",
+    "both_spoke",
+    "service_in_vain",
+    "pair_in_vain",
+];
+// Who sends there without an expectation of an answer: mDNS, LLMNR, SSDP and the like go to many at once.
+const ECHO: [u32; 2] = [8, 128];
+
 #[derive(Default)]
 struct Connection {
     time: f64,
+    portable: Vec<f32>,
+    // Protocol, and how it went.
+    manner: [String; 2],
+    in_vain: bool,
     source: String,
     destination: String,
     port: u32,
@@ -53,6 +83,7 @@ pub fn load(spec: &Spec, sources: &[&Source]) -> Result<Data> {
         let mut connections = read(spec, from)?;
         connections.sort_by(|a, b| a.time.total_cmp(&b.time));
         add_windows(&mut connections);
+        add_histories(&mut connections);
         source.extend(std::iter::repeat_n(k, connections.len()));
         all.extend(connections);
     }
@@ -69,10 +100,21 @@ pub fn load(spec: &Spec, sources: &[&Source]) -> Result<Data> {
             table.push(name, categories.finish());
         }
     }
+    let mut portable = Table::new(all.len());
+    for (j, name) in PORTABLE.iter().enumerate() {
+        portable.push(name, Column::Numeric(all.iter().map(|c| c.portable[j]).collect()));
+    }
+    for (j, name) in ["proto", "manner"].iter().enumerate() {
+        let mut categories = Categories::default();
+        all.iter().for_each(|c| categories.push(&c.manner[j]));
+        portable.push(name, categories.finish());
+    }
     Ok(Data {
         table,
         labels: all.into_iter().map(|c| c.label).collect(),
         source,
+        texts: Vec::new(),
+        portable: Some(portable),
     })
 }
 
@@ -169,8 +211,41 @@ fn connection<'a>(field: &impl Fn(&str) -> &'a str, time: f64, label: String) ->
         &direction,
         history,
     ];
+    // To many at once, or a notice: nobody has to answer.
+    let proto = field("proto");
+    let echo = field("id.orig_p").parse().is_ok_and(|kind: u32| ECHO.contains(&kind));
+    let due = !to_many(field("id.resp_h")) && (proto != "icmp" || echo);
+    let unanswered = due && answered == 0.0;
+    let refused = state == "REJ";
+    let in_vain = unanswered || refused;
+    let packets = sent + answered;
+    let packet_balance = if due && packets > 0.0 {
+        (sent - answered) / packets
+    } else {
+        0.0
+    };
+    let flag = |is: bool| f32::from(u8::from(is));
+    let portable = [
+        (zero(duration) * 1_000.0).ln_1p(),
+        orig.ln_1p(),
+        resp.ln_1p(),
+        sent.ln_1p(),
+        answered.ln_1p(),
+        (orig / sent.max(1.0)).ln_1p(),
+        (resp / answered.max(1.0)).ln_1p(),
+        balance,
+        packet_balance,
+        flag(unanswered),
+        flag(refused),
+        flag(in_vain),
+        flag(orig > 0.0 && resp > 0.0),
+    ];
+    let manner = if due { manner(state) } else { "one way" };
     Connection {
         time,
+        portable: portable.to_vec(),
+        manner: [proto.to_owned(), manner.to_owned()],
+        in_vain,
         source: field("id.orig_h").to_owned(),
         destination: field("id.resp_h").to_owned(),
         port,
@@ -178,6 +253,42 @@ fn connection<'a>(field: &impl Fn(&str) -> &'a str, time: f64, label: String) ->
         numbers,
         categories: categories.map(str::to_owned).to_vec(),
         label,
+    }
+}
+
+fn to_many(address: &str) -> bool {
+    match address.parse() {
+        Ok(IpAddr::V4(a)) => a.is_multicast() || a.is_broadcast() || a.octets()[3] == 255,
+        Ok(IpAddr::V6(a)) => a.is_multicast(),
+        Err(_) => false,
+    }
+}
+
+// Zeek's states by what they have in common.
+fn manner(state: &str) -> &'static str {
+    match state {
+        "SF" | "S1" | "S2" | "S3" => "done",
+        "S0" | "SH" | "SHR" | "RSTOS0" | "RSTRH" => "silent",
+        "REJ" => "refused",
+        "RSTO" | "RSTR" => "reset",
+        _ => "seen in part",
+    }
+}
+
+// How much of what went to a service, and between two hosts, was in vain until now.
+fn add_histories(connections: &mut [Connection]) {
+    let mut services: HashMap<(String, u32, String), (f32, f32)> = HashMap::new();
+    let mut pairs: HashMap<(String, String), (f32, f32)> = HashMap::new();
+    for c in connections {
+        let service = services
+            .entry((c.destination.clone(), c.port, c.manner[0].clone()))
+            .or_default();
+        let pair = pairs.entry((c.source.clone(), c.destination.clone())).or_default();
+        for (vain, all) in [service, pair] {
+            *vain += f32::from(u8::from(c.in_vain));
+            *all += 1.0;
+            c.portable.push((*vain + 0.5) / (*all + 1.0));
+        }
     }
 }
 

@@ -23,6 +23,10 @@ pub struct Data {
     pub labels: Vec<String>,
     /// Which source each row is from, in the order given.
     pub source: Vec<usize>,
+    /// The letters of each row, where rows are names.
+    pub texts: Vec<names::Text>,
+    /// The columns that mean the same in any network, where it is known which do.
+    pub portable: Option<Table>,
 }
 
 impl Data {
@@ -150,7 +154,13 @@ fn tabular(spec: &Spec, sources: &[&Source]) -> Result<Data> {
         };
         table.push(name, column);
     }
-    Ok(Data { table, labels, source })
+    Ok(Data {
+        table,
+        labels,
+        source,
+        texts: Vec::new(),
+        portable: None,
+    })
 }
 
 fn read_column<'a>(spec: &Spec, name: &str, values: impl Iterator<Item = &'a str> + Clone) -> Reading {

@@ -7,7 +7,7 @@ use garrison_models::{
     baseline::{Boxplot, IsolationForest, Linear},
     classifier::{self, Classifier, Labelled},
     ensemble::{self, Ensemble},
-    metrics::quantile,
+    metrics::{quantile, roc_auc},
     rng::SplitMix64,
     table::{Column, Encoder, Table},
 };
@@ -15,14 +15,16 @@ use garrison_models::{
 use crate::{
     data::Data,
     report::{Outcome, outcome},
-    spec::Spec,
+    spec::{Spec, Task},
 };
 
 // Rows of one label that a threshold is set by, at most.
 const MOST_OF_A_LABEL: usize = 2_000;
-const HELD_BACK: f64 = 0.2;
+/// Share of the benign training rows that thresholds are set by.
+pub const HELD_BACK: f64 = 0.2;
 
-type Score = Box<dyn Fn(&Table, &[usize]) -> Result<Vec<f64>>>;
+/// Scores of some rows.
+pub type Score = Box<dyn Fn(&Data, &[usize]) -> Result<Vec<f64>>>;
 
 /// What a detector says of some rows, and where its thresholds lie.
 pub struct Detector {
@@ -31,6 +33,16 @@ pub struct Detector {
     score: Score,
     // From benign rows alone; from labelled rows, when there are any.
     thresholds: [Option<f64>; 2],
+    // How well training rows are parted, every label counting the same: the figure that models may be chosen by.
+    training_auc: f64,
+}
+
+impl Detector {
+    /// Puts a threshold in place of the one from labelled rows: of a probability, say.
+    pub fn with_threshold(mut self, threshold: f64) -> Self {
+        self.thresholds[1] = Some(threshold);
+        self
+    }
 }
 
 /// The rows to learn from, in their parts.
@@ -66,7 +78,9 @@ pub fn sample(rows: &[usize], most: usize, seed: u64) -> Vec<usize> {
 }
 
 impl Detector {
-    fn new(
+    /// Sets the thresholds: by `calibration`, the scores of benign rows that were not learnt from, and by training rows of
+    /// `others`.
+    pub fn new(
         names: [&'static str; 2],
         spec: &Spec,
         data: &Data,
@@ -76,11 +90,23 @@ impl Detector {
     ) -> Result<Self> {
         let benign = quantile(calibration, 1.0 - spec.expected_false_positives);
         let others = few_of_each(data, others);
-        let scores = score(&data.table, &others)?;
+        let scores = score(data, &others)?;
         let labels: Vec<&str> = others.iter().map(|i| data.labels[*i].as_str()).collect();
+        let mut by_label: std::collections::BTreeMap<&str, Vec<f64>> = Default::default();
+        scores
+            .iter()
+            .zip(&labels)
+            .for_each(|(s, l)| by_label.entry(l).or_default().push(*s));
+        let auc = |own: &Vec<f64>| {
+            let all: Vec<f64> = calibration.iter().chain(own).copied().collect();
+            let positive: Vec<bool> = (0..all.len()).map(|i| i >= calibration.len()).collect();
+            roc_auc(&all, &positive)
+        };
+        let training_auc = by_label.values().map(auc).sum::<f64>() / by_label.len() as f64;
         Ok(Self {
             names,
             score,
+            training_auc,
             thresholds: [
                 benign.is_finite().then_some(benign),
                 best_by_label(calibration, &scores, &labels),
@@ -90,11 +116,22 @@ impl Detector {
 
     /// Scores rows and judges them at both thresholds.
     pub fn judge(&self, spec: &Spec, data: &Data, rows: &[usize]) -> Result<Vec<Outcome>> {
-        let scores = (self.score)(&data.table, rows)?;
+        let scores = (self.score)(data, rows)?;
         let positive: Vec<bool> = rows.iter().map(|i| !spec.is_normal(&data.labels[*i])).collect();
-        let at = self.names.iter().zip(self.thresholds).rev();
+        let mut at: Vec<(&'static str, Option<f64>)> = self.names.into_iter().zip(self.thresholds).collect();
+        // Who is to learn from benign rows alone must not choose a threshold by attacks either.
+        if spec.task != Task::OneClass {
+            at.reverse();
+        }
         Ok(at
-            .filter_map(|(name, threshold)| Some(outcome(name, &scores, &positive, threshold?)))
+            .into_iter()
+            .filter_map(|(name, threshold)| {
+                let mut outcome = outcome(name, &scores, &positive, threshold?);
+                if spec.task == Task::OneClass && self.training_auc.is_finite() {
+                    outcome.figures.push(("training_auc", self.training_auc));
+                }
+                Some(outcome)
+            })
             .collect())
     }
 }
@@ -141,7 +178,7 @@ pub fn ensemble(spec: &Spec, data: &Data, rows: &Rows, shape: &ensemble::Shape, 
     let encoder = Encoder::fit(&data.table, &rows.benign);
     let matrix = encoder.encode(&data.table, &rows.benign);
     let (model, held) = Ensemble::train(&matrix, &encoder.blocks(), shape, seed)?;
-    let score = move |table: &Table, rows: &[usize]| Ok(model.score(&encoder.encode(table, rows))?.values);
+    let score = move |data: &Data, rows: &[usize]| Ok(model.score(&encoder.encode(&data.table, rows))?.values);
     let names = ["ensemble, threshold from benign rows", "ensemble"];
     Detector::new(names, spec, data, &held, &rows.others, Box::new(score))
 }
@@ -158,7 +195,7 @@ pub fn autoencoder(spec: &Spec, data: &Data, rows: &Rows, seed: u64) -> Result<D
         learnt_flows: rows.benign.len() as u64,
     };
     let (model, _, held) = Autoencoder::train(&encoder.encode(&data.table, &rows.benign), &training)?;
-    let score = move |table: &Table, rows: &[usize]| Ok(model.score(&encoder.encode(table, rows))?.values);
+    let score = move |data: &Data, rows: &[usize]| Ok(model.score(&encoder.encode(&data.table, rows))?.values);
     let names = ["autoencoder, threshold from benign rows", "autoencoder"];
     Detector::new(names, spec, data, &held, &rows.others, Box::new(score))
 }
@@ -171,7 +208,7 @@ pub fn baselines(spec: &Spec, data: &Data, rows: &Rows, labelled: bool, seed: u6
     let matrix = encoder.encode(&data.table, &fit);
     // Each is calibrated with the benign rows that it did not learn from.
     let detector = |names, score: Score| {
-        let calibration = score(&data.table, &held)?;
+        let calibration = score(data, &held)?;
         Detector::new(names, spec, data, &calibration, &rows.others, score)
     };
 
@@ -183,8 +220,8 @@ pub fn baselines(spec: &Spec, data: &Data, rows: &Rows, labelled: bool, seed: u6
         }
     };
     let boxplot = Boxplot::fit(values(&data.table, &fit).into_iter());
-    let score = move |table: &Table, rows: &[usize]| -> Result<Vec<f64>> {
-        let value = |i: &usize| match table.column(&column) {
+    let score = move |data: &Data, rows: &[usize]| -> Result<Vec<f64>> {
+        let value = |i: &usize| match data.table.column(&column) {
             Some(Column::Numeric(values)) => boxplot.score(values[*i]),
             _ => 0.0,
         };
@@ -195,7 +232,7 @@ pub fn baselines(spec: &Spec, data: &Data, rows: &Rows, labelled: bool, seed: u6
 
     let forest = IsolationForest::fit(&matrix, seed);
     let own = encoder.clone();
-    let score = move |table: &Table, rows: &[usize]| Ok(forest.score(&own.encode(table, rows)));
+    let score = move |data: &Data, rows: &[usize]| Ok(forest.score(&own.encode(&data.table, rows)));
     let names = ["isolation forest, threshold from benign rows", "isolation forest"];
     let forest = detector(names, Box::new(score))?;
 
@@ -210,7 +247,7 @@ pub fn baselines(spec: &Spec, data: &Data, rows: &Rows, labelled: bool, seed: u6
     } else {
         (Linear::components(&matrix, seed), encoder)
     };
-    let score = move |table: &Table, rows: &[usize]| Ok(linear.score(&own.encode(table, rows)));
+    let score = move |data: &Data, rows: &[usize]| Ok(linear.score(&own.encode(&data.table, rows)));
     let names = ["linear, threshold from benign rows", "linear"];
     let linear = detector(names, Box::new(score))?;
     Ok(vec![boxplot, forest, linear])
@@ -245,22 +282,22 @@ pub fn fused(spec: &Spec, data: &Data, rows: &Rows, shapes: &Shapes, seed: u64) 
         weights: &[],
     };
     let known = Classifier::train(&labelled, &classes, &shapes.classifier, seed)?;
-    let looks = move |table: &Table, rows: &[usize]| -> Result<(Vec<f64>, Vec<f64>)> {
-        let unusual = unusual.score(&unusual_encoder.encode(table, rows))?.values;
-        let matrix: Matrix = encoder.encode(table, rows);
+    let looks = move |data: &Data, rows: &[usize]| -> Result<(Vec<f64>, Vec<f64>)> {
+        let unusual = unusual.score(&unusual_encoder.encode(&data.table, rows))?.values;
+        let matrix: Matrix = encoder.encode(&data.table, rows);
         let p = known.probabilities(&matrix)?;
         Ok((
             unusual,
             p.iter().map(|p| (p[1].max(1e-9) / p[0].max(1e-9)).ln()).collect(),
         ))
     };
-    let (first, second) = looks(&data.table, &held)?;
+    let (first, second) = looks(data, &held)?;
     let (first, second) = (Rarity::new(first), Rarity::new(second));
-    let score = move |table: &Table, rows: &[usize]| -> Result<Vec<f64>> {
-        let (a, b) = looks(table, rows)?;
+    let score = move |data: &Data, rows: &[usize]| -> Result<Vec<f64>> {
+        let (a, b) = looks(data, rows)?;
         Ok(a.iter().zip(&b).map(|(a, b)| first.of(*a) + second.of(*b)).collect())
     };
-    let calibration = score(&data.table, &held)?;
+    let calibration = score(data, &held)?;
     let names = [
         "ensemble + classifier, threshold from benign rows",
         "ensemble + classifier",
@@ -283,11 +320,11 @@ pub fn known(spec: &Spec, data: &Data, rows: &Rows, shape: &classifier::Shape, s
         weights: &[],
     };
     let known = Classifier::train(&labelled, &classes, shape, seed)?;
-    let score = move |table: &Table, rows: &[usize]| -> Result<Vec<f64>> {
-        let p = known.probabilities(&encoder.encode(table, rows))?;
+    let score = move |data: &Data, rows: &[usize]| -> Result<Vec<f64>> {
+        let p = known.probabilities(&encoder.encode(&data.table, rows))?;
         Ok(p.iter().map(|p| (p[1].max(1e-9) / p[0].max(1e-9)).ln()).collect())
     };
-    let calibration = score(&data.table, &held)?;
+    let calibration = score(data, &held)?;
     let names = ["classifier, threshold from benign rows", "classifier"];
     Detector::new(names, spec, data, &calibration, &rows.others, Box::new(score))
 }

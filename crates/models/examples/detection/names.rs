@@ -26,9 +26,43 @@ const MEASURES: [&str; 9] = [
     "other",
 ];
 
+/// A name as the letters of it are judged: what a tunnel carries or a generator made, and the suffix.
+#[derive(Clone, Debug, Default)]
+pub struct Text {
+    /// What stands before the parent, or the registered label where nothing does.
+    pub label: String,
+    /// What registries give names below.
+    pub suffix: String,
+    /// The registered name.
+    pub parent: String,
+    /// Something stands before the parent.
+    pub below: bool,
+}
+
+impl Text {
+    fn of(name: &str) -> Self {
+        let name = name.trim_end_matches('.');
+        let parent = parent(name);
+        let (registered, suffix) = parent.split_once('.').unwrap_or((&parent, ""));
+        let below = name.len() > parent.len() + 1;
+        Self {
+            label: if below {
+                &name[..name.len() - parent.len() - 1]
+            } else {
+                registered
+            }
+            .to_owned(),
+            suffix: suffix.to_owned(),
+            below,
+            parent,
+        }
+    }
+}
+
 /// Reads the lists. In a line of several columns the label stands in `label`, a number from 0.
 pub fn load(spec: &Spec, sources: &[&Source]) -> Result<Data> {
     let (mut values, mut labels, mut source) = (Vec::new(), Vec::new(), Vec::new());
+    let mut texts = Vec::new();
     for (k, from) in sources.iter().enumerate() {
         let path = spec.folder.join(&from.file);
         for (number, line) in lines(&path)?.enumerate() {
@@ -51,7 +85,10 @@ pub fn load(spec: &Spec, sources: &[&Source]) -> Result<Data> {
                     plain(fields.get(at).map_or("", String::as_str))
                 }
             };
-            values.push(measure(&fields[from.column]));
+            let name = &fields[from.column];
+            let text = Text::of(name);
+            values.push(measure(&text, name));
+            texts.push(text);
             labels.push(label);
             source.push(k);
         }
@@ -64,7 +101,13 @@ pub fn load(spec: &Spec, sources: &[&Source]) -> Result<Data> {
             .map_or_else(|| format!("letters_{}", j - MEASURES.len()), |n| (*n).to_owned());
         table.push(&name, Column::Numeric(values.iter().map(|v| v[j]).collect()));
     }
-    Ok(Data { table, labels, source })
+    Ok(Data {
+        table,
+        labels,
+        source,
+        texts,
+        portable: None,
+    })
 }
 
 /// The registered part and what stands before it: the last two labels, or three when the last ones are short.
@@ -77,15 +120,9 @@ pub fn parent(name: &str) -> String {
     labels[n.saturating_sub(keep)..].join(".")
 }
 
-fn measure(name: &str) -> Vec<f32> {
+fn measure(text: &Text, name: &str) -> Vec<f32> {
     let name = name.trim_end_matches('.');
-    let parent = parent(name);
-    // What a tunnel carries or a generator made: what stands before the parent, or else the parent without its suffix.
-    let whole = if name.len() > parent.len() + 1 {
-        &name[..name.len() - parent.len() - 1]
-    } else {
-        parent.split('.').next().unwrap_or("")
-    };
+    let whole = text.label.as_str();
     let mut counts: HashMap<char, f32> = HashMap::new();
     whole
         .chars()

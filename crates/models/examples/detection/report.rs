@@ -17,6 +17,26 @@ pub struct Outcome {
     pub confusion: Confusion,
 }
 
+impl Outcome {
+    /// As it stands among models that name classes: what it says is of attacks alone.
+    pub fn of_attacks(mut self) -> Self {
+        for (name, _) in &mut self.figures {
+            *name = match *name {
+                "accuracy" => "attack_accuracy",
+                "f1" => "attack_f1",
+                other => other,
+            };
+        }
+        self.figures.push(("attacks_found", self.confusion.recall()));
+        self
+    }
+
+    /// The figure of a name.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.iter().find(|(known, _)| *known == name).map(|f| f.1)
+    }
+}
+
 /// Judges scores against the truth at a threshold that was set before.
 pub fn outcome(model: &'static str, scores: &[f64], positive: &[bool], threshold: f64) -> Outcome {
     let confusion = Confusion::at(scores, positive, threshold);
@@ -35,49 +55,69 @@ pub fn outcome(model: &'static str, scores: &[f64], positive: &[bool], threshold
     }
 }
 
-/// Prints the figures of a test over all seeds: mean ± standard deviation. Returns whether every goal was met.
+/// Prints the figures of a test over all seeds: mean ± standard deviation, least to greatest where they differ. Returns
+/// whether every goal was met by the first model.
 pub fn print(title: &str, outcomes: &[Outcome], goals: &[Goal], test: &str) -> bool {
-    let mut text = format!("\n{title}\n\n| model |");
     let Some(first) = outcomes.first() else { return true };
-    for (name, _) in &first.figures {
-        let _ = write!(text, " {} |", name.replace('_', " "));
-    }
-    let _ = writeln!(text, " confusion (tp/fp/tn/fn, first seed) |");
-    let _ = writeln!(text, "|---|{}", "---|".repeat(first.figures.len() + 1));
+    let names: Vec<&str> = first.figures.iter().map(|f| f.0).collect();
     let mut models: Vec<&str> = Vec::new();
     for outcome in outcomes {
         if !models.contains(&outcome.model) {
             models.push(outcome.model);
         }
     }
+    let own = |model: &str| -> Vec<&Outcome> { outcomes.iter().filter(|o| o.model == model).collect() };
+    let seeds = own(first.model).len();
+    let mut text = format!("\n{title}; {seeds} seeds: mean ± standard deviation (least to greatest)\n\n| model |");
+    for name in &names {
+        let _ = write!(text, " {} |", name.replace('_', " "));
+    }
+    let _ = writeln!(text, " confusion: tp, fp, tn, fn (mean) |");
+    let _ = writeln!(text, "|---|{}", "---|".repeat(names.len() + 1));
     for model in &models {
-        let own: Vec<&Outcome> = outcomes.iter().filter(|o| o.model == *model).collect();
+        let own = own(model);
         let _ = write!(text, "| {model} |");
-        for k in 0..own[0].figures.len() {
-            let (mean, spread) = mean_spread(own.iter().map(|o| o.figures[k].1));
-            let _ = write!(text, " {mean:.4} ± {spread:.4} |");
+        for name in &names {
+            let values: Vec<f64> = own
+                .iter()
+                .filter_map(|o| o.figure(name))
+                .filter(|v| !v.is_nan())
+                .collect();
+            let _ = write!(text, " {} |", spread_text(&values));
         }
-        let c = own[0].confusion;
+        let mean = |count: fn(&Confusion) -> u64| mean_spread(own.iter().map(|o| count(&o.confusion) as f64)).0;
         let _ = writeln!(
             text,
-            " {}/{}/{}/{} |",
-            c.true_positives, c.false_positives, c.true_negatives, c.false_negatives
+            " {:.0}, {:.0}, {:.0}, {:.0} |",
+            mean(|c| c.true_positives),
+            mean(|c| c.false_positives),
+            mean(|c| c.true_negatives),
+            mean(|c| c.false_negatives)
         );
     }
     println!("{text}");
-    let ours = models.first().copied().unwrap_or_default();
     let mut met = true;
     for goal in goals.iter().filter(|g| g.test.as_deref().is_none_or(|t| t == test)) {
-        let values = outcomes.iter().filter(|o| o.model == ours);
-        let values: Vec<f64> = values
-            .filter_map(|o| o.figures.iter().find(|(name, _)| *name == goal.metric).map(|f| f.1))
-            .collect();
+        let values: Vec<f64> = own(models[0]).iter().filter_map(|o| o.figure(&goal.metric)).collect();
         if !values.is_empty() {
             let (mean, spread) = mean_spread(values.iter().copied());
             met &= print_goal(goal, mean, spread);
         }
     }
     met
+}
+
+fn spread_text(values: &[f64]) -> String {
+    let (mean, spread) = mean_spread(values.iter().copied());
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if values.is_empty() {
+        "–".to_owned()
+    } else if greatest - least < 5e-5 {
+        format!("{mean:.4}")
+    } else {
+        format!("{mean:.4} ± {spread:.4} ({least:.4} to {greatest:.4})")
+    }
 }
 
 /// Says whether a goal was met.

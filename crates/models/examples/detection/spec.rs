@@ -29,6 +29,19 @@ pub enum Task {
     Classes,
     /// `detect`, from each scenario to each other.
     Pairs,
+    /// Names: learn from all families but one, find that one among benign names that were held back.
+    LeftOut,
+}
+
+/// What is left out at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Apart {
+    /// All names of a label.
+    #[default]
+    Label,
+    /// All names below a parent domain; benign names are parted by theirs.
+    Parent,
 }
 
 /// A dataset.
@@ -79,6 +92,9 @@ pub struct Spec {
     /// Labels gathered into classes; without any, every label is one.
     #[serde(default)]
     pub class: Vec<Class>,
+    /// For `left-out`: what is left out at once.
+    #[serde(default)]
+    pub apart: Apart,
     /// `costs[truth][decision]`, benign first, then the classes in their order.
     #[serde(default)]
     pub costs: Vec<Vec<f64>>,
@@ -173,10 +189,14 @@ impl Spec {
             );
         } else {
             ensure!(!spec.train.is_empty(), "at least one [[train]] is needed");
-            if spec.test.is_empty() && spec.split.is_none() {
+            if spec.test.is_empty() && spec.split.is_none() && spec.task != Task::LeftOut {
                 bail!("either [[test]] or split is needed");
             }
         }
+        ensure!(
+            spec.task != Task::LeftOut || spec.kind == Kind::Names,
+            "task \"left-out\" needs kind \"names\""
+        );
         if let Some(split) = spec.split {
             ensure!(
                 split > 0.0 && split < 1.0,
