@@ -2,7 +2,7 @@
 
 use garrison_service::{ConfigError, Core, ServiceConfig};
 
-use super::Config;
+use super::{Config, Pace};
 use crate::{capture::spread::MOST_WORKERS, export::ipfix::MESSAGE_BYTES};
 
 impl ServiceConfig for Config {
