@@ -172,6 +172,9 @@ fn anomaly(corpora: &Path, specs: Vec<PathBuf>, only: Option<String>, seeds: u64
         .arg("--corpora")
         .arg(corpora)
         .args(["--seeds", &seeds.to_string()])
+        // Members are trained beside each other; a pool below them would only wait for itself.
+        .env("CANDLE_NUM_THREADS", "1")
+        .env("RAYON_NUM_THREADS", "1")
         .current_dir(paths::root());
     for spec in specs {
         command.arg("--spec").arg(crate::absolute(spec)?);

@@ -101,13 +101,14 @@ pub fn both(spec: &Spec, data: &Data, rows: &Rows, full: &Shape, seed: u64) -> R
     let score: Score = Box::new(score);
     let calibration = score(data, &parts.held)?;
     let names = ["both views, threshold from benign rows", "both views"];
-    let both = Detector::new(names, spec, data, &calibration, &rows.others, score)?;
+    // Odds mean the same whichever view they come from, while a quantile of one view's says nothing of the other's.
+    let both = Detector::new(names, spec, data, &calibration, &rows.others, score)?.with_threshold(0.0);
 
     let score = move |data: &Data, rows: &[usize]| log_odds(&own.1, &own.0, portable(data), rows);
     let score: Score = Box::new(score);
     let calibration = score(data, &parts.held)?;
     let names = ["portable view, threshold from benign rows", "portable view"];
-    let view = Detector::new(names, spec, data, &calibration, &rows.others, score)?;
+    let view = Detector::new(names, spec, data, &calibration, &rows.others, score)?.with_threshold(0.0);
 
     // What the columns alone are worth: a line on the portable view.
     let encoder = Encoder::fit(portable(data), &parts.all);
