@@ -156,7 +156,7 @@ impl SecurityGroup {
 }
 
 /// A name that the language takes.
-fn named(text: &str) -> String {
+pub(crate) fn named(text: &str) -> String {
     let mut name: String = text
         .to_ascii_lowercase()
         .chars()
@@ -168,7 +168,7 @@ fn named(text: &str) -> String {
 }
 
 /// Services as ports of a document, and whether something was lost.
-fn ports(services: &ServiceSet) -> (Vec<Port>, bool) {
+pub(crate) fn ports(services: &ServiceSet) -> (Vec<Port>, bool) {
     if services.is_full() {
         return (Vec::new(), false);
     }

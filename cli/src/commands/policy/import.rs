@@ -1,23 +1,27 @@
 //! What others wrote, as ZeroTrustPolicy documents.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use garrison_ztp::{security_group, sets::AddressSet};
+use garrison_ztp::{ZeroTrustPolicy, cluster, istio, security_group, sets::AddressSet};
 use ipnet::IpNet;
 use serde_json::json;
 
 use crate::{commands::read_text, error::CliError, output::Printer};
 
-/// Security groups as documents.
+/// Policies of others as documents.
 #[derive(Args)]
 pub struct Import {
-    /// What `aws ec2 describe-security-groups`, Terraform JSON or `terraform show -json` says; - is standard input
+    /// Manifests of policies, or what `aws ec2 describe-security-groups`, Terraform JSON or `terraform show -json` says;
+    /// - is standard input
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Who has a group, where its file does not tell; may be given several times
+    /// Who has a security group, where its file does not tell; may be given several times
     #[arg(long, value_name = "GROUP=CIDR")]
     addresses: Vec<String>,
+    /// Istio's root namespace, whose policies are for every namespace
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
+    root_namespace: String,
 }
 
 impl Import {
@@ -35,32 +39,20 @@ impl Import {
             })?);
         }
         let mut documents = Vec::new();
+        let mut manifests = Vec::new();
         for file in &self.files {
-            let groups = security_group::read(&read_text(file)?).map_err(|errors| {
-                for error in &errors {
-                    eprintln!("{}:{error}", file.display());
-                }
-                CliError::Invalid(format!("{} has {}", file.display(), super::count(errors.len())))
-            })?;
-            for group in groups {
-                let nets = told
-                    .iter()
-                    .filter(|(name, _)| *name == group.name)
-                    .map(|(_, net)| net.trunc());
-                let addresses = group.addresses.union(&AddressSet::from_nets(nets));
-                if addresses.is_empty() {
-                    eprintln!(
-                        "group {} is left out: who has it is not told; add --addresses {}=CIDR",
-                        group.name, group.name
-                    );
-                    continue;
-                }
-                let (document, left_out) = group.document(&addresses);
-                for reason in left_out {
-                    eprintln!("{}:{reason}; it is not allowed", file.display());
-                }
-                documents.push(document);
+            let text = read_text(file)?;
+            if security_group::is_one(&text) {
+                groups(file, &text, &told, &mut documents)?;
+            } else {
+                manifests.push(cluster::Source {
+                    file: file.display().to_string(),
+                    text,
+                });
             }
+        }
+        if !manifests.is_empty() {
+            documents.extend(self.manifests(&manifests)?);
         }
         if printer.is_json() {
             printer.json(&json!({ "policies": documents }));
@@ -74,4 +66,104 @@ impl Import {
         }
         Ok(())
     }
+
+    /// Manifests together, as tiers and namespaces of one stand in others.
+    fn manifests(&self, sources: &[cluster::Source]) -> Result<Vec<ZeroTrustPolicy>, CliError> {
+        let read = cluster::import(sources);
+        for finding in &read.findings {
+            eprintln!("{finding}");
+        }
+        if !read.is_valid() {
+            let errors = read
+                .findings
+                .iter()
+                .filter(|f| f.diagnostic.level == garrison_ztp::Level::Error)
+                .count();
+            return Err(CliError::Invalid(format!(
+                "the manifests have {}",
+                super::count(errors)
+            )));
+        }
+        let packets = cluster::documents(&read).map_err(CliError::Invalid)?;
+        let mut policies = Vec::new();
+        for source in sources
+            .iter()
+            .filter(|source| source.text.contains("AuthorizationPolicy"))
+        {
+            policies.extend(istio::read(&source.text).map_err(|errors| {
+                for error in &errors {
+                    eprintln!("{}:{error}", source.file);
+                }
+                CliError::Invalid(format!("{} has {}", source.file, super::count(errors.len())))
+            })?);
+        }
+        let requests = istio::documents(&policies, &self.root_namespace);
+        for reason in packets.left_out.iter().chain(&requests.left_out) {
+            eprintln!("{reason}");
+        }
+        for kind in [
+            "PeerAuthentication",
+            "RequestAuthentication",
+            "Server",
+            "MeshTLSAuthentication",
+            "NetworkAuthentication",
+        ] {
+            if let Some(count) = read.kinds.get(kind) {
+                eprintln!(
+                    "{count} of kind {kind} are left out: say `requires: trusted`, or iamGroups, in the documents, from which they are compiled"
+                );
+            }
+        }
+        if !packets.documents.is_empty() && !requests.documents.is_empty() {
+            return Err(CliError::Invalid(
+                "the manifests have policies for packets and of Istio: both must let a connection pass there, and documents \
+                 add up. Import one kind at a time, and compile each for its own target"
+                    .to_owned(),
+            ));
+        }
+        let mut documents = packets.documents;
+        documents.extend(requests.documents);
+        if documents.is_empty() {
+            return Err(CliError::Invalid(
+                "there is nothing to import: give NetworkPolicy, ClusterNetworkPolicy, Cilium, Calico or Istio policies, or \
+                 security groups"
+                    .to_owned(),
+            ));
+        }
+        Ok(documents)
+    }
+}
+
+fn groups(
+    file: &Path,
+    text: &str,
+    told: &[(&str, IpNet)],
+    documents: &mut Vec<ZeroTrustPolicy>,
+) -> Result<(), CliError> {
+    let groups = security_group::read(text).map_err(|errors| {
+        for error in &errors {
+            eprintln!("{}:{error}", file.display());
+        }
+        CliError::Invalid(format!("{} has {}", file.display(), super::count(errors.len())))
+    })?;
+    for group in groups {
+        let nets = told
+            .iter()
+            .filter(|(name, _)| *name == group.name)
+            .map(|(_, net)| net.trunc());
+        let addresses = group.addresses.union(&AddressSet::from_nets(nets));
+        if addresses.is_empty() {
+            eprintln!(
+                "group {} is left out: who has it is not told; add --addresses {}=CIDR",
+                group.name, group.name
+            );
+            continue;
+        }
+        let (document, left_out) = group.document(&addresses);
+        for reason in left_out {
+            eprintln!("{}:{reason}; it is not allowed", file.display());
+        }
+        documents.push(document);
+    }
+    Ok(())
 }

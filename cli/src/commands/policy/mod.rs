@@ -152,9 +152,11 @@ pub enum Policy {
     ///
     /// For example: garrison policy recommend --flows lake/ > learnt.yaml
     Recommend(recommend::Recommend),
-    /// Write security groups of Amazon Web Services as ZeroTrustPolicy documents
+    /// Write policies of others as ZeroTrustPolicy documents: Kubernetes, Cilium, Calico, Istio, security groups
     ///
-    /// For example: garrison policy import groups.json --addresses web=10.0.1.0/24
+    /// What the language cannot say is left out of what is allowed, and told. All documents observe.
+    ///
+    /// For example: kubectl get networkpolicies -A -o yaml | garrison policy import -
     Import(import::Import),
     /// Check everything about policy in folders, for a pipeline
     ///

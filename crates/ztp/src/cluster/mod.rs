@@ -7,6 +7,7 @@
 mod calico;
 mod cilium;
 mod cluster_network_policy;
+mod document;
 mod exposure;
 mod istio;
 mod linkerd;
@@ -18,6 +19,7 @@ mod zero_trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use document::{Imported, documents};
 use serde::Serialize;
 
 use crate::{
@@ -198,7 +200,7 @@ pub fn import_with(sources: &[Source], limits: &Limits) -> Cluster {
                     break;
                 }
                 findings.spans.clear();
-                let kind = read(node, implied, &source.file, document, &mut collected, &mut findings);
+                let kind = read(node, implied, &source.file, &mut collected, &mut findings);
                 *cluster.kinds.entry(kind).or_default() += 1;
             }
             cluster.findings.extend(findings.diagnostics.into_iter().map(report));
@@ -238,14 +240,7 @@ fn unfold(tree: &Node) -> Vec<(&Node, Option<&str>)> {
 }
 
 /// Reads one resource and answers with its kind.
-fn read(
-    node: &Node,
-    implied: Option<&str>,
-    file: &str,
-    document: node::Source<'_>,
-    all: &mut Collected,
-    f: &mut Findings<'_>,
-) -> String {
+fn read(node: &Node, implied: Option<&str>, file: &str, all: &mut Collected, f: &mut Findings<'_>) -> String {
     let Some(kind) = node.text_at("kind").or(implied) else {
         f.error(
             Code::MissingField,
@@ -339,7 +334,7 @@ fn read(
         }
         // It tells how requests are routed; policies for one are told.
         ("policy.linkerd.io", "HTTPRoute") => {}
-        ("garrison.dev", crate::document::KIND | crate::document::CLUSTER_KIND) => zero_trust::read(document, all, f),
+        ("garrison.dev", crate::document::KIND | crate::document::CLUSTER_KIND) => zero_trust::read(&resource, all, f),
         (group, kind) if POLICY_GROUPS.contains(&group) => f.warn_at(
             Code::UnknownKind,
             "kind",

@@ -1,24 +1,90 @@
 //! Garrison's own policies, in their workload projection.
 
-use super::Collected;
+use super::{Collected, Resource};
 use crate::{
-    decode::Findings,
+    decode::{Findings, Spans, decode},
     document::{Action as Wanted, Mode},
     ir::{self, Direction, NAMESPACE_NAME_LABEL, PeerSet},
-    node,
+    node::{Node, Value},
     reach::{Action, Order, Peer, Plane, Policy, Ports, Rest, Rule, Stage},
     sets::{LabelValues, Selector},
 };
 
-pub(super) fn read(source: node::Source<'_>, all: &mut Collected, f: &mut Findings<'_>) {
-    let checked = crate::check_with(source.text, f.limits);
-    let errors = checked.diagnostics.iter().filter(|d| d.level == crate::Level::Error);
-    f.diagnostics.extend(errors.cloned().map(|mut diagnostic| {
-        diagnostic.position.line += source.lines_before;
-        diagnostic
-    }));
-    all.zero_trust
-        .extend(checked.documents.iter().map(|document| document.lower(0)));
+/// What a cluster adds to an object, and what only it knows.
+const CLUSTERS: [&str; 12] = [
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "managedFields",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "uid",
+];
+
+/// Reads a policy, from a file or as a cluster gives it back.
+pub(super) fn read(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<'_>) {
+    let mut tree = resource.node.clone();
+    let own = tree
+        .at("metadata")
+        .and_then(|metadata| metadata.text_at("namespace"))
+        .map(str::to_owned);
+    if let Value::Map(pairs) = &mut tree.value {
+        pairs.retain(|(key, _)| !is(key, "status"));
+        for (key, value) in pairs {
+            let Value::Map(inner) = &mut value.value else { continue };
+            if is(key, "metadata") {
+                inner.retain(|(key, _)| !CLUSTERS.iter().any(|name| is(key, name)));
+            } else if is(key, "spec") && resource.kind == crate::document::KIND {
+                within(inner, own.as_deref());
+            }
+        }
+    }
+    let mut found = Findings {
+        limits: f.limits,
+        diagnostics: Vec::new(),
+        spans: Spans::new(),
+    };
+    let (tree, version) = crate::version::to_hub(tree, &mut found);
+    let first = found.diagnostics.len();
+    let policy = decode(&tree, &mut found);
+    crate::version::as_written(version, first, &mut found);
+    let errors = found.diagnostics.into_iter().filter(|d| d.level == crate::Level::Error);
+    f.diagnostics.extend(errors);
+    all.zero_trust.extend(policy.map(|policy| ir::lower(&policy, 0)));
+}
+
+fn is(key: &Node, name: &str) -> bool {
+    matches!(&key.value, Value::Text(text) if text == name)
+}
+
+/// A policy of a cluster governs pods of its own namespace where it names none.
+fn within(spec: &mut [(Node, Node)], own: Option<&str>) {
+    let Some(own) = own else { return };
+    let subject = spec
+        .iter_mut()
+        .find(|(key, _)| is(key, "subject"))
+        .map(|(_, value)| &mut value.value);
+    let Some(Value::Map(subject)) = subject else { return };
+    let workloads = subject
+        .iter_mut()
+        .find(|(key, _)| is(key, "workloads"))
+        .map(|(_, value)| value);
+    let Some(workloads) = workloads else { return };
+    let position = workloads.position;
+    if let Value::Map(pairs) = &mut workloads.value
+        && !pairs.iter().any(|(key, _)| is(key, "namespace"))
+    {
+        let text = |text: &str| Node {
+            value: Value::Text(text.to_owned()),
+            position,
+        };
+        pairs.push((text("namespace"), text(own)));
+    }
 }
 
 /// What enforced policies decide, as a plane of its own; `None` without policies.

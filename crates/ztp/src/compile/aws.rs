@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Compiled,
     gcp::{file, refused},
-    ordered::{Entry, by_address, entries, families, together},
+    ordered::{Entry, Sayable, Tags, by_address, entries, families, subject_tags, tag_name, together},
     project::{Says, project},
 };
 use crate::{
@@ -26,13 +26,85 @@ const RULES: usize = 1_000;
 /// The most groups of a region (the provider's quota at first).
 const GROUPS: usize = 2_500;
 
+/// The most groups that mark who carries some tags: an interface has at most 16, one of which governs it.
+const MARKS: usize = 15;
+/// A group has the instances that carry all of some tags, whichever those are.
+const SAYABLE: Sayable = Some(|_| true);
+
 /// What one group allows.
 #[derive(Default)]
 struct Group {
     addresses: AddressSet,
+    /// Who has it by tag, in the place of addresses.
+    tags: Option<Tags>,
     policies: Vec<String>,
     /// Egress, ingress: peers by what they may speak.
     allowed: [Vec<(AddressSet, ServiceSet)>; 2],
+    /// Egress, ingress: peers by tag.
+    tagged: [Vec<(Tags, ServiceSet)>; 2],
+}
+
+/// What each tag set's instances may speak with whom a list of entries governs. Addresses of theirs are not known: a deny
+/// rule for some addresses is taken to mean them too.
+fn tagged(governing: &[&Policy], direction: Direction, out: &mut Compiled) -> Vec<(Tags, ServiceSet)> {
+    if governing.iter().all(|policy| policy.rules(direction).is_none()) {
+        return Vec::new();
+    }
+    let entries = entries(governing, direction, SAYABLE);
+    let mut sets: Vec<&Tags> = entries
+        .iter()
+        .flat_map(|entry| entry.peer_tags.iter().copied())
+        .collect();
+    sets.sort();
+    sets.dedup();
+    let mut all = Vec::new();
+    for tags in sets {
+        let mut open = ServiceSet::full();
+        let mut allowed = ServiceSet::empty();
+        for entry in &entries {
+            // Whoever carries these carries each part of them.
+            let carried = entry
+                .peer_tags
+                .iter()
+                .any(|part| part.iter().all(|(key, value)| tags.get(key) == Some(value)));
+            if entry.allows && (carried || entry.peers.is_full()) {
+                allowed = allowed.union(&open.intersect(&entry.services));
+                open = open.subtract(&entry.services);
+            } else if !entry.allows && !open.intersect(&entry.services).is_empty() {
+                if !entry.peers.is_full() {
+                    out.gap(
+                        format!("{}/{}", entry.policy.name, entry.rule),
+                        "the addresses of instances told by tag are not known: what the rule denies is denied to all of them",
+                    );
+                }
+                open = open.subtract(&entry.services);
+            }
+        }
+        if !allowed.is_empty() {
+            all.push((tags.clone(), allowed));
+        }
+    }
+    all
+}
+
+/// The tags by which subjects are told, when no instance can have two of them and none is governed by address too.
+fn exclusive<'p>(policies: &[&'p Policy]) -> Option<Vec<&'p Tags>> {
+    let mut sets: Vec<&Tags> = policies
+        .iter()
+        .flat_map(|policy| subject_tags(policy, SAYABLE))
+        .collect();
+    sets.sort();
+    sets.dedup();
+    let apart = |a: &Tags, b: &Tags| {
+        a.iter()
+            .any(|(key, value)| b.get(key).is_some_and(|other| other != value))
+    };
+    let all = sets
+        .iter()
+        .enumerate()
+        .all(|(i, a)| sets[..i].iter().all(|b| apart(a, b)));
+    let by_tag = policies.iter().all(|policy| policy.subject.addresses.is_empty());
+    (all && by_tag).then_some(sets)
 }
 
 /// What each group allows, by the policies that govern its addresses together.
@@ -43,22 +115,70 @@ fn groups<P: Borrow<Policy>>(policies: &[P], out: &mut Compiled) -> Vec<Group> {
         ..Says::default()
     };
     let policies = project(policies, &says, out);
-    let policies = by_address(&policies, "AWS", out);
+    let mut policies = by_address(&policies, "AWS", SAYABLE, out);
+    let by_tag = exclusive(&policies);
+    if by_tag.is_none() {
+        policies.retain(|policy| {
+            let told = !policy.subject.addresses.is_empty();
+            if !told {
+                out.gap(
+                    &policy.name,
+                    "the subject is told by tag, and an instance may be governed in another way too: AWS adds up what groups allow, so that nothing is emitted for it",
+                );
+            }
+            told
+        });
+    }
     let mut groups = Vec::new();
-    for (members, addresses) in together(&policies) {
+    let mut cells: Vec<(Vec<usize>, AddressSet, Option<&Tags>)> = together(&policies)
+        .into_iter()
+        .map(|(members, addresses)| (members, addresses, None))
+        .collect();
+    for tags in by_tag.unwrap_or_default() {
+        let members = (0..policies.len()).filter(|i| subject_tags(policies[*i], SAYABLE).contains(&tags));
+        cells.push((members.collect(), AddressSet::empty(), Some(tags)));
+    }
+    for (members, addresses, tags) in cells {
         let governing: Vec<&Policy> = members.iter().map(|i| policies[*i]).collect();
+        let tagged = Direction::BOTH.map(|direction| tagged(&governing, direction, out));
+        if tags.is_some() || tagged.iter().any(|list| !list.is_empty()) {
+            for policy in &governing {
+                out.gap(
+                    &policy.name,
+                    "AWS knows groups, not tags: who gets the tags later belongs to them when the output is applied again",
+                );
+            }
+        }
         groups.push(Group {
             addresses,
+            tags: tags.cloned(),
             policies: governing.iter().map(|p| p.reference()).collect(),
             allowed: Direction::BOTH.map(|direction| {
                 if governing.iter().all(|p| p.rules(direction).is_none()) {
                     return vec![(AddressSet::full(), ServiceSet::full())];
                 }
-                allowed(&entries(&governing, direction))
+                allowed(&entries(&governing, direction, SAYABLE))
             }),
+            tagged,
         });
     }
     groups
+}
+
+/// Every set of tags whose carriers have a group that other groups name.
+fn marks(groups: &[Group]) -> Vec<&Tags> {
+    let mut all: Vec<&Tags> = groups
+        .iter()
+        .flat_map(|group| group.tagged.iter().flatten())
+        .map(|(tags, _)| tags)
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn mark(tags: &Tags) -> String {
+    format!("garrison-tag-{}", tag_name(tags, 60))
 }
 
 /// Compiles the enforced policies to security groups, and to network ACLs for the subnets that have exactly a group's
@@ -72,7 +192,11 @@ pub fn aws_network_acl<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     if out.files.is_empty() {
         return out;
     }
-    let groups = groups(policies, &mut Compiled::default());
+    // Subnets have addresses, and ACLs name nobody by tag: those are the security groups' alone.
+    let groups: Vec<Group> = groups(policies, &mut Compiled::default())
+        .into_iter()
+        .filter(|group| group.tags.is_none() && group.tagged.iter().all(Vec::is_empty))
+        .collect();
     let bodies: Vec<Value> = (1..).zip(&groups).map(|(i, group)| acl(i, group)).collect();
     out.files.push(file("aws/network-acls.json", &json!(bodies)));
     out.files
@@ -251,10 +375,22 @@ pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
             &format!("they need {} groups where {GROUPS} are taken", groups.len()),
         );
     }
+    let marks = marks(&groups);
+    if marks.len() > MARKS {
+        return refused(
+            out,
+            &format!(
+                "they name {} sets of tags where an interface can have {MARKS} groups beside its own",
+                marks.len()
+            ),
+        );
+    }
     let mut bodies = Vec::new();
     for (i, group) in (1..).zip(&groups) {
         let [egress, ingress] = &group.allowed;
-        let ((egress, some_lost), (ingress, more_lost)) = (permissions(egress), permissions(ingress));
+        let [egress_tags, ingress_tags] = &group.tagged;
+        let ((egress, some_lost), (ingress, more_lost)) =
+            (permissions(egress, egress_tags), permissions(ingress, ingress_tags));
         if some_lost || more_lost {
             for policy in &group.policies {
                 // The name without the version, as every gap has it.
@@ -265,7 +401,7 @@ pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
             }
         }
         for rules in [&egress, &ingress] {
-            for list in ["IpRanges", "Ipv6Ranges"] {
+            for list in ["IpRanges", "Ipv6Ranges", "UserIdGroupPairs"] {
                 let count: usize = rules.iter().map(|rule| rule[list].as_array().map_or(0, Vec::len)).sum();
                 if count > RULES {
                     return refused(
@@ -276,11 +412,25 @@ pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
             }
         }
         bodies.push(json!({
-            "GroupName": format!("garrison-{i}"),
+            "GroupName": match &group.tags {
+                Some(tags) => format!("garrison-of-{}", tag_name(tags, 60)),
+                None => format!("garrison-{i}"),
+            },
+            "Carries": group.tags,
             "Description": format!("ZeroTrustPolicy {}", group.policies.join(" ")).chars().take(255).collect::<String>(),
             "Addresses": group.addresses.to_nets().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "IpPermissions": ingress,
             "IpPermissionsEgress": egress,
+        }));
+    }
+    for tags in marks {
+        bodies.push(json!({
+            "GroupName": mark(tags),
+            "Carries": tags,
+            "Description": "Instances that others name by their tags",
+            "Addresses": [],
+            "IpPermissions": [],
+            "IpPermissionsEgress": [],
         }));
     }
     out.files.push(file("aws/garrison.tf.json", &terraform(&bodies)));
@@ -327,16 +477,33 @@ fn allowed(entries: &[Entry<'_>]) -> Vec<(AddressSet, ServiceSet)> {
     all
 }
 
+/// A protocol by its name or number, and its ports.
+type Named = (String, Option<(u16, u16)>);
+
+/// The other side of a permission.
+enum Side<'s> {
+    Addresses(&'s AddressSet),
+    Tags(&'s Tags),
+}
+
 /// The permissions, and whether something could not be said.
-fn permissions(allowed: &[(AddressSet, ServiceSet)]) -> (Vec<Value>, bool) {
+fn permissions(allowed: &[(AddressSet, ServiceSet)], tagged: &[(Tags, ServiceSet)]) -> (Vec<Value>, bool) {
     let mut lost = false;
     // By protocol and ports, so that peers of one service stand together.
-    let mut by_service: BTreeMap<(String, Option<(u16, u16)>), AddressSet> = BTreeMap::new();
-    let mut add = |protocol: &str, ports: Option<(u16, u16)>, peers: &AddressSet| {
+    let mut by_service: BTreeMap<Named, (AddressSet, Vec<String>)> = BTreeMap::new();
+    let mut add = |protocol: &str, ports: Option<(u16, u16)>, peers: &Side<'_>| {
         let all = by_service.entry((protocol.to_owned(), ports)).or_default();
-        *all = all.union(peers);
+        match peers {
+            Side::Addresses(set) => all.0 = all.0.union(set),
+            Side::Tags(tags) => all.1.push(mark(tags)),
+        }
     };
-    for (peers, services) in allowed {
+    let sides = allowed
+        .iter()
+        .map(|(peers, services)| (Side::Addresses(peers), services));
+    let tagged = tagged.iter().map(|(tags, services)| (Side::Tags(tags), services));
+    for (peers, services) in sides.chain(tagged) {
+        let peers = &peers;
         if services.is_full() {
             add("-1", None, peers);
             continue;
@@ -362,7 +529,7 @@ fn permissions(allowed: &[(AddressSet, ServiceSet)]) -> (Vec<Value>, bool) {
     }
     let permissions = by_service
         .into_iter()
-        .map(|((protocol, ports), peers)| {
+        .map(|((protocol, ports), (peers, groups))| {
             let [v4, v6] = families(&peers);
             let mut rule = Map::from_iter([("IpProtocol".to_owned(), json!(protocol))]);
             if let Some((from, to)) = ports {
@@ -376,6 +543,9 @@ fn permissions(allowed: &[(AddressSet, ServiceSet)]) -> (Vec<Value>, bool) {
                 |nets: Vec<String>, key: &str| nets.into_iter().map(|net| json!({ key: net })).collect::<Vec<_>>();
             rule.insert("IpRanges".to_owned(), json!(list(v4, "CidrIp")));
             rule.insert("Ipv6Ranges".to_owned(), json!(list(v6, "CidrIpv6")));
+            if !groups.is_empty() {
+                rule.insert("UserIdGroupPairs".to_owned(), json!(list(groups, "GroupName")));
+            }
             Value::Object(rule)
         })
         .collect();
@@ -385,6 +555,7 @@ fn permissions(allowed: &[(AddressSet, ServiceSet)]) -> (Vec<Value>, bool) {
 /// The same groups for Terraform's provider `aws`; `vpc_id` is a variable.
 fn terraform(groups: &[Value]) -> Value {
     let mut resources = Map::new();
+    let (mut found, mut each, mut attached) = (Map::new(), Map::new(), Map::new());
     for group in groups {
         let rules = |key: &str| {
             let list = group[key].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -402,13 +573,36 @@ fn terraform(groups: &[Value]) -> Value {
                         "ipv6_cidr_blocks": texts(rule, "Ipv6Ranges", "CidrIpv6"),
                         "description": "",
                         "prefix_list_ids": [],
-                        "security_groups": [],
+                        "security_groups": texts(rule, "UserIdGroupPairs", "GroupName")
+                            .iter()
+                            .filter_map(Value::as_str)
+                            .map(|name| format!("${{aws_security_group.{}.id}}", name.replace('-', "_")))
+                            .collect::<Vec<_>>(),
                         "self": false,
                     })
                 })
                 .collect::<Vec<_>>()
         };
         let name = group["GroupName"].as_str().unwrap_or_default();
+        if group["Carries"].is_object() {
+            let key = name.replace('-', "_");
+            found.insert(key.clone(), json!({ "instance_tags": group["Carries"] }));
+            each.insert(
+                key.clone(),
+                json!({
+                    "for_each": format!("${{toset(data.aws_instances.{key}.ids)}}"),
+                    "instance_id": "${each.value}",
+                }),
+            );
+            attached.insert(
+                key.clone(),
+                json!({
+                    "for_each": format!("${{data.aws_instance.{key}}}"),
+                    "security_group_id": format!("${{aws_security_group.{key}.id}}"),
+                    "network_interface_id": "${each.value.network_interface_id}",
+                }),
+            );
+        }
         resources.insert(
             name.replace('-', "_"),
             json!({
@@ -423,9 +617,14 @@ fn terraform(groups: &[Value]) -> Value {
             }),
         );
     }
-    json!({
+    let mut all = json!({
         "//": "Generated by Garrison. An interface gets the one group of its address. Changes here are lost.",
         "variable": { "vpc_id": { "type": "string", "description": "The VPC" } },
         "resource": { "aws_security_group": resources },
-    })
+    });
+    if !found.is_empty() {
+        all["data"] = json!({ "aws_instances": found, "aws_instance": each });
+        all["resource"]["aws_network_interface_sg_attachment"] = Value::Object(attached);
+    }
+    all
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Compiled,
     gcp::{file, refused},
-    ordered::{Entry, by_address, entries, families, name, ports},
+    ordered::{Entry, Sayable, Tags, by_address, entries, families, name, ports},
     project::{Says, project},
 };
 use crate::{
@@ -36,7 +36,7 @@ pub fn azure<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
         ..Says::default()
     };
     let policies = project(policies, &says, &mut out);
-    let policies = by_address(&policies, "Azure", &mut out);
+    let policies = by_address(&policies, "Azure", None, &mut out);
     let rules = match rules(&policies, None, &mut out) {
         Ok(rules) => rules,
         Err(why) => return refused(out, &why),
@@ -56,12 +56,18 @@ pub fn azure<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     out
 }
 
-/// Gives the application security group of a set of addresses, as rules name it, and says whether a set has interfaces
-/// of the network only.
-pub(super) type Groups<'g> = (
-    &'g dyn Fn(&AddressSet) -> Option<Value>,
-    &'g dyn Fn(&AddressSet) -> bool,
-);
+/// Application security groups, as rules name them.
+#[derive(Clone, Copy)]
+pub(super) struct Groups<'g> {
+    /// The one of a set of addresses.
+    pub(super) of: &'g dyn Fn(&AddressSet) -> Option<Value>,
+    /// Whether a set has interfaces of the network only.
+    pub(super) inside: &'g dyn Fn(&AddressSet) -> bool,
+    /// The one of who carries some tags.
+    pub(super) tagged: &'g dyn Fn(&Tags) -> Option<Value>,
+    /// Which tags can be said.
+    pub(super) sayable: Sayable,
+}
 
 /// The rules of the group in both directions, the last ones included; empty without policies.
 ///
@@ -72,10 +78,11 @@ pub(super) fn rules(
     groups: Option<Groups<'_>>,
     out: &mut Compiled,
 ) -> Result<Vec<Value>, String> {
+    let sayable = groups.and_then(|groups| groups.sayable);
     let mut rules: Vec<Value> = Vec::new();
     for direction in Direction::BOTH {
         let mut priority = FIRST;
-        for entry in entries(policies, direction) {
+        for entry in entries(policies, direction, sayable) {
             for rule in write(&entry, direction, (priority, rules.len()), groups, out) {
                 rules.push(rule);
                 priority += 1;
@@ -139,11 +146,29 @@ fn write(
         Direction::Ingress => ("Inbound", "destination", "source"),
         Direction::Egress => ("Outbound", "source", "destination"),
     };
-    let subject = groups.and_then(|(group, _)| group(entry.subject));
+    let subject = match (entry.tags, groups) {
+        (Some(tags), Some(groups)) => (groups.tagged)(tags),
+        (None, Some(groups)) => (groups.of)(entry.subject),
+        (_, None) => None,
+    };
     // Whoever is denied is told by address: not everyone who has one needs to be in a group.
-    let peers = groups.filter(|(_, inside)| entry.allows && inside(&entry.peers));
-    let peers = peers.and_then(|(group, _)| group(&entry.peers));
-    let sides: Vec<[(String, Value); 2]> = match (subject, peers) {
+    let peers = groups.filter(|groups| entry.allows && (groups.inside)(&entry.peers));
+    let peers = peers.and_then(|groups| (groups.of)(&entry.peers));
+    let tagged = entry.peer_tags.iter().filter_map(|tags| (groups?.tagged)(tags));
+    let tagged: Vec<[(String, Value); 2]> = match &subject {
+        Some(subject) => tagged
+            .map(|peers| [members(own, subject), members(other, &peers)])
+            .collect(),
+        None => tagged
+            .flat_map(|peers| {
+                let subjects = families(entry.subject).into_iter().filter(|nets| !nets.is_empty());
+                subjects
+                    .map(move |nets| [prefixes(own, nets), members(other, &peers)])
+                    .collect::<Vec<_>>()
+            })
+            .collect(),
+    };
+    let mut sides: Vec<[(String, Value); 2]> = match (subject, peers) {
         (None, None) => families(entry.subject)
             .into_iter()
             .zip(families(&entry.peers))
@@ -163,6 +188,7 @@ fn write(
             .collect(),
         (Some(subject), Some(peers)) => vec![[members(own, &subject), members(other, &peers)]],
     };
+    sides.extend(tagged);
     let mut rules = Vec::new();
     let protocols = protocols(entry, out);
     for [(own, subject), (other, peers)] in sides {

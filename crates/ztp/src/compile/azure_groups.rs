@@ -5,7 +5,7 @@
 //! other side of an allowing rule is told by such a group too, where it is exactly one of private addresses; who is
 //! denied is told by address, as not everyone who has one needs to be an interface of the network.
 
-use std::borrow::Borrow;
+use std::{borrow::Borrow, collections::BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -13,10 +13,13 @@ use super::{
     Compiled,
     azure::{self, ADDRESSES},
     gcp::{file, refused},
-    ordered::by_address,
+    ordered::{Sayable, Tags, by_address, entries, tag_name},
     project::{Says, project},
 };
-use crate::{ir::Policy, sets::AddressSet};
+use crate::{
+    ir::{Direction, Policy},
+    sets::AddressSet,
+};
 
 /// The most application security groups that the rules of a network security group name.
 const GROUPS: usize = 100;
@@ -33,6 +36,11 @@ const PRIVATE: [&str; 5] = [
 /// Where a group is, before its name.
 const SCOPE: &str = "/subscriptions/SUBSCRIPTION/resourceGroups/RESOURCE_GROUP/providers/\
                      Microsoft.Network/applicationSecurityGroups/";
+
+/// A group has the interfaces that carry all of some tags, whichever those are.
+const SAYABLE: Sayable = Some(|_| true);
+/// Why a group told by tag may lack somebody.
+const LATER: &str = "who gets the tags later belongs to it when the output is applied again";
 
 /// A group, and whose interfaces belong to it.
 struct Group<'p> {
@@ -51,9 +59,9 @@ pub fn azure_application_groups<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
         ..Says::default()
     };
     let policies = project(policies, &says, &mut out);
-    let policies = by_address(&policies, "Azure", &mut out);
+    let policies = by_address(&policies, "Azure", SAYABLE, &mut out);
     let mut groups: Vec<Group<'_>> = Vec::new();
-    for policy in &policies {
+    for policy in policies.iter().filter(|policy| !policy.subject.addresses.is_empty()) {
         let addresses = &policy.subject.addresses;
         match groups.iter_mut().find(|group| group.addresses == addresses) {
             Some(group) => group.policies.push(&policy.name),
@@ -65,11 +73,25 @@ pub fn azure_application_groups<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
             }),
         }
     }
-    if groups.len() > GROUPS {
-        let count = groups.len();
+    let mut tagged: BTreeSet<&Tags> = BTreeSet::new();
+    for entry in Direction::BOTH
+        .into_iter()
+        .flat_map(|direction| entries(&policies, direction, SAYABLE))
+    {
+        let named: Vec<&Tags> = entry.tags.into_iter().chain(entry.peer_tags.iter().copied()).collect();
+        if !named.is_empty() {
+            out.gap(
+                format!("{}/{}", entry.policy.name, entry.rule),
+                format!("Azure knows groups, not tags: {LATER}"),
+            );
+        }
+        tagged.extend(named);
+    }
+    if groups.len() + tagged.len() > GROUPS {
+        let count = groups.len() + tagged.len();
         return refused(
             out,
-            &format!("they govern {count} sets of addresses where a group's rules name {GROUPS}"),
+            &format!("they govern {count} sets of addresses and tags where a group's rules name {GROUPS}"),
         );
     }
     let most = super::ordered::together(&policies);
@@ -81,7 +103,9 @@ pub fn azure_application_groups<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
         };
         groups.iter().filter(own).count()
     };
-    if let Some(count) = most.keys().map(sets_of).max().filter(|count| *count > MEMBERSHIPS) {
+    // An interface may carry all of the tags.
+    let most = most.keys().map(sets_of).max().unwrap_or_default() + tagged.len();
+    if let Some(count) = Some(most).filter(|count| *count > MEMBERSHIPS) {
         return refused(
             out,
             &format!("an interface would be in {count} groups where it can be in {MEMBERSHIPS}"),
@@ -91,7 +115,14 @@ pub fn azure_application_groups<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     let of = |set: &AddressSet| groups.iter().find(|group| group.addresses == set).map(id);
     let inside = AddressSet::from_nets(PRIVATE.iter().filter_map(|net| net.parse().ok()));
     let interfaces = |set: &AddressSet| set.subtract(&inside).is_empty();
-    let rules = match azure::rules(&policies, Some((&of, &interfaces)), &mut out) {
+    let of_tags = |tags: &Tags| Some(json!([{ "id": format!("{SCOPE}{}", tag_group(tags)) }]));
+    let known = azure::Groups {
+        of: &of,
+        inside: &interfaces,
+        tagged: &of_tags,
+        sayable: SAYABLE,
+    };
+    let rules = match azure::rules(&policies, Some(known), &mut out) {
         Ok(rules) => rules,
         Err(why) => return refused(out, &why),
     };
@@ -105,7 +136,7 @@ pub fn azure_application_groups<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
             &format!("they name {named} addresses and ports where a group takes {ADDRESSES}"),
         );
     }
-    let listed: Vec<Value> = groups
+    let mut listed: Vec<Value> = groups
         .iter()
         .map(|group| {
             json!({
@@ -115,13 +146,18 @@ pub fn azure_application_groups<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
             })
         })
         .collect();
+    listed.extend(
+        tagged
+            .iter()
+            .map(|tags| json!({ "name": tag_group(tags), "tags": { "managed-by": "garrison" }, "carries": tags })),
+    );
     out.files.push(file(
         "azure-application-groups/application-security-groups.json",
         &json!(listed),
     ));
     out.files.push(file(
         "azure-application-groups/garrison.tf.json",
-        &terraform(&rules, &groups),
+        &terraform(&rules, &groups, &tagged),
     ));
     out.files.push(file(
         "azure-application-groups/network-security-group.json",
@@ -130,8 +166,12 @@ pub fn azure_application_groups<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     out
 }
 
+fn tag_group(tags: &Tags) -> String {
+    format!("garrison-tag-{}", tag_name(tags, 60))
+}
+
 /// The groups, who is in them, and the rules, for Terraform's provider `azurerm`.
-fn terraform(rules: &[Value], groups: &[Group<'_>]) -> Value {
+fn terraform(rules: &[Value], groups: &[Group<'_>], tagged: &BTreeSet<&Tags>) -> Value {
     let mut all = azure::terraform(rules);
     let mut resources = Map::new();
     let mut members = Map::new();
@@ -156,6 +196,37 @@ fn terraform(rules: &[Value], groups: &[Group<'_>]) -> Value {
                 "application_security_group_id": format!("${{azurerm_application_security_group.{key}.id}}"),
             }),
         );
+    }
+    let mut found = Map::new();
+    for tags in tagged {
+        let name = tag_group(tags);
+        let key = name.replace('-', "_");
+        let said: Vec<String> = tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        resources.insert(
+            key.clone(),
+            json!({
+                "//": format!("The interfaces that carry {}", said.join(", ")),
+                "name": name,
+                "location": "${var.location}",
+                "resource_group_name": "${var.resource_group}",
+                "tags": { "managed-by": "garrison" },
+            }),
+        );
+        found.insert(
+            key.clone(),
+            json!({ "type": "Microsoft.Network/networkInterfaces", "required_tags": tags }),
+        );
+        members.insert(
+            key.clone(),
+            json!({
+                "for_each": format!("${{toset(data.azurerm_resources.{key}.resources[*].id)}}"),
+                "network_interface_id": "${each.value}",
+                "application_security_group_id": format!("${{azurerm_application_security_group.{key}.id}}"),
+            }),
+        );
+    }
+    if !found.is_empty() {
+        all["data"] = json!({ "azurerm_resources": found });
     }
     all["variable"]["interfaces"] = json!({
         "type": "map(list(string))",

@@ -34,11 +34,11 @@ pub fn gcp<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
         ..Says::default()
     };
     let policies = project(policies, &says, &mut out);
-    let policies = by_address(&policies, "Google Cloud", &mut out);
+    let policies = by_address(&policies, "Google Cloud", None, &mut out);
     let mut rules: Vec<Value> = Vec::new();
     for direction in Direction::BOTH {
         let mut priority = 1_000;
-        for entry in entries(&policies, direction) {
+        for entry in entries(&policies, direction, None) {
             rules.extend(write(&entry, direction, priority, rules.len()));
             priority += 10;
         }

@@ -93,7 +93,7 @@ pub fn nftables<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
         ..Says::default()
     };
     let policies = project(policies, &says, &mut out);
-    let enforced = ordered::by_address(&policies, "nftables", &mut out);
+    let enforced = ordered::by_address(&policies, "nftables", None, &mut out);
     let mut ruleset = Ruleset::default();
     for direction in Direction::BOTH {
         ruleset.direction(&enforced, direction);

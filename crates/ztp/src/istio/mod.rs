@@ -5,6 +5,7 @@
 //! allowing rules that speak of HTTP match nothing, and the other actions' rules match by what else they say, so that
 //! both err on the side of denial.
 
+mod document;
 mod read;
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -13,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::sets::{Labels, Selector};
 
+pub use document::documents;
 pub(crate) use read::policy;
 pub use read::read;
 

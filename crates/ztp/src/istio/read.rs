@@ -34,8 +34,21 @@ pub fn read(text: &str) -> Result<Vec<AuthorizationPolicy>, Vec<Diagnostic>> {
         f.spans.clear();
         match node::parse(source, &limits) {
             Ok(tree) => {
-                if tree.text_at("kind") == Some("AuthorizationPolicy") {
-                    policies.extend(policy(&tree, &mut f));
+                // A list has its resources under `items`.
+                let list = tree.text_at("kind").is_some_and(|kind| kind.ends_with("List"));
+                let items = if list {
+                    tree.items_at("items")
+                } else {
+                    std::slice::from_ref(&tree)
+                };
+                for item in items {
+                    // Linkerd has a kind of the same name.
+                    let linkerd = item
+                        .text_at("apiVersion")
+                        .is_some_and(|v| v.starts_with("policy.linkerd.io/"));
+                    if item.text_at("kind") == Some("AuthorizationPolicy") && !linkerd {
+                        policies.extend(policy(item, &mut f));
+                    }
                 }
             }
             Err(diagnostic) => f.diagnostics.push(diagnostic),

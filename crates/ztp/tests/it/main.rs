@@ -4,6 +4,7 @@
 mod calico;
 mod cilium;
 mod cloud;
+mod cloud_tags;
 mod cluster;
 mod cluster_mesh;
 mod cluster_network_policy;
@@ -12,6 +13,7 @@ mod coverage;
 mod documents;
 mod engine;
 mod generate;
+mod import;
 mod kubernetes;
 mod mesh;
 mod nft_text;
