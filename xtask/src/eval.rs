@@ -29,7 +29,7 @@ pub enum Eval {
         /// A dataset described in TOML, in place of those of the corpora; may be given several times
         #[arg(long)]
         spec: Vec<PathBuf>,
-        /// Only the dataset of this name; `budget` for the alarm budget, `behaviours` for beacons, tunnels and generated domains
+        /// Only the dataset of this name; `budget` for the alarm budget, `behaviours` for what the service watches for
         #[arg(long)]
         only: Option<String>,
         /// How many seeds
