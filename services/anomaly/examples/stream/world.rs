@@ -45,7 +45,7 @@ impl World {
     }
 
     // What every service is told.
-    fn core(&self, identity: &str, port: u16) -> String {
+    fn core(&self, identity: &str, port: u16, grpc: u16) -> String {
         let files = self.stack.identity(identity);
         let (cert, key, ca) = (
             files.cert_file.display(),
@@ -55,7 +55,7 @@ impl World {
         format!(
             "[core.identity]\ntrust_domain = '{TRUST_DOMAIN}'\ncert_file = '{cert}'\nkey_file = '{key}'\nca_file = '{ca}'\n\
              [core.bus]\nurls = ['{}']\ncert_file = '{cert}'\nkey_file = '{key}'\nca_file = '{ca}'\n\
-             [core.admin]\nlisten = '127.0.0.1:{port}'\n",
+             [core.admin]\nlisten = '127.0.0.1:{port}'\n[core.grpc]\nlisten = '127.0.0.1:{grpc}'\n",
             self.stack.nats().url(),
         )
     }
@@ -64,7 +64,7 @@ impl World {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let port = free_port()?;
         let config = self.dir.path().join(format!("{name}.toml"));
-        fs::write(&config, self.core(identity, port) + sections)?;
+        fs::write(&config, self.core(identity, port, free_port()?) + sections)?;
         let mut command = Command::new(program);
         command.arg("run").arg("--config").arg(&config);
         let log = self.dir.path().join(format!("{name}.log"));
@@ -86,14 +86,13 @@ impl World {
         let database = &self.database;
         let sections = format!(
             "[core.database]\nhost = '{}'\nport = {}\ndatabase = '{}'\nuser = '{}'\npassword_file = '{}'\nca_file = '{}'\n\
-             [core.grpc]\nlisten = '127.0.0.1:{}'\n{more}",
+             {more}",
             database.host,
             database.port,
             database.database,
             database.user,
             database.password_file.display(),
             database.ca_file.display(),
-            free_port()?,
         );
         self.launch(program, "svc/anomaly", &sections).await
     }
@@ -158,7 +157,7 @@ impl Running {
     }
 
     pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) -> Result<(), Fault> {
-        let limit = Instant::now() + Duration::from_secs(300);
+        let limit = Instant::now() + Duration::from_secs(120);
         while !holds().await {
             if Instant::now() > limit {
                 return Err(format!("never {what}: {}", self.said()).into());
