@@ -209,7 +209,10 @@ fn behaviours(corpora: &Path) -> Result<()> {
         .current_dir(paths::root())
         .status()
         .context("starting cargo failed")?;
-    ensure!(matches!(status.code(), Some(0 | 1)), "the evaluation of behaviours failed");
+    ensure!(
+        matches!(status.code(), Some(0 | 1)),
+        "the evaluation of behaviours failed"
+    );
     Ok(())
 }
 
