@@ -356,6 +356,68 @@ pub struct EgressRule {
     pub valid_until: Option<String>,
 }
 
+impl ZeroTrustPolicy {
+    /// One that observes and has no rules yet: what is imported or learnt begins so. `kind` is [`KIND`] or
+    /// [`CLUSTER_KIND`]; `reason` says where it comes from.
+    pub(crate) fn observing(kind: &str, name: String, tier: u16, reason: String, subject: Subject) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: kind.to_owned(),
+            metadata: Metadata {
+                name,
+                labels: BTreeMap::new(),
+            },
+            spec: Spec {
+                mode: Mode::Observe,
+                tier,
+                owner: None,
+                reason: Some(reason),
+                ticket: None,
+                trust_levels: BTreeMap::new(),
+                requires: None,
+                groups: BTreeMap::new(),
+                subject,
+                ingress: None,
+                egress: None,
+            },
+        }
+    }
+}
+
+impl IngressRule {
+    /// A rule about peers and ports alone.
+    pub(crate) fn new(name: String, action: Action, from: Vec<Peer>, ports: Vec<Port>) -> Self {
+        Self {
+            name,
+            action,
+            from,
+            ports,
+            http: Vec::new(),
+            grpc: Vec::new(),
+            requires: None,
+            valid_from: None,
+            valid_until: None,
+        }
+    }
+}
+
+impl EgressRule {
+    /// A rule about peers and ports alone.
+    pub(crate) fn new(name: String, action: Action, to: Vec<Peer>, ports: Vec<Port>) -> Self {
+        Self {
+            name,
+            action,
+            to,
+            ports,
+            http: Vec::new(),
+            grpc: Vec::new(),
+            requires: None,
+            valid_from: None,
+            valid_until: None,
+        }
+    }
+}
+
 /// HTTP requests. Every field that is there must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

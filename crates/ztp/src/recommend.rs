@@ -13,9 +13,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    document::{
-        API_VERSION, Action, IngressRule, KIND, Metadata, Mode, Peer, Port, Protocol, Spec, Subject, ZeroTrustPolicy,
-    },
+    document::{Action, IngressRule, KIND, Peer, Port, Protocol, Subject, ZeroTrustPolicy},
     sets::AddressSet,
     what_if::{CONNECTIONS, Confidence, Level, Record, Seen},
 };
@@ -208,56 +206,32 @@ impl Learner {
                 }
                 let (from_peers, everyone) = self.summarise(&peers);
                 opened |= everyone;
-                rules.push(IngressRule {
-                    name: format!("{}-{}", word(protocol), from).trim_end_matches('-').to_owned(),
-                    action: Action::Allow,
-                    from: from_peers,
-                    ports: vec![port(protocol, from, to)],
-                    http: Vec::new(),
-                    grpc: Vec::new(),
-                    requires: None,
-                    valid_from: None,
-                    valid_until: None,
-                });
+                rules.push(IngressRule::new(
+                    format!("{}-{}", word(protocol), from).trim_end_matches('-').to_owned(),
+                    Action::Allow,
+                    from_peers,
+                    vec![port(protocol, from, to)],
+                ));
             }
             let risk = risk(&confidence, &rare, opened, flows);
-            suggestions.push(Suggestion {
-                policy: ZeroTrustPolicy {
-                    api_version: API_VERSION.to_owned(),
-                    kind: KIND.to_owned(),
-                    metadata: Metadata {
-                        name: format!("{}-{number}", self.options.prefix),
-                        labels: BTreeMap::new(),
-                    },
-                    spec: Spec {
-                        mode: Mode::Observe,
-                        tier: crate::document::DEFAULT_TIER,
-                        owner: None,
-                        reason: Some(format!(
-                            "learnt from {flows} flows to {} hosts of {net} in {:.1} days; risk {}",
-                            hosts.len(),
-                            confidence.days,
-                            match risk.level {
-                                RiskLevel::Low => "low",
-                                RiskLevel::Medium => "medium",
-                                RiskLevel::High => "high",
-                            }
-                        )),
-                        ticket: None,
-                        trust_levels: BTreeMap::new(),
-                        requires: None,
-                        groups: BTreeMap::new(),
-                        subject: Subject {
-                            cidrs: hosts.iter().map(ToString::to_string).collect(),
-                            ..Subject::default()
-                        },
-                        ingress: Some(rules),
-                        egress: None,
-                    },
-                },
-                risk,
-                flows,
-            });
+            let reason = format!(
+                "learnt from {flows} flows to {} hosts of {net} in {:.1} days; risk {}",
+                hosts.len(),
+                confidence.days,
+                match risk.level {
+                    RiskLevel::Low => "low",
+                    RiskLevel::Medium => "medium",
+                    RiskLevel::High => "high",
+                }
+            );
+            let subject = Subject {
+                cidrs: hosts.iter().map(ToString::to_string).collect(),
+                ..Subject::default()
+            };
+            let name = format!("{}-{number}", self.options.prefix);
+            let mut policy = ZeroTrustPolicy::observing(KIND, name, crate::document::DEFAULT_TIER, reason, subject);
+            policy.spec.ingress = Some(rules);
+            suggestions.push(Suggestion { policy, risk, flows });
         }
         Recommendation {
             suggestions,
@@ -398,7 +372,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Engine, Verdict, check, ir::lower};
+    use crate::{Engine, Verdict, check, document::Mode, ir::lower};
 
     fn record(i: u64, src: [u8; 4], dst: [u8; 4], protocol: u8, port: u16, at: i64) -> Record {
         let mut flow = [0; 16];

@@ -3,17 +3,12 @@
 //! A group allows what any of its permissions allows; the representation is a policy whose subject is whoever has the
 //! group, which the group itself does not tell. Permissions that name other groups have peers of unknown addresses.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use crate::{
     Diagnostic, Level, Position,
     diagnostic::Code,
-    document::{
-        API_VERSION, Action, DEFAULT_TIER, EgressRule, IngressRule, KIND, Metadata, Mode, Peer, Port, Protocol, Spec,
-        Subject, ZeroTrustPolicy,
-    },
+    document::{Action, DEFAULT_TIER, EgressRule, IngressRule, KIND, Peer, Port, Protocol, Subject, ZeroTrustPolicy},
     sets::{AddressSet, PORT_PROTOCOLS, ServiceSet},
 };
 
@@ -97,60 +92,18 @@ impl SecurityGroup {
             written
         };
         let (ingress, egress) = (rules(&self.ingress, "in"), rules(&self.egress, "out"));
-        let document = ZeroTrustPolicy {
-            api_version: API_VERSION.to_owned(),
-            kind: KIND.to_owned(),
-            metadata: Metadata {
-                name: named(&self.name),
-                labels: BTreeMap::new(),
-            },
-            spec: Spec {
-                mode: Mode::Observe,
-                tier: DEFAULT_TIER,
-                owner: None,
-                reason: Some(format!("imported from security group {}", self.name)),
-                ticket: None,
-                trust_levels: BTreeMap::new(),
-                requires: None,
-                groups: BTreeMap::new(),
-                subject: Subject {
-                    cidrs: addresses.to_nets().iter().map(ToString::to_string).collect(),
-                    ..Subject::default()
-                },
-                ingress: Some(
-                    ingress
-                        .into_iter()
-                        .map(|(name, from, ports)| IngressRule {
-                            name,
-                            action: Action::Allow,
-                            from,
-                            ports,
-                            http: Vec::new(),
-                            grpc: Vec::new(),
-                            requires: None,
-                            valid_from: None,
-                            valid_until: None,
-                        })
-                        .collect(),
-                ),
-                egress: Some(
-                    egress
-                        .into_iter()
-                        .map(|(name, to, ports)| EgressRule {
-                            name,
-                            action: Action::Allow,
-                            to,
-                            ports,
-                            http: Vec::new(),
-                            grpc: Vec::new(),
-                            requires: None,
-                            valid_from: None,
-                            valid_until: None,
-                        })
-                        .collect(),
-                ),
-            },
+        let subject = Subject {
+            cidrs: addresses.to_nets().iter().map(ToString::to_string).collect(),
+            ..Subject::default()
         };
+        let reason = format!("imported from security group {}", self.name);
+        let mut document = ZeroTrustPolicy::observing(KIND, named(&self.name), DEFAULT_TIER, reason, subject);
+        let ingress = ingress.into_iter();
+        let ingress = ingress.map(|(name, from, ports)| IngressRule::new(name, Action::Allow, from, ports));
+        document.spec.ingress = Some(ingress.collect());
+        let egress = egress.into_iter();
+        let egress = egress.map(|(name, to, ports)| EgressRule::new(name, Action::Allow, to, ports));
+        document.spec.egress = Some(egress.collect());
         (document, left_out)
     }
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Cluster;
 use crate::{
     document::{
-        API_VERSION, Action as Wanted, CLUSTER_KIND, EgressRule, IngressRule, KIND, LabelOperator, LabelRequirement,
-        LabelSelector, Metadata, Mode, Peer as Written, Port, Spec, Subject, Workloads, ZeroTrustPolicy,
+        Action as Wanted, CLUSTER_KIND, EgressRule, IngressRule, KIND, LabelOperator, LabelRequirement, LabelSelector,
+        Peer as Written, Port, Subject, Workloads, ZeroTrustPolicy,
     },
     ir::{Direction, NAMESPACE_NAME_LABEL, SERVICE_ACCOUNT_LABEL},
     reach::{Action, Order, Peer, Plane, Policy, Rest, Rule},
@@ -170,8 +170,10 @@ impl Writer {
         };
         for document in self.subjects(policy, tier, "rest", &mut unsaid) {
             let mut document = document;
-            document.spec.ingress = ingress.then(|| vec![ingress_rule("in-rest", action, anyone(), Vec::new())]);
-            document.spec.egress = egress.then(|| vec![egress_rule("out-rest", action, anyone(), Vec::new())]);
+            document.spec.ingress =
+                ingress.then(|| vec![IngressRule::new("in-rest".to_owned(), action, anyone(), Vec::new())]);
+            document.spec.egress =
+                egress.then(|| vec![EgressRule::new("out-rest".to_owned(), action, anyone(), Vec::new())]);
             out.documents.push(document);
         }
     }
@@ -199,13 +201,13 @@ impl Writer {
         let ingress = ingress.map(|rules| {
             let rules = write(&rules, Direction::Ingress).into_iter();
             rules
-                .map(|(name, action, peers, ports)| ingress_rule(&name, action, peers, ports))
+                .map(|(name, action, peers, ports)| IngressRule::new(name, action, peers, ports))
                 .collect()
         });
         let egress = egress.map(|rules| {
             let rules = write(&rules, Direction::Egress).into_iter();
             rules
-                .map(|(name, action, peers, ports)| egress_rule(&name, action, peers, ports))
+                .map(|(name, action, peers, ports)| EgressRule::new(name, action, peers, ports))
                 .collect()
         });
         for mut document in self.subjects(policy, tier, what, out) {
@@ -242,35 +244,22 @@ impl Writer {
             let one = name_of(&namespaces);
             for (namespaces, (pods, accounts)) in both(&namespaces, &pods) {
                 let cluster = one.is_none();
-                all.push(ZeroTrustPolicy {
-                    api_version: API_VERSION.to_owned(),
-                    kind: if cluster { CLUSTER_KIND } else { KIND }.to_owned(),
-                    metadata: Metadata {
-                        name: self.name(policy, what),
-                        labels: BTreeMap::new(),
-                    },
-                    spec: Spec {
-                        mode: Mode::Observe,
-                        tier,
-                        owner: None,
-                        reason: Some(format!("imported from {policy} ({}:{})", policy.file, policy.line)),
-                        ticket: None,
-                        trust_levels: BTreeMap::new(),
-                        requires: None,
-                        groups: BTreeMap::new(),
-                        subject: Subject {
-                            workloads: Some(Workloads {
-                                namespace: one.clone().unwrap_or_default(),
-                                namespace_selector: cluster.then(|| labels(&namespaces)),
-                                pod_selector: (!pods.is_full()).then(|| labels(&pods)),
-                                service_accounts: accounts,
-                            }),
-                            ..Subject::default()
-                        },
-                        ingress: None,
-                        egress: None,
-                    },
-                });
+                let subject = Subject {
+                    workloads: Some(Workloads {
+                        namespace: one.clone().unwrap_or_default(),
+                        namespace_selector: cluster.then(|| labels(&namespaces)),
+                        pod_selector: (!pods.is_full()).then(|| labels(&pods)),
+                        service_accounts: accounts,
+                    }),
+                    ..Subject::default()
+                };
+                all.push(ZeroTrustPolicy::observing(
+                    if cluster { CLUSTER_KIND } else { KIND },
+                    self.name(policy, what),
+                    tier,
+                    format!("imported from {policy} ({}:{})", policy.file, policy.line),
+                    subject,
+                ));
             }
         }
         all
@@ -296,34 +285,6 @@ impl Writer {
 
 fn place(policy: &Policy, field: &str) -> String {
     format!("{}:{}: {policy}: {field}", policy.file, policy.line)
-}
-
-fn ingress_rule(name: &str, action: Wanted, from: Vec<Written>, ports: Vec<Port>) -> IngressRule {
-    IngressRule {
-        name: name.to_owned(),
-        action,
-        from,
-        ports,
-        http: Vec::new(),
-        grpc: Vec::new(),
-        requires: None,
-        valid_from: None,
-        valid_until: None,
-    }
-}
-
-fn egress_rule(name: &str, action: Wanted, to: Vec<Written>, ports: Vec<Port>) -> EgressRule {
-    EgressRule {
-        name: name.to_owned(),
-        action,
-        to,
-        ports,
-        http: Vec::new(),
-        grpc: Vec::new(),
-        requires: None,
-        valid_from: None,
-        valid_until: None,
-    }
 }
 
 /// What a rule says; `None` when nothing of it is left.

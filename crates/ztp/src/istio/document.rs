@@ -10,8 +10,8 @@ use super::{Action, Attribute, AuthorizationPolicy, Field, Pattern};
 use crate::{
     cluster::Imported,
     document::{
-        API_VERSION, Action as Wanted, CLUSTER_KIND, HttpMatch, IngressRule, KIND, LabelSelector, Metadata, Mode, Peer,
-        Port, Protocol, Spec, Subject, TrustLevel, Workloads, ZeroTrustPolicy,
+        Action as Wanted, CLUSTER_KIND, HttpMatch, IngressRule, KIND, LabelSelector, Peer, Port, Protocol, Subject,
+        TrustLevel, Workloads, ZeroTrustPolicy,
     },
     ir::NAMESPACE_NAME_LABEL,
     security_group::named,
@@ -101,45 +101,31 @@ fn document(
     let match_labels: BTreeMap<String, String> = labels
         .filter_map(|(key, values)| Some((key.clone(), values.values.first()?.clone())))
         .collect();
-    ZeroTrustPolicy {
-        api_version: API_VERSION.to_owned(),
-        kind: if everywhere { CLUSTER_KIND } else { KIND }.to_owned(),
-        metadata: Metadata {
-            name,
-            labels: BTreeMap::new(),
-        },
-        spec: Spec {
-            mode: Mode::Observe,
-            tier,
-            owner: None,
-            reason: Some(format!(
-                "imported from AuthorizationPolicy {}/{}",
-                policy.namespace, policy.name
-            )),
-            ticket: None,
-            trust_levels: BTreeMap::new(),
-            requires: None,
-            groups: BTreeMap::new(),
-            subject: Subject {
-                workloads: Some(Workloads {
-                    namespace: if everywhere {
-                        String::new()
-                    } else {
-                        policy.namespace.clone()
-                    },
-                    namespace_selector: None,
-                    pod_selector: (!match_labels.is_empty()).then(|| LabelSelector {
-                        match_labels,
-                        ..LabelSelector::default()
-                    }),
-                    service_accounts: Vec::new(),
-                }),
-                ..Subject::default()
+    let subject = Subject {
+        workloads: Some(Workloads {
+            namespace: if everywhere {
+                String::new()
+            } else {
+                policy.namespace.clone()
             },
-            ingress: Some(ingress),
-            egress: None,
-        },
-    }
+            namespace_selector: None,
+            pod_selector: (!match_labels.is_empty()).then(|| LabelSelector {
+                match_labels,
+                ..LabelSelector::default()
+            }),
+            service_accounts: Vec::new(),
+        }),
+        ..Subject::default()
+    };
+    let mut document = ZeroTrustPolicy::observing(
+        if everywhere { CLUSTER_KIND } else { KIND },
+        name,
+        tier,
+        format!("imported from AuthorizationPolicy {}/{}", policy.namespace, policy.name),
+        subject,
+    );
+    document.spec.ingress = Some(ingress);
+    document
 }
 
 fn anyone() -> Peer {
@@ -160,17 +146,7 @@ fn port(protocol: Protocol) -> Port {
 }
 
 fn rule(name: &str, action: Wanted, from: Peer) -> IngressRule {
-    IngressRule {
-        name: name.to_owned(),
-        action,
-        from: vec![from],
-        ports: Vec::new(),
-        http: Vec::new(),
-        grpc: Vec::new(),
-        requires: None,
-        valid_from: None,
-        valid_until: None,
-    }
+    IngressRule::new(name.to_owned(), action, vec![from], Vec::new())
 }
 
 /// One rule for each source and operation.
