@@ -1,10 +1,13 @@
 //! `cargo xtask eval`: how right the fleet is, against answers that others gave.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::paths;
+use crate::paths::{self, Profile};
 
 /// What to evaluate.
 #[derive(Debug, clap::Subcommand)]
@@ -53,28 +56,26 @@ pub fn run(eval: Eval) -> Result<()> {
         );
         return Ok(());
     }
-    let mut command = paths::cargo();
-    command
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "-p",
-            "flow-ingest",
-            "--example",
-            "agreement",
-        ])
-        .current_dir(paths::root());
-    if release {
-        command.arg("--release");
-    }
-    command.arg("--").arg(&corpora);
+    let profile = if release { Profile::Release } else { Profile::Dev };
+    let mut command = example(profile, "flow-ingest", "agreement");
+    command.arg(&corpora);
     if differences {
         command.arg("--differences");
     }
     let status = command.status().context("starting cargo failed")?;
     ensure!(status.success(), "the evaluation failed");
     Ok(())
+}
+
+/// Runs an example of a package, with the arguments that are added.
+fn example(profile: Profile, package: &str, name: &str) -> Command {
+    let mut command = paths::cargo();
+    command.args(["run", "--locked", "--quiet", "-p", package, "--example", name]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    command.arg("--").current_dir(paths::root());
+    command
 }
 
 /// The property tests of the targets at a size that the test command has no time for, with what the generators reach.
@@ -120,19 +121,8 @@ fn policy(corpora: &Path) -> Result<()> {
         );
         return Ok(());
     }
-    let status = paths::cargo()
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "-p",
-            "garrison-ztp",
-            "--example",
-            "evaluate",
-            "--",
-        ])
+    let status = example(Profile::Dev, "garrison-ztp", "evaluate")
         .arg(corpora)
-        .current_dir(paths::root())
         .status()
         .context("starting cargo failed")?;
     ensure!(status.success(), "the evaluation found differences");
@@ -156,26 +146,14 @@ fn anomaly(corpora: &Path, specs: Vec<PathBuf>, only: Option<String>, seeds: u64
     if only.as_deref() == Some("behaviours") {
         return behaviours(corpora);
     }
-    let mut command = paths::cargo();
+    let mut command = example(Profile::Release, "garrison-models", "detection");
     command
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "--release",
-            "-p",
-            "garrison-models",
-            "--example",
-            "detection",
-            "--",
-        ])
         .arg("--corpora")
         .arg(corpora)
         .args(["--seeds", &seeds.to_string()])
         // Members are trained beside each other; a pool below them would only wait for itself.
         .env("CANDLE_NUM_THREADS", "1")
-        .env("RAYON_NUM_THREADS", "1")
-        .current_dir(paths::root());
+        .env("RAYON_NUM_THREADS", "1");
     for spec in specs {
         command.arg("--spec").arg(crate::absolute(spec)?);
     }
@@ -193,20 +171,8 @@ fn anomaly(corpora: &Path, specs: Vec<PathBuf>, only: Option<String>, seeds: u64
 // What the service itself makes of beacons, of windows of questions and of hosts that ask for generated domains. It says which
 // goals were missed, as the datasets do, and that is no failure.
 fn behaviours(corpora: &Path) -> Result<()> {
-    let status = paths::cargo()
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "--release",
-            "-p",
-            "anomaly",
-            "--example",
-            "behaviours",
-            "--",
-        ])
+    let status = example(Profile::Release, "anomaly", "behaviours")
         .arg(corpora)
-        .current_dir(paths::root())
         .status()
         .context("starting cargo failed")?;
     ensure!(
@@ -218,20 +184,8 @@ fn behaviours(corpora: &Path) -> Result<()> {
 
 // Through the service's own code, because a restart goes through its snapshot.
 fn alarm_budget(corpora: &Path) -> Result<()> {
-    let status = paths::cargo()
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "--release",
-            "-p",
-            "anomaly",
-            "--example",
-            "budget",
-            "--",
-        ])
+    let status = example(Profile::Release, "anomaly", "budget")
         .arg(corpora)
-        .current_dir(paths::root())
         .status()
         .context("starting cargo failed")?;
     ensure!(status.success(), "the alarm budget was not kept");
