@@ -193,9 +193,7 @@ impl Autoencoder {
         let mut best = (f32::INFINITY, freeze(&live).map_err(tensor("copying the weights"))?);
         let (mut stale, mut epochs, mut training_loss, mut last) = (0, 0, 0.0, 0.0);
         while epochs < most_epochs && stale < PATIENCE {
-            for i in (1..order.len()).rev() {
-                order.swap(i, rng.below(i as u64 + 1) as usize);
-            }
+            rng.shuffle(&mut order);
             let mut sum = 0.0;
             for rows in order.chunks(BATCH) {
                 let x = input(&train.select(rows))?;

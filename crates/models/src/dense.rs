@@ -67,10 +67,3 @@ pub(crate) fn gather(values: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {
     }
     out
 }
-
-/// Puts anything in a random order.
-pub(crate) fn shuffle<T>(items: &mut [T], rng: &mut SplitMix64) {
-    for i in (1..items.len()).rev() {
-        items.swap(i, rng.below(i as u64 + 1) as usize);
-    }
-}

@@ -480,7 +480,7 @@ fn train_member(rows: &Rows, shape: &Shape, seed: u64, before: Option<&Member>) 
         None => {
             let count = group_count(shape);
             let mut order: Vec<usize> = (0..features).collect();
-            dense::shuffle(&mut order, &mut rng);
+            rng.shuffle(&mut order);
             let mut groups = vec![Vec::new(); count];
             order
                 .into_iter()

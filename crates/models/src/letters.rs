@@ -9,8 +9,8 @@ use candle_core::{Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
 
 use crate::{
-    dense,
     error::{ModelError, tensor},
+    hashed,
     rng::{SplitMix64, mix},
 };
 
@@ -32,8 +32,6 @@ const SUFFIX_HIDDEN: f64 = 0.5;
 const SCORED_AT_ONCE: usize = 512;
 
 const WIDE: usize = 1 << 17;
-const WIDE_RATE: f32 = 0.3;
-const WIDE_EPOCHS: usize = 4;
 const LONGEST: usize = 63;
 
 /// A name: what is judged, and the suffix behind it.
@@ -156,30 +154,12 @@ impl Letters {
     }
 }
 
-// Logistic regression on hashed groups, by AdaGrad (Duchi, Hazan and Singer 2011).
+// Each time that a name comes up its suffix is hidden or not.
 fn train_wide(generated: &[Name<'_>], in_use: &[Name<'_>], seed: u64) -> Vec<f32> {
     let mut rng = SplitMix64::new(mix(seed));
-    let balance = in_use.len() as f32 / generated.len() as f32;
-    let mut all: Vec<(&Name<'_>, bool)> = generated.iter().map(|n| (n, true)).collect();
-    all.extend(in_use.iter().map(|n| (n, false)));
-    let (mut weights, mut seen) = (vec![0.0_f32; WIDE], vec![1e-8_f32; WIDE]);
-    let mut row: Vec<(usize, f32)> = Vec::new();
-    for _ in 0..WIDE_EPOCHS {
-        dense::shuffle(&mut all, &mut rng);
-        for (name, made) in &all {
-            row.clear();
-            wide_features(name, rng.unit() >= SUFFIX_HIDDEN, |at, value| row.push((at, value)));
-            let sum: f32 = row.iter().map(|(at, value)| weights[*at] * value).sum();
-            let p = 1.0 / (1.0 + (-sum.clamp(-30.0, 30.0)).exp());
-            let error = if *made { (p - 1.0) * balance } else { p };
-            for (at, value) in &row {
-                let step = error * value + 1e-6 * weights[*at];
-                seen[*at] += step * step;
-                weights[*at] -= WIDE_RATE * step / seen[*at].sqrt();
-            }
-        }
-    }
-    weights
+    hashed::train(WIDE, generated, in_use, &mut rng, |name, rng, row| {
+        wide_features(name, rng.unit() >= SUFFIX_HIDDEN, |at, value| row.push((at, value)));
+    })
 }
 
 fn wide_features(name: &Name<'_>, suffix: bool, mut each: impl FnMut(usize, f32)) {

@@ -11,6 +11,7 @@ pub(crate) mod dense;
 pub mod ensemble;
 pub mod error;
 pub mod gpd;
+pub mod hashed;
 pub mod letters;
 pub mod matrix;
 pub mod metrics;

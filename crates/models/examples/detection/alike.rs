@@ -20,9 +20,7 @@ impl Alike {
     pub fn new(rows: &Matrix, seed: u64) -> Self {
         let mut order: Vec<usize> = (0..rows.rows()).collect();
         let mut rng = SplitMix64::new(seed ^ 0xA11E);
-        for i in (1..order.len()).rev() {
-            order.swap(i, rng.below(i as u64 + 1) as usize);
-        }
+        rng.shuffle(&mut order);
         let cut = SAMPLE.min(order.len() / 2);
         let sample: Vec<Vec<f32>> = order[..cut].iter().map(|i| rows.row(*i).collect()).collect();
         let mut alike = Self { sample, usual: 0.0 };

@@ -92,7 +92,7 @@ impl Linear {
             let (mut weights, mut bias) = (vec![0.0; width], 0.0);
             let mut order: Vec<usize> = (0..labels.len()).collect();
             for epoch in 0..EPOCHS {
-                crate::dense::shuffle(&mut order, &mut rng);
+                rng.shuffle(&mut order);
                 let rate = RATE / (1.0 + epoch as f64) / width as f64;
                 for &i in &order {
                     let row = &by_rows[i * width..(i + 1) * width];

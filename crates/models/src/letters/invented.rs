@@ -69,7 +69,7 @@ fn pick<'a, T, F: AsRef<[T]> + ?Sized>(from: &'a F, rng: &mut SplitMix64) -> &'a
 
 fn some(from: &[u8], least: usize, rng: &mut SplitMix64) -> Vec<u8> {
     let mut all = from.to_vec();
-    crate::dense::shuffle(&mut all, rng);
+    rng.shuffle(&mut all);
     all.truncate(least + rng.below((from.len() - least + 1) as u64) as usize);
     all
 }

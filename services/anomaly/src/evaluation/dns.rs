@@ -57,7 +57,7 @@ impl Names {
             }
             labels.sort();
             labels.dedup();
-            shuffle(&mut labels, &mut rng);
+            rng.shuffle(&mut labels);
             Ok(labels)
         };
         Ok(Self {
@@ -80,12 +80,6 @@ impl Names {
         }
         let in_use: Vec<&str> = in_use.iter().map(String::as_str).collect();
         NameModel::train(&generated, &in_use, SEED)
-    }
-}
-
-fn shuffle<T>(items: &mut [T], rng: &mut SplitMix64) {
-    for i in (1..items.len()).rev() {
-        items.swap(i, rng.below(i as u64 + 1) as usize);
     }
 }
 

@@ -6,7 +6,10 @@
 
 use std::sync::OnceLock;
 
-use garrison_models::rng::{SplitMix64, mix};
+use garrison_models::{
+    hashed,
+    rng::{SplitMix64, mix},
+};
 
 // Labels that registries of countries use as a kind of their own: what is registered stands one label before.
 const KINDS: &[&str] = &[
@@ -68,8 +71,6 @@ fn last_label(text: &str) -> (usize, &str) {
 const WIDTH: usize = 1 << 15;
 /// Longest label looked at; RFC 1035 allows no longer one.
 const LONGEST: usize = 63;
-const RATE: f32 = 0.3;
-const EPOCHS: usize = 4;
 
 /// Tells labels that a generator made.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,28 +101,9 @@ impl NameModel {
     /// Trains on labels. The same labels and seed give the same model.
     pub fn train(generated: &[&str], in_use: &[&str], seed: u64) -> Self {
         let mut rng = SplitMix64::new(seed);
-        let balance = in_use.len().max(1) as f32 / generated.len().max(1) as f32;
-        let mut all: Vec<(&str, bool)> = generated.iter().map(|l| (*l, true)).collect();
-        all.extend(in_use.iter().map(|l| (*l, false)));
-        let (mut weights, mut seen) = (vec![0.0_f32; WIDTH], vec![1e-8_f32; WIDTH]);
-        let mut row: Vec<(usize, f32)> = Vec::new();
-        for _ in 0..EPOCHS {
-            for i in (1..all.len()).rev() {
-                all.swap(i, rng.below(i as u64 + 1) as usize);
-            }
-            for (label, made) in &all {
-                row.clear();
-                features(label, |at, value| row.push((at, value)));
-                let sum: f32 = row.iter().map(|(at, value)| weights[*at] * value).sum();
-                let p = 1.0 / (1.0 + (-sum.clamp(-30.0, 30.0)).exp());
-                let error = if *made { (p - 1.0) * balance } else { p };
-                for (at, value) in &row {
-                    let step = error * value + 1e-6 * weights[*at];
-                    seen[*at] += step * step;
-                    weights[*at] -= RATE * step / seen[*at].sqrt();
-                }
-            }
-        }
+        let weights = hashed::train(WIDTH, generated, in_use, &mut rng, |label, _, row| {
+            features(label, |at, value| row.push((at, value)));
+        });
         let most = weights.iter().fold(1e-6_f32, |most, w| most.max(w.abs()));
         let scale = most / 127.0;
         Self {
