@@ -242,15 +242,7 @@ impl Decoder {
         }
         let place = be16(data, 6)?;
         let identifier = u32::from(be16(data, 4)?);
-        let fragment = match (place & 0x1fff, place & 0x2000) {
-            (0, 0) => Fragment::Whole,
-            (0, _) => Fragment::First(identifier),
-            (at, more) => Fragment::Later {
-                identifier,
-                offset: at * 8,
-                more: more != 0,
-            },
-        };
+        let fragment = Fragment::at(identifier, place & 0x1fff, place & 0x2000 != 0);
         if self.checksums && sum(&data[..header], 0) != 0xffff {
             return None;
         }
@@ -297,15 +289,7 @@ impl Decoder {
                 44 => {
                     let place = be16(data, at + 2)?;
                     let identifier = be32(data, at + 4)?;
-                    fragment = match (place >> 3, place & 1) {
-                        (0, 0) => Fragment::Whole,
-                        (0, _) => Fragment::First(identifier),
-                        (at, more) => Fragment::Later {
-                            identifier,
-                            offset: at * 8,
-                            more: more != 0,
-                        },
-                    };
+                    fragment = Fragment::at(identifier, place >> 3, place & 1 != 0);
                     8
                 }
                 _ => break,

@@ -153,6 +153,21 @@ pub enum Fragment {
     },
 }
 
+impl Fragment {
+    /// By what both versions of IP say: the place in units of eight octets, and whether others come behind.
+    pub(super) fn at(identifier: u32, place: u16, more: bool) -> Self {
+        match (place, more) {
+            (0, false) => Self::Whole,
+            (0, true) => Self::First(identifier),
+            _ => Self::Later {
+                identifier,
+                offset: place * 8,
+                more,
+            },
+        }
+    }
+}
+
 /// The facts of one packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoded<'a> {
