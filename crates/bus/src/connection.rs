@@ -251,6 +251,17 @@ impl Bus {
         &self.inner.jetstream
     }
 
+    /// Whether a plain subscriber was sent a copy by way of somebody's pull request, which carries that consumer's reply
+    /// subject, whatever its headers say; see `Delivery::read`. Counts and logs it.
+    pub(crate) fn refuses_copy(&self, message: &async_nats::Message) -> bool {
+        let copied = message.reply.as_deref().is_some_and(|reply| reply.starts_with("$JS."));
+        if copied {
+            self.inner.metrics.core_malformed.add(1, &[]);
+            tracing::error!(subject = %message.subject, "left out a message that was not published here");
+        }
+        copied
+    }
+
     /// Listens to a subject without a consumer: at most once, to every process that listens, in well under a
     /// millisecond. For news that must reach everybody at once and whose truth is elsewhere, such as revocations.
     /// Survives reconnects; what is published meanwhile is missed. Malformed messages are logged and left out.
@@ -311,11 +322,7 @@ impl Stream for CoreSubscription {
             let Some(message) = ready!(self.subscriber.poll_next_unpin(cx)) else {
                 return Poll::Ready(None);
             };
-            // A copy that a consumer was made to send here carries the consumer's reply subject, whatever its
-            // headers say; see `Delivery::read`.
-            if message.reply.as_deref().is_some_and(|reply| reply.starts_with("$JS.")) {
-                self.bus.inner.metrics.core_malformed.add(1, &[]);
-                tracing::error!(subject = %message.subject, "left out a message that was not published here");
+            if self.bus.refuses_copy(&message) {
                 continue;
             }
             let position = Position {

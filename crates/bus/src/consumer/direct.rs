@@ -101,10 +101,7 @@ pub(crate) async fn listen<H: Handler>(worker: Arc<Worker<H>>, places: usize, sh
             message = subscribers.next() => message,
         };
         let Some(message) = message else { break };
-        // A copy that somebody's pull request had sent here carries that consumer's reply subject; see `Delivery::read`.
-        if message.reply.as_deref().is_some_and(|reply| reply.starts_with("$JS.")) {
-            worker.bus.inner.metrics.core_malformed.add(1, &[]);
-            tracing::error!(subject = %message.subject, "left out a message that was not published here");
+        if worker.bus.refuses_copy(&message) {
             continue;
         }
         let Ok(place) = Arc::clone(&free).try_acquire_owned() else {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use garrison_bus::{Bus, Dispatch, Disposition, subject, topology};
+use garrison_bus::{Bus, ConsumerSpec, Dispatch, Disposition, subject, topology};
 use garrison_proto::response::v1::Action;
 
 use crate::broker::{Broker, Recorder, Running, acme, event, eventually, nodes, options};
@@ -12,6 +12,17 @@ fn order(number: usize) -> garrison_bus::Message {
         subject: subject::responses(&acme(), Action::Block, "dispatched"),
         ..event(number)
     }
+}
+
+/// A broker whose stream of orders delivers nothing to the router until the topology is applied again, the administrator's
+/// connection, and the router's consumer.
+async fn undelivered() -> (Broker, Bus, ConsumerSpec) {
+    let broker = Broker::start().await;
+    let consumer = topology::enforcer_consumer(&nodes()[0]);
+    let admin = broker.bus("svc/bus-admin").await;
+    let stream = admin.jetstream().get_stream("RESPONSES").await.unwrap();
+    stream.delete_consumer(&consumer.name).await.unwrap();
+    (broker, admin, consumer)
 }
 
 /// Publishes until a message has been handled; gives back how many there are. What is published before the consumer
@@ -31,11 +42,7 @@ async fn publish_until_handled(responder: &Bus, recorder: &Arc<Recorder>) -> usi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_heard_directly_needs_no_stream_and_its_copy_is_not_handled_again() {
-    let broker = Broker::start().await;
-    let consumer = topology::enforcer_consumer(&nodes()[0]);
-    let admin = broker.bus("svc/bus-admin").await;
-    let stream = admin.jetstream().get_stream("RESPONSES").await.unwrap();
-    stream.delete_consumer(&consumer.name).await.unwrap();
+    let (broker, admin, consumer) = undelivered().await;
 
     let recorder = Recorder::new(|_| Disposition::Ack);
     let router = broker.bus("enforcer/router").await;
@@ -45,6 +52,7 @@ async fn what_is_heard_directly_needs_no_stream_and_its_copy_is_not_handled_agai
 
     // Now the stream delivers everything from its beginning.
     topology::apply(&admin, &options()).await.unwrap();
+    let stream = admin.jetstream().get_stream("RESPONSES").await.unwrap();
     eventually("the stream's copies are acknowledged", async || {
         let info = stream.consumer_info(&consumer.name).await.unwrap();
         info.ack_floor.stream_sequence == published as u64
@@ -58,11 +66,7 @@ async fn what_is_heard_directly_needs_no_stream_and_its_copy_is_not_handled_agai
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_directly_is_handled_from_the_stream() {
-    let broker = Broker::start().await;
-    let consumer = topology::enforcer_consumer(&nodes()[0]);
-    let admin = broker.bus("svc/bus-admin").await;
-    let stream = admin.jetstream().get_stream("RESPONSES").await.unwrap();
-    stream.delete_consumer(&consumer.name).await.unwrap();
+    let (broker, admin, consumer) = undelivered().await;
 
     let recorder = Recorder::script([Disposition::Reject {
         reason: "not today".to_owned(),
@@ -89,11 +93,7 @@ async fn what_fails_directly_is_handled_from_the_stream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_share_what_they_hear() {
     const MESSAGES: usize = 200;
-    let broker = Broker::start().await;
-    let consumer = topology::enforcer_consumer(&nodes()[0]);
-    let admin = broker.bus("svc/bus-admin").await;
-    let stream = admin.jetstream().get_stream("RESPONSES").await.unwrap();
-    stream.delete_consumer(&consumer.name).await.unwrap();
+    let (broker, _, consumer) = undelivered().await;
 
     let recorders = [(); 2].map(|()| Recorder::new(|_| Disposition::Ack));
     let mut running = Vec::new();
