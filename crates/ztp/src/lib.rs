@@ -129,53 +129,9 @@ pub fn check_with(text: &str, limits: &Limits) -> Checked {
     }
     let mut names = std::collections::BTreeMap::new();
     for source in sources {
-        let mut findings = decode::Findings {
-            limits,
-            diagnostics: Vec::new(),
-            spans: Spans::new(),
-        };
-        let mut version = Version::default();
-        let mut read = 0;
-        let policy = match node::parse(source, limits) {
-            Ok(parsed) => {
-                let node;
-                (node, version) = version::to_hub(parsed, &mut findings);
-                read = findings.diagnostics.len();
-                decode::decode(&node, &mut findings)
-            }
-            Err(diagnostic) => {
-                findings.diagnostics.push(diagnostic);
-                None
-            }
-        };
-        let mut document = None;
+        let mut findings = decode::Findings::new(limits);
+        let (policy, version) = judge(node::parse(source, limits), &mut names, &mut findings);
         if let Some(policy) = policy {
-            let place = findings.place("metadata.name");
-            if let Some(line) = names.insert(policy.metadata.name.clone(), place.line) {
-                findings.error_at(
-                    Code::Duplicate,
-                    "metadata.name",
-                    format!(
-                        "two documents are called {:?}; the first is at line {line}",
-                        policy.metadata.name
-                    ),
-                    "Give each policy its own name",
-                );
-            }
-            let lowered = ir::lower(&policy, 0);
-            lint::lint(&policy, &lowered, &mut findings);
-            if let Err(error) = Engine::build(std::slice::from_ref(&lowered)) {
-                findings.error_at(
-                    Code::TooComplex,
-                    "spec",
-                    error.to_string(),
-                    "Merge rules that differ only in a peer or port, or split the policy by subject",
-                );
-            }
-            document = (!findings.has_errors()).then_some(policy);
-        }
-        version::as_written(version, read, &mut findings);
-        if let Some(policy) = document {
             checked.documents.push(Document {
                 text: source.text.to_owned(),
                 policy,
@@ -187,4 +143,63 @@ pub fn check_with(text: &str, limits: &Limits) -> Checked {
         checked.diagnostics.append(&mut findings.diagnostics);
     }
     checked
+}
+
+/// Checks one object that was read as JSON, under the default [`Limits`]: what [`check`] says of its text, without the
+/// places and without reading it again. The policy is there when it has no errors.
+pub fn check_object(object: &serde_json::Value) -> (Option<ZeroTrustPolicy>, Vec<Diagnostic>) {
+    let limits = Limits::default();
+    let mut findings = decode::Findings::new(&limits);
+    let node = node::from_json(object, &limits);
+    let (policy, _) = judge(node, &mut std::collections::BTreeMap::new(), &mut findings);
+    findings.diagnostics.sort_by_key(|d| d.level);
+    (policy, findings.diagnostics)
+}
+
+/// What a document says when it has no errors, and in which version. `names` are the lines of the policies before it.
+fn judge(
+    parsed: Result<node::Node, Diagnostic>,
+    names: &mut std::collections::BTreeMap<String, u32>,
+    findings: &mut decode::Findings<'_>,
+) -> (Option<ZeroTrustPolicy>, Version) {
+    let mut version = Version::default();
+    let mut read = 0;
+    let policy = match parsed {
+        Ok(parsed) => {
+            let node;
+            (node, version) = version::to_hub(parsed, findings);
+            read = findings.diagnostics.len();
+            decode::decode(&node, findings)
+        }
+        Err(diagnostic) => {
+            findings.diagnostics.push(diagnostic);
+            None
+        }
+    };
+    if let Some(policy) = &policy {
+        let place = findings.place("metadata.name");
+        if let Some(line) = names.insert(policy.metadata.name.clone(), place.line) {
+            findings.error_at(
+                Code::Duplicate,
+                "metadata.name",
+                format!(
+                    "two documents are called {:?}; the first is at line {line}",
+                    policy.metadata.name
+                ),
+                "Give each policy its own name",
+            );
+        }
+        let lowered = ir::lower(policy, 0);
+        lint::lint(policy, &lowered, findings);
+        if let Err(error) = Engine::build(std::slice::from_ref(&lowered)) {
+            findings.error_at(
+                Code::TooComplex,
+                "spec",
+                error.to_string(),
+                "Merge rules that differ only in a peer or port, or split the policy by subject",
+            );
+        }
+    }
+    version::as_written(version, read, findings);
+    (policy.filter(|_| !findings.has_errors()), version)
 }

@@ -5,10 +5,14 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Error, MergeKeyPolicy, NonFiniteFloatPolicy, Spanned, budget::BudgetBreach};
 
+use serde_json::Value as Json;
+
 use crate::{
     Limits,
     diagnostic::{Code, Diagnostic, Level, Position},
 };
+
+const LIMIT_REMEDY: &str = "Split the policy into smaller documents, nest less, and write aliases out";
 
 /// A value and its place.
 #[derive(Clone, Debug)]
@@ -27,6 +31,15 @@ pub(crate) enum Value {
     List(Vec<Node>),
     /// Pairs in the order of the text, repeated keys included.
     Map(Vec<(Node, Node)>),
+}
+
+impl Node {
+    fn placeless(value: Value) -> Self {
+        Self {
+            value,
+            position: Position::default(),
+        }
+    }
 }
 
 impl Value {
@@ -201,6 +214,89 @@ pub(crate) fn parse(source: Source<'_>, limits: &Limits) -> Result<Node, Diagnos
     Ok(node)
 }
 
+/// Takes one document that was read as JSON. Its values have no place.
+pub(crate) fn from_json(value: &Json, limits: &Limits) -> Result<Node, Diagnostic> {
+    let mut counted = Counted {
+        nodes: 0,
+        bytes: 0,
+        limits,
+    };
+    counted.take(value, 0).map_err(|breach| Diagnostic {
+        level: Level::Error,
+        code: Code::Limit,
+        field: String::new(),
+        position: Position::default(),
+        message: format!("the document passes a limit: {}", breached(&breach)),
+        remedy: LIMIT_REMEDY.to_owned(),
+    })
+}
+
+/// What was taken so far.
+struct Counted<'l> {
+    nodes: usize,
+    bytes: usize,
+    limits: &'l Limits,
+}
+
+impl Counted<'_> {
+    fn take(&mut self, json: &Json, depth: usize) -> Result<Node, BudgetBreach> {
+        self.nodes += 1;
+        self.count(0)?;
+        let value = match json {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(*value),
+            Json::Number(number) => match number.as_i128() {
+                Some(integer) => Value::Integer(integer),
+                None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(text) => {
+                self.count(text.len())?;
+                Value::Text(text.clone())
+            }
+            Json::Array(list) => {
+                let depth = self.deeper(depth)?;
+                let mut nodes = Vec::with_capacity(list.len());
+                for value in list {
+                    nodes.push(self.take(value, depth)?);
+                }
+                Value::List(nodes)
+            }
+            Json::Object(map) => {
+                let depth = self.deeper(depth)?;
+                let mut pairs = Vec::with_capacity(map.len());
+                for (key, value) in map {
+                    self.nodes += 1;
+                    self.count(key.len())?;
+                    pairs.push((Node::placeless(Value::Text(key.clone())), self.take(value, depth)?));
+                }
+                Value::Map(pairs)
+            }
+        };
+        Ok(Node::placeless(value))
+    }
+
+    fn deeper(&self, depth: usize) -> Result<usize, BudgetBreach> {
+        let depth = depth + 1;
+        if depth > self.limits.depth {
+            return Err(BudgetBreach::Depth { depth });
+        }
+        Ok(depth)
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), BudgetBreach> {
+        self.bytes += bytes;
+        if self.nodes > self.limits.nodes {
+            return Err(BudgetBreach::Nodes { nodes: self.nodes });
+        }
+        if self.bytes > self.limits.bytes {
+            return Err(BudgetBreach::ScalarBytes {
+                total_scalar_bytes: self.bytes,
+            });
+        }
+        Ok(())
+    }
+}
+
 fn shift(node: &mut Node, lines: u32) {
     node.position.line = node.position.line.saturating_add(lines);
     match &mut node.value {
@@ -244,10 +340,7 @@ fn diagnose(error: &Error, lines_before: u32) -> Diagnostic {
         None => first,
     };
     let (code, remedy) = if limit {
-        (
-            Code::Limit,
-            "Split the policy into smaller documents, nest less, and write aliases out",
-        )
+        (Code::Limit, LIMIT_REMEDY)
     } else {
         (
             Code::Syntax,
@@ -295,6 +388,8 @@ fn root(error: &Error) -> &Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -310,6 +405,58 @@ mod tests {
         };
         assert_eq!(pairs[0].0.position, Position { line: 7, column: 1 });
         assert!(matches!(&pairs[0].1.value, Value::Text(t) if t == "--- inside\n"));
+    }
+
+    /// Like JSON itself, but of few letters and numbers.
+    fn json() -> impl Strategy<Value = Json> {
+        let leaf = prop_oneof![
+            Just(Json::Null),
+            any::<bool>().prop_map(Json::from),
+            any::<i64>().prop_map(Json::from),
+            any::<u64>().prop_map(Json::from),
+            (-1e9f64..1e9).prop_map(Json::from),
+            "\\PC{0,6}".prop_map(Json::from),
+            prop::sample::select(vec![
+                "~", "yes", "null", "0x1f", "1e3", "&a", "*a", "- a", "<<", "!!int 3", "\n", "\u{0}", "#"
+            ])
+            .prop_map(Json::from),
+        ];
+        leaf.prop_recursive(5, 40, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Json::from),
+                prop::collection::btree_map("\\PC{0,4}", inner, 0..6)
+                    .prop_map(|map| Json::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn placed_nowhere(node: &mut Node) {
+        node.position = Position::default();
+        match &mut node.value {
+            Value::List(list) => list.iter_mut().for_each(placed_nowhere),
+            Value::Map(pairs) => pairs.iter_mut().for_each(|(key, value)| {
+                placed_nowhere(key);
+                placed_nowhere(value);
+            }),
+            _ => {}
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn json_is_taken_as_its_text_is_read(json in json()) {
+            let limits = Limits { depth: 4, nodes: 60, ..Limits::default() };
+            let text = json.to_string();
+            let read = parse(Source { text: &text, lines_before: 0 }, &limits);
+            match (read, from_json(&json, &limits)) {
+                (Ok(mut read), Ok(taken)) => {
+                    placed_nowhere(&mut read);
+                    prop_assert_eq!(format!("{read:?}"), format!("{taken:?}"));
+                }
+                (Err(read), Err(taken)) => prop_assert_eq!(read.code, taken.code),
+                (read, taken) => prop_assert!(false, "{text}: {read:?} {taken:?}"),
+            }
+        }
     }
 
     #[test]

@@ -30,6 +30,16 @@ pub(crate) struct Findings<'l> {
     pub(crate) spans: Spans,
 }
 
+impl<'l> Findings<'l> {
+    pub(crate) fn new(limits: &'l Limits) -> Self {
+        Self {
+            limits,
+            diagnostics: Vec::new(),
+            spans: Spans::new(),
+        }
+    }
+}
+
 impl Findings<'_> {
     /// The place of a field, or of the nearest thing around it that has one.
     pub(crate) fn place(&self, field: &str) -> Position {

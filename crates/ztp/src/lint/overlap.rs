@@ -1,18 +1,18 @@
 //! Rules of several policies that cover, repeat or contradict each other, by exact sets.
 
-use std::{borrow::Borrow, collections::BTreeMap};
+use std::{borrow::Borrow, collections::BTreeMap, rc::Rc};
 
 use serde::Serialize;
 
-use super::space::{By, Combinations, Region, decides_before, describe, regions, rules, subjects, without};
+use super::space::{Atoms, By, Combinations, Region, Said, Shape, decides_before, describe, rules, without};
 use crate::{
     diagnostic::Code,
     document::{Action, Mode},
-    ir::{Direction, Policy, Rule},
+    ir::{Direction, Policy},
 };
 
 /// Steps that a search may take, about a second.
-const WORK: usize = 2_000_000;
+const WORK: usize = 20_000_000;
 /// Rules that one rule is compared with.
 const NEIGHBOURS: usize = 2_000;
 
@@ -45,11 +45,35 @@ pub struct Overlaps {
     pub unsearched: usize,
 }
 
-struct Candidate<'p> {
-    policy: &'p Policy,
-    rule: &'p Rule,
-    /// Where the policy is in the list, for the order of equals.
-    place: usize,
+/// The rules that one is held against, and what each of them says among them.
+struct Ground {
+    /// Which, ascending.
+    rules: Vec<usize>,
+    atoms: Vec<Rc<Atoms>>,
+}
+
+impl Ground {
+    /// Of the rules near one that are enforced at least as strictly as `rank`; `None` where their conditions are too many.
+    fn of(shapes: &[Shape<'_>], near: &[usize], least: u8) -> Option<Self> {
+        let rules: Vec<usize> = near
+            .iter()
+            .copied()
+            .filter(|j| rank(shapes[*j].policy.mode) >= least)
+            .collect();
+        let combinations = Combinations::of(rules.iter().map(|j| shapes[*j].rule))?;
+        let atoms = rules
+            .iter()
+            .map(|j| Rc::new(combinations.taken(shapes[*j].rule)))
+            .collect();
+        Some(Self { rules, atoms })
+    }
+
+    fn said<'s>(&'s self, shapes: &'s [Shape<'s>], at: usize) -> Said<'s> {
+        Said {
+            shape: &shapes[self.rules[at]],
+            atoms: &self.atoms[at],
+        }
+    }
 }
 
 /// Finds rules that never decide, that add nothing, or that contradict a rule of another policy.
@@ -60,34 +84,45 @@ pub fn overlaps<P: Borrow<Policy>>(policies: &[P]) -> Overlaps {
     let mut all = Overlaps::default();
     let mut work = WORK;
     for direction in Direction::BOTH {
-        let mut candidates: Vec<Candidate<'_>> = Vec::new();
-        for (place, policy) in policies.iter().copied().enumerate() {
-            for rule in policy.rules(direction).unwrap_or_default() {
-                candidates.push(Candidate { policy, rule, place });
-            }
-        }
+        let shapes: Vec<Shape<'_>> = policies
+            .iter()
+            .flat_map(|policy| {
+                let rules = policy.rules(direction).unwrap_or_default();
+                rules.iter().map(|rule| Shape::of(policy, rule))
+            })
+            .collect();
         // Rules can only meet where their subjects may: by the namespace's name, or by anything else.
         let mut by_place: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
-        for (i, candidate) in candidates.iter().enumerate() {
-            by_place.entry(bucket(candidate.policy)).or_default().push(i);
+        for (i, shape) in shapes.iter().enumerate() {
+            by_place.entry(bucket(shape.policy)).or_default().push(i);
         }
-        let mut redundant = vec![false; candidates.len()];
-        for i in 0..candidates.len() {
-            let own = bucket(candidates[i].policy);
-            let near: Vec<usize> = match own {
-                Some(_) => [own, None]
-                    .iter()
-                    .filter_map(|key| by_place.get(key))
-                    .flatten()
-                    .copied()
-                    .collect(),
-                None => (0..candidates.len()).collect(),
-            };
-            if near.len() > NEIGHBOURS {
-                all.unsearched += 1;
-                continue;
+        let mut redundant = vec![false; shapes.len()];
+        // Rules of one policy are held against the same ones.
+        let mut ground: Option<(&Policy, Option<Ground>)> = None;
+        for (i, shape) in shapes.iter().enumerate() {
+            if ground
+                .as_ref()
+                .is_none_or(|(policy, _)| !std::ptr::eq(*policy, shape.policy))
+            {
+                let own = bucket(shape.policy);
+                let mut near: Vec<usize> = match own {
+                    Some(_) => [own, None]
+                        .iter()
+                        .filter_map(|key| by_place.get(key))
+                        .flatten()
+                        .copied()
+                        .collect(),
+                    None => (0..shapes.len()).collect(),
+                };
+                near.sort_unstable();
+                let few = near.len() <= NEIGHBOURS;
+                let of = few
+                    .then(|| Ground::of(&shapes, &near, rank(shape.policy.mode)))
+                    .flatten();
+                ground = Some((shape.policy, of));
             }
-            match look(&candidates, i, &near, &mut redundant, &mut work) {
+            let ground = ground.as_ref().and_then(|(_, ground)| ground.as_ref());
+            match ground.and_then(|ground| look(&shapes, ground, i, &mut redundant, &mut work)) {
                 Some(found) => all.found.extend(found),
                 None => all.unsearched += 1,
             }
@@ -117,94 +152,84 @@ fn rank(mode: Mode) -> u8 {
 
 /// What is to be said of one rule; `None` when that takes too long.
 fn look(
-    candidates: &[Candidate<'_>],
+    shapes: &[Shape<'_>],
+    ground: &Ground,
     i: usize,
-    near: &[usize],
     redundant: &mut [bool],
     work: &mut usize,
 ) -> Option<Vec<Overlap>> {
-    let this = &candidates[i];
-    let name = |c: &Candidate<'_>| format!("{}/{}", c.policy.name, c.rule.name);
-    let counted: Vec<usize> = near
-        .iter()
-        .copied()
-        .filter(|j| *j != i && rank(candidates[*j].policy.mode) >= rank(this.policy.mode))
+    let this = ground.said(shapes, ground.rules.binary_search(&i).ok()?);
+    let rule = |at: &usize| &shapes[ground.rules[*at]];
+    let name = |shape: &Shape<'_>| format!("{}/{}", shape.policy.name, shape.rule.name);
+    let (policy, own_rule) = (this.shape.policy, this.shape.rule);
+    let others = || (0..ground.rules.len()).filter(|at| ground.rules[*at] != i);
+    let stronger: Vec<usize> = others()
+        .filter(|at| decides_before((rule(at).policy, rule(at).rule), (policy, own_rule)))
         .collect();
-    let involved = counted.iter().map(|j| candidates[*j].rule).chain([this.rule]);
-    let combinations = Combinations::of(involved)?;
-    let stronger: Vec<usize> = counted
-        .iter()
-        .copied()
-        .filter(|j| decides_before((candidates[*j].policy, candidates[*j].rule), (this.policy, this.rule)))
-        .collect();
-    let equal: Vec<usize> = counted
-        .iter()
-        .copied()
-        .filter(|j| {
-            let other = &candidates[*j];
-            other.policy.tier == this.policy.tier && other.rule.action == this.rule.action && !redundant[*j]
-        })
+    let equal: Vec<usize> = others()
+        .filter(|at| rule(at).policy.tier == policy.tier && rule(at).rule.action == own_rule.action)
+        .filter(|at| !redundant[ground.rules[*at]])
         .collect();
 
-    let ways: Vec<By> = [By::Address, By::Label]
-        .into_iter()
-        .filter(|by| !subjects(this.policy, *by).is_empty())
-        .collect();
+    let ways: Vec<By> = this.shape.ways().collect();
     let (mut shadowed, mut repeated) = (!ways.is_empty(), !ways.is_empty());
     let (mut shadowing, mut repeating) = (Vec::new(), Vec::new());
     let mut contradicting: Option<(usize, Region)> = None;
     for by in ways {
-        let own = regions(this.policy, this.rule, by, &combinations);
-        let of = |j: usize| regions(candidates[j].policy, candidates[j].rule, by, &combinations);
-        let meets = |j: usize| {
-            let theirs = of(j);
-            own.iter().find_map(|a| theirs.iter().find_map(|b| a.common(b)))
-        };
-        *work = work.checked_sub(counted.len())?;
+        let own = this.regions(by);
+        let of = |at: usize| ground.said(shapes, at).regions(by);
+        *work = work.checked_sub(ground.rules.len())?;
         let mut met = Vec::new();
-        for j in &stronger {
-            if let Some(common) = meets(*j) {
-                let other = &candidates[*j];
-                if contradicting.is_none() && other.rule.action != this.rule.action && other.place != this.place {
-                    contradicting = Some((*j, common));
+        for at in &stronger {
+            if this.meets(&ground.said(shapes, *at), by, work)? {
+                let contradicts = rule(at).rule.action != own_rule.action && !std::ptr::eq(rule(at).policy, policy);
+                if contradicting.is_none() && contradicts {
+                    let theirs = of(*at);
+                    let common = own.iter().find_map(|a| theirs.iter().find_map(|b| a.common(b)));
+                    contradicting = common.map(|common| (*at, common));
                 }
-                met.push(*j);
+                met.push(*at);
             }
         }
         // In deciding order, so that a rule is named only for what no earlier one decides.
-        met.sort_by_key(|j| (candidates[*j].policy.tier, candidates[*j].rule.action == Action::Allow));
+        met.sort_by_key(|at| (rule(at).policy.tier, rule(at).rule.action == Action::Allow));
         let mut left = own.clone();
-        for j in met {
-            let theirs = of(j);
-            if left.iter().any(|a| theirs.iter().any(|b| a.common(b).is_some())) {
+        for at in met {
+            let theirs = of(at);
+            if left.iter().any(|a| theirs.iter().any(|b| a.meets(b))) {
                 left = without(left, &theirs, work)?;
-                shadowing.push(j);
+                shadowing.push(at);
             }
         }
         // A rule that is empty in one way of telling says nothing there, and is no less alive in the other.
         shadowed &= left.is_empty() && !own.is_empty();
-        let same: Vec<usize> = equal.iter().copied().filter(|j| meets(*j).is_some()).collect();
-        let others: Vec<Region> = same.iter().flat_map(|j| of(*j)).collect();
+        let mut same = Vec::new();
+        for at in &equal {
+            if this.meets(&ground.said(shapes, *at), by, work)? {
+                same.push(*at);
+            }
+        }
+        let others: Vec<Region> = same.iter().flat_map(|at| of(*at)).collect();
         let left = without(left, &others, work)?;
         repeated &= left.is_empty() && !own.is_empty();
         repeating.extend(same);
     }
     let names = |list: &[usize]| {
-        let mut names: Vec<String> = list.iter().map(|j| name(&candidates[*j])).collect();
+        let mut names: Vec<String> = list.iter().map(|at| name(rule(at))).collect();
         names.sort();
         names.dedup();
         names
     };
     let overlap = |code, others: Vec<String>, message, remedy| Overlap {
         code,
-        policy: this.policy.name.clone(),
-        rule: this.rule.name.clone(),
-        field: this.rule.field.clone(),
+        policy: policy.name.clone(),
+        rule: own_rule.name.clone(),
+        field: own_rule.field.clone(),
         others,
         message,
         remedy,
     };
-    let verb = match this.rule.action {
+    let verb = match own_rule.action {
         Action::Allow => "allows",
         Action::Deny => "denies",
     };
@@ -219,14 +244,14 @@ fn look(
     let mut found = Vec::new();
     if shadowed {
         let others = names(&shadowing);
-        let tiers = shadowing.iter().any(|j| candidates[*j].policy.tier < this.policy.tier);
+        let tiers = shadowing.iter().any(|at| rule(at).policy.tier < policy.tier);
         found.push(if tiers {
             overlap(
                 Code::Shadowed,
                 others.clone(),
                 format!(
                     "rule {} never {verb} anything: rules of earlier tiers decide all of it ({})",
-                    this.rule.name,
+                    own_rule.name,
                     shown(&others)
                 ),
                 "Remove it, or move its policy to an earlier tier",
@@ -237,7 +262,7 @@ fn look(
                 others.clone(),
                 format!(
                     "rule {} never {verb} anything: {} deny all of it",
-                    this.rule.name,
+                    own_rule.name,
                     shown(&others)
                 ),
                 "Narrow what denies it, or remove this one",
@@ -249,13 +274,13 @@ fn look(
         found.push(overlap(
             Code::Redundant,
             others.clone(),
-            format!("rule {} adds nothing to {}", this.rule.name, shown(&others)),
+            format!("rule {} adds nothing to {}", own_rule.name, shown(&others)),
             "Remove it, or narrow the others",
         ));
         redundant[i] = true;
-    } else if let Some((j, common)) = contradicting {
-        let other = &candidates[j];
-        let (first, second) = match this.rule.action {
+    } else if let Some((at, common)) = contradicting {
+        let other = rule(&at);
+        let (first, second) = match own_rule.action {
             Action::Allow => (
                 "is denied by",
                 "What denies decides; say in both policies that this is meant, or narrow one of them",
@@ -270,7 +295,7 @@ fn look(
             vec![name(other)],
             format!(
                 "a part of what rule {} {verb} {first} {}: {} with {} over {}",
-                this.rule.name,
+                own_rule.name,
                 name(other),
                 describe(&common.subject),
                 describe(&common.peer),

@@ -1,6 +1,8 @@
 //! Sets of events as boxes: a subject, a peer, services, and what must hold besides. Boxes are taken from each other
 //! exactly within one way of telling endpoints; where two ways cannot be compared, nothing is taken away.
 
+use std::rc::Rc;
+
 use crate::{
     document::{Action, Need},
     ir::{Direction, PeerSet, Policy, Rule},
@@ -15,6 +17,10 @@ pub(super) enum By {
     Label,
 }
 
+impl By {
+    const ALL: [Self; 2] = [Self::Address, Self::Label];
+}
+
 /// Most combinations of requests, trust and times that are told apart.
 const ATOMS: usize = 1 << 14;
 
@@ -25,6 +31,9 @@ pub(super) struct Atoms(Vec<u64>);
 impl Atoms {
     fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
+    }
+    fn overlaps(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
     }
     fn and(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a & b).collect())
@@ -73,7 +82,7 @@ impl Combinations {
     }
 
     /// Those that a rule's condition takes.
-    fn taken(&self, rule: &Rule) -> Atoms {
+    pub(super) fn taken(&self, rule: &Rule) -> Atoms {
         let mut bits = vec![0u64; self.count().div_ceil(64)];
         let condition = &rule.condition;
         let mut at = 0;
@@ -101,17 +110,17 @@ impl Combinations {
     }
 }
 
-/// A set of events.
+/// A set of events. Parts are shared: a piece of a region mostly has all but one of them in common with it.
 #[derive(Clone, Debug)]
 pub(super) struct Region {
-    pub(super) subject: PeerSet,
-    pub(super) peer: PeerSet,
-    pub(super) services: ServiceSet,
-    atoms: Atoms,
+    pub(super) subject: Rc<PeerSet>,
+    pub(super) peer: Rc<PeerSet>,
+    pub(super) services: Rc<ServiceSet>,
+    atoms: Rc<Atoms>,
 }
 
 /// Whom a policy governs.
-pub(super) fn subjects(policy: &Policy, by: By) -> Vec<PeerSet> {
+fn subjects(policy: &Policy, by: By) -> Vec<PeerSet> {
     let subject = &policy.subject;
     match by {
         By::Address if subject.addresses.is_empty() => Vec::new(),
@@ -139,29 +148,80 @@ pub(super) fn subjects(policy: &Policy, by: By) -> Vec<PeerSet> {
     }
 }
 
-/// What a rule says, as disjoint or overlapping regions.
-pub(super) fn regions(policy: &Policy, rule: &Rule, by: By, combinations: &Combinations) -> Vec<Region> {
-    let atoms = combinations.taken(rule);
-    if atoms.is_empty() || rule.services.is_empty() {
-        return Vec::new();
+/// A rule and whom it is about, in both ways of telling.
+pub(super) struct Shape<'p> {
+    pub(super) policy: &'p Policy,
+    pub(super) rule: &'p Rule,
+    subjects: [Vec<Rc<PeerSet>>; 2],
+    peers: [Vec<Rc<PeerSet>>; 2],
+    services: Rc<ServiceSet>,
+}
+
+impl<'p> Shape<'p> {
+    pub(super) fn of(policy: &'p Policy, rule: &'p Rule) -> Self {
+        let shared = |sets: Vec<PeerSet>| sets.into_iter().filter(|set| !is_empty(set)).map(Rc::new).collect();
+        Self {
+            policy,
+            rule,
+            subjects: By::ALL.map(|by| shared(subjects(policy, by))),
+            peers: [
+                shared(vec![PeerSet::Addresses(rule.peers.addresses.clone())]),
+                shared(rule.peers.workloads.clone()),
+            ],
+            services: Rc::new(rule.services.clone()),
+        }
     }
-    let peers: Vec<PeerSet> = match by {
-        By::Address if rule.peers.addresses.is_empty() => Vec::new(),
-        By::Address => vec![PeerSet::Addresses(rule.peers.addresses.clone())],
-        By::Label => rule.peers.workloads.iter().filter(|p| !is_empty(p)).cloned().collect(),
-    };
-    subjects(policy, by)
-        .iter()
-        .filter(|subject| !is_empty(subject))
-        .flat_map(|subject| {
-            peers.iter().map(|peer| Region {
-                subject: subject.clone(),
-                peer: peer.clone(),
-                services: rule.services.clone(),
-                atoms: atoms.clone(),
+
+    /// The ways in which the policy tells its subject.
+    pub(super) fn ways(&self) -> impl Iterator<Item = By> {
+        let policy = self.policy;
+        By::ALL.into_iter().filter(move |by| !subjects(policy, *by).is_empty())
+    }
+}
+
+/// What a rule says among others: its shape, and which of their combinations it takes.
+#[derive(Clone, Copy)]
+pub(super) struct Said<'s> {
+    pub(super) shape: &'s Shape<'s>,
+    pub(super) atoms: &'s Rc<Atoms>,
+}
+
+impl Said<'_> {
+    /// Whether an event may be said by both, without making it; `None` when that would take more than `work` steps.
+    pub(super) fn meets(&self, other: &Self, by: By, work: &mut usize) -> Option<bool> {
+        if !self.atoms.overlaps(other.atoms) || !self.shape.services.overlaps(&other.shape.services) {
+            return Some(false);
+        }
+        let mut any = |own: &[Rc<PeerSet>], theirs: &[Rc<PeerSet>]| {
+            *work = work.checked_sub(own.len().saturating_mul(theirs.len()))?;
+            Some(own.iter().any(|a| theirs.iter().any(|b| touches(a, b))))
+        };
+        let by = by as usize;
+        Some(
+            any(&self.shape.subjects[by], &other.shape.subjects[by])?
+                && any(&self.shape.peers[by], &other.shape.peers[by])?,
+        )
+    }
+
+    /// As disjoint or overlapping regions.
+    pub(super) fn regions(&self, by: By) -> Vec<Region> {
+        if self.atoms.is_empty() || self.shape.services.is_empty() {
+            return Vec::new();
+        }
+        let by = by as usize;
+        let (subjects, peers) = (&self.shape.subjects[by], &self.shape.peers[by]);
+        subjects
+            .iter()
+            .flat_map(|subject| {
+                peers.iter().map(|peer| Region {
+                    subject: Rc::clone(subject),
+                    peer: Rc::clone(peer),
+                    services: Rc::clone(&self.shape.services),
+                    atoms: Rc::clone(self.atoms),
+                })
             })
-        })
-        .collect()
+            .collect()
+    }
 }
 
 fn is_empty(set: &PeerSet) -> bool {
@@ -175,19 +235,45 @@ fn is_empty(set: &PeerSet) -> bool {
     }
 }
 
-/// What of `a` is in `b`, and what is not; `None` where nothing of it surely is.
-fn split(a: &PeerSet, b: &PeerSet) -> Option<(PeerSet, Vec<PeerSet>)> {
-    let inside = |rest: Vec<PeerSet>| Some((a.clone(), rest));
+/// Whether something of `a` surely is in `b`.
+fn touches(a: &PeerSet, b: &PeerSet) -> bool {
     match (a, b) {
-        (_, PeerSet::Any) => inside(Vec::new()),
         // Rules by address match everyone who has one, so everyone is every address.
-        (PeerSet::Any, PeerSet::Addresses(b)) => {
-            let rest = AddressSet::full().subtract(b);
-            Some((PeerSet::Addresses(b.clone()), keep(PeerSet::Addresses(rest))))
-        }
+        (_, PeerSet::Any) | (PeerSet::Any, PeerSet::Addresses(_)) => true,
+        (PeerSet::Addresses(a), PeerSet::Addresses(b)) => a.overlaps(b),
+        (
+            PeerSet::Pods { namespaces, pods },
+            PeerSet::Pods {
+                namespaces: b_namespaces,
+                pods: b_pods,
+            },
+        ) => namespaces.overlaps(b_namespaces) && pods.overlaps(b_pods),
+        (PeerSet::Principals(a), PeerSet::Principals(b)) => a.is_subset(b),
+        (PeerSet::Domains(names), PeerSet::Domains(patterns)) => names
+            .iter()
+            .any(|name| patterns.iter().any(|pattern| domain_within(name, pattern))),
+        (PeerSet::Hosts(a), PeerSet::Hosts(b)) | (PeerSet::People(a), PeerSet::People(b)) => !a.is_disjoint(b),
+        (PeerSet::Tags(inner), PeerSet::Tags(outer)) => outer.iter().all(|(k, v)| inner.get(k) == Some(v)),
+        _ => false,
+    }
+}
+
+/// What of `a` is in `b`, and what is not; `None` where nothing of it surely is.
+fn split(a: &Rc<PeerSet>, b: &PeerSet) -> Option<(Rc<PeerSet>, Vec<Rc<PeerSet>>)> {
+    if !touches(a, b) {
+        return None;
+    }
+    let parts = |both: PeerSet, rest: PeerSet| {
+        let rest = (!is_empty(&rest)).then(|| Rc::new(rest));
+        (Rc::new(both), rest.into_iter().collect())
+    };
+    Some(match (&**a, b) {
+        (PeerSet::Any, PeerSet::Addresses(b)) => parts(
+            PeerSet::Addresses(b.clone()),
+            PeerSet::Addresses(AddressSet::full().subtract(b)),
+        ),
         (PeerSet::Addresses(a), PeerSet::Addresses(b)) => {
-            let both = a.intersect(b);
-            (!both.is_empty()).then(|| (PeerSet::Addresses(both), keep(PeerSet::Addresses(a.subtract(b)))))
+            parts(PeerSet::Addresses(a.intersect(b)), PeerSet::Addresses(a.subtract(b)))
         }
         (
             PeerSet::Pods { namespaces, pods },
@@ -197,65 +283,38 @@ fn split(a: &PeerSet, b: &PeerSet) -> Option<(PeerSet, Vec<PeerSet>)> {
             },
         ) => {
             let (both, both_pods) = (namespaces.intersect(b_namespaces), pods.intersect(b_pods));
-            if both.is_empty() || both_pods.is_empty() {
-                return None;
-            }
-            let mut rest: Vec<PeerSet> = namespaces
-                .subtract(b_namespaces)
-                .into_iter()
-                .map(|namespaces| PeerSet::Pods {
-                    namespaces,
-                    pods: pods.clone(),
-                })
-                .collect();
-            rest.extend(pods.subtract(b_pods).into_iter().map(|pods| PeerSet::Pods {
-                namespaces: both.clone(),
-                pods,
-            }));
-            let common = PeerSet::Pods {
-                namespaces: both,
-                pods: both_pods,
-            };
-            Some((common, rest))
-        }
-        (PeerSet::Principals(a_ids), PeerSet::Principals(b_ids)) => {
-            a_ids.is_subset(b_ids).then_some(()).and(inside(Vec::new()))
+            let set = |namespaces, pods| Rc::new(PeerSet::Pods { namespaces, pods });
+            let outside = namespaces.subtract(b_namespaces).into_iter();
+            let mut rest: Vec<Rc<PeerSet>> = outside.map(|outside| set(outside, pods.clone())).collect();
+            rest.extend(pods.subtract(b_pods).into_iter().map(|pods| set(both.clone(), pods)));
+            (set(both, both_pods), rest)
         }
         (PeerSet::Domains(names), PeerSet::Domains(patterns)) => {
             let (within, rest) = names
                 .iter()
                 .cloned()
                 .partition(|name| patterns.iter().any(|pattern| domain_within(name, pattern)));
-            let within: std::collections::BTreeSet<String> = within;
-            (!within.is_empty()).then(|| (PeerSet::Domains(within), keep(PeerSet::Domains(rest))))
+            parts(PeerSet::Domains(within), PeerSet::Domains(rest))
         }
-        (PeerSet::Hosts(a), PeerSet::Hosts(b)) => {
-            let both = a & b;
-            (!both.is_empty()).then(|| (PeerSet::Hosts(both), keep(PeerSet::Hosts(a - b))))
-        }
+        (PeerSet::Hosts(a), PeerSet::Hosts(b)) => parts(PeerSet::Hosts(a & b), PeerSet::Hosts(a - b)),
         // Whoever is in several groups may be left over, though covered: that claims too little, never too much.
-        (PeerSet::People(a), PeerSet::People(b)) => {
-            let both = a & b;
-            (!both.is_empty()).then(|| (PeerSet::People(both), keep(PeerSet::People(a - b))))
-        }
-        (PeerSet::Tags(inner), PeerSet::Tags(outer)) => {
-            let within = outer.iter().all(|(k, v)| inner.get(k) == Some(v));
-            within.then_some(()).and(inside(Vec::new()))
-        }
-        _ => None,
-    }
-}
-
-fn keep(set: PeerSet) -> Vec<PeerSet> {
-    if is_empty(&set) { Vec::new() } else { vec![set] }
+        (PeerSet::People(a), PeerSet::People(b)) => parts(PeerSet::People(a & b), PeerSet::People(a - b)),
+        // What touches the others is wholly inside.
+        _ => (Rc::clone(a), Vec::new()),
+    })
 }
 
 impl Region {
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.atoms.overlaps(&other.atoms)
+            && self.services.overlaps(&other.services)
+            && touches(&self.subject, &other.subject)
+            && touches(&self.peer, &other.peer)
+    }
+
     /// What is in both, as far as that is known.
     pub(super) fn common(&self, other: &Self) -> Option<Region> {
-        let services = self.services.intersect(&other.services);
-        let atoms = self.atoms.and(&other.atoms);
-        if services.is_empty() || atoms.is_empty() {
+        if !self.meets(other) {
             return None;
         }
         let (subject, _) = split(&self.subject, &other.subject)?;
@@ -263,16 +322,14 @@ impl Region {
         Some(Region {
             subject,
             peer,
-            services,
-            atoms,
+            services: Rc::new(self.services.intersect(&other.services)),
+            atoms: Rc::new(self.atoms.and(&other.atoms)),
         })
     }
 
     /// What is left without `other`.
     fn minus(self, other: &Self, rest: &mut Vec<Region>) {
-        let services = self.services.intersect(&other.services);
-        let atoms = self.atoms.and(&other.atoms);
-        if services.is_empty() || atoms.is_empty() {
+        if !self.meets(other) {
             rest.push(self);
             return;
         }
@@ -282,35 +339,34 @@ impl Region {
             rest.push(self);
             return;
         };
-        let with = |subject: PeerSet, peer: PeerSet, services: ServiceSet, atoms: Atoms| Region {
-            subject,
-            peer,
-            services,
-            atoms,
-        };
         for outside in subjects {
-            rest.push(with(
-                outside,
-                self.peer.clone(),
-                self.services.clone(),
-                self.atoms.clone(),
-            ));
+            rest.push(Region {
+                subject: outside,
+                ..self.clone()
+            });
         }
         for outside in peers {
-            rest.push(with(
-                subject.clone(),
-                outside,
-                self.services.clone(),
-                self.atoms.clone(),
-            ));
+            rest.push(Region {
+                subject: Rc::clone(&subject),
+                peer: outside,
+                ..self.clone()
+            });
         }
-        let outside = self.services.subtract(&services);
+        let inside = Region { subject, peer, ..self };
+        let outside = inside.services.subtract(&other.services);
         if !outside.is_empty() {
-            rest.push(with(subject.clone(), peer.clone(), outside, self.atoms.clone()));
+            rest.push(Region {
+                services: Rc::new(outside),
+                ..inside.clone()
+            });
         }
-        let outside = self.atoms.minus(&atoms);
+        let outside = inside.atoms.minus(&other.atoms);
         if !outside.is_empty() {
-            rest.push(with(subject, peer, services, outside));
+            rest.push(Region {
+                services: Rc::new(inside.services.intersect(&other.services)),
+                atoms: Rc::new(outside),
+                ..inside
+            });
         }
     }
 }

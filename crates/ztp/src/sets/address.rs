@@ -78,6 +78,11 @@ impl AddressSet {
         }
     }
 
+    /// Whether anything is a member of both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.v4.overlaps(&other.v4) || self.v6.overlaps(&other.v6)
+    }
+
     /// Members of `self` that are not in `other`.
     pub fn subtract(&self, other: &Self) -> Self {
         Self {

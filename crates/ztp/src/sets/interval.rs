@@ -108,6 +108,22 @@ impl<T: Bound> IntervalSet<T> {
         Self { ranges }
     }
 
+    /// Whether anything is a member of both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut i, mut j) = (0, 0);
+        while let (Some(a), Some(b)) = (self.ranges.get(i), other.ranges.get(j)) {
+            if a.0.max(b.0) <= a.1.min(b.1) {
+                return true;
+            }
+            if a.1 < b.1 {
+                i += 1;
+            } else {
+                j += 1;
+            }
+        }
+        false
+    }
+
     /// Everything that is no member.
     pub fn complement(&self) -> Self {
         let mut ranges = Vec::with_capacity(self.ranges.len() + 1);
@@ -157,6 +173,7 @@ mod tests {
                 prop_assert_eq!(minus.contains(v), a.contains(v) && !b.contains(v));
                 prop_assert_eq!(not.contains(v), !a.contains(v));
             }
+            prop_assert_eq!(a.overlaps(&b), !both.is_empty());
             prop_assert_eq!(a.is_subset(&b), (0..=u8::MAX).all(|v| !a.contains(v) || b.contains(v)));
             prop_assert_eq!(not.complement(), a.clone());
             for set in [union, both, minus, not] {

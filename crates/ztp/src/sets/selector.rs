@@ -71,6 +71,17 @@ impl LabelValues {
         }
     }
 
+    fn overlaps(&self, other: &Self) -> bool {
+        self.absent && other.absent
+            || match (self.inverted, other.inverted) {
+                (false, false) => !self.values.is_disjoint(&other.values),
+                (false, true) => !self.values.is_subset(&other.values),
+                (true, false) => !other.values.is_subset(&self.values),
+                // Values are without end.
+                (true, true) => true,
+            }
+    }
+
     fn intersect(&self, other: &Self) -> Self {
         let (inverted, values) = match (self.inverted, other.inverted) {
             (false, false) => (false, &self.values & &other.values),
@@ -141,6 +152,15 @@ impl Selector {
             .labels
             .iter()
             .fold(self.clone(), |set, (key, values)| set.and(key.clone(), values.clone()))
+    }
+
+    /// Whether anything is a member of both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mine = self.labels.iter().all(|(key, values)| match other.labels.get(key) {
+            Some(theirs) => values.overlaps(theirs),
+            None => !values.is_empty(),
+        });
+        mine && !other.is_empty()
     }
 
     /// Members of `self` that are not in `other`, as disjoint sets.
@@ -230,6 +250,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(a.is_empty(), !any);
+            prop_assert_eq!(a.overlaps(&b), !both.is_empty());
         }
     }
 }

@@ -170,6 +170,12 @@ impl ServiceSet {
         self.zip(other, IntervalSet::intersect, |a, b| a & b)
     }
 
+    /// Whether anything is a member of both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let bits = self.portless.iter().zip(&other.portless).any(|(a, b)| a & b != 0);
+        bits || self.ports.iter().zip(&other.ports).any(|(a, b)| a.overlaps(b))
+    }
+
     /// Members of `self` that are not in `other`.
     pub fn subtract(&self, other: &Self) -> Self {
         self.zip(other, IntervalSet::subtract, |a, b| a & !b)
@@ -235,6 +241,7 @@ mod tests {
         let rest = ServiceSet::full().subtract(&ssh);
         assert!(!rest.contains(6, 22) && rest.contains(17, 22) && rest.contains(6, 23) && rest.contains(1, 22));
         assert_eq!(rest.union(&ssh), ServiceSet::full());
+        assert!(ssh.overlaps(&ServiceSet::full()) && !ssh.overlaps(&rest) && !rest.overlaps(&ssh));
         assert!(ssh.is_subset(&ServiceSet::full()) && !ServiceSet::full().is_subset(&rest));
         assert_eq!(
             rest.to_string(),
@@ -247,6 +254,9 @@ mod tests {
         let mut ping = ServiceSet::empty();
         ping.insert(1, 8, 8);
         assert!(ping.contains(1, 0) && ping.contains(1, 9) && !ping.contains(58, 8));
+        let mut gre = ServiceSet::empty();
+        gre.insert(47, 0, 0);
+        assert!(gre.overlaps(&gre) && gre.overlaps(&ServiceSet::full()) && !gre.overlaps(&ping));
         assert_eq!(ping.portless().collect::<Vec<_>>(), [1]);
     }
 

@@ -40,17 +40,14 @@ pub fn check(
     spec: &Value,
     lowest_tier: u16,
 ) -> Vec<Finding> {
-    let own;
     let spec = match (&id.namespace, id.kind) {
-        (Some(namespace), Kind::Namespaced) => {
-            own = with_own_namespace(spec, namespace);
-            &own
-        }
-        _ => spec,
+        (Some(namespace), Kind::Namespaced) => with_own_namespace(spec, namespace),
+        _ => spec.clone(),
     };
-    let checked = garrison_ztp::check(&document(id.kind, version, &id.name, labels, spec));
-    let mut findings: Vec<Finding> = checked
-        .diagnostics
+    let document = document(id.kind, version, &id.name, labels, spec);
+    let spec = &document["spec"];
+    let (_, diagnostics) = garrison_ztp::check_object(&document);
+    let mut findings: Vec<Finding> = diagnostics
         .into_iter()
         .map(|found| Finding {
             refused: found.level == Level::Error,

@@ -271,15 +271,10 @@ impl Planner {
             (Kind::Namespaced, _, Some(own)) => (Kind::Namespaced, with_own_namespace(&spec, own)),
             (kind, ..) => (kind, spec),
         };
-        let checked = garrison_ztp::check(&document(
-            kind,
-            Version::V1Alpha1,
-            &source.id.name,
-            &BTreeMap::new(),
-            &spec,
-        ));
-        let policy = (!refused && checked.is_valid() && checked.documents.len() == 1).then(|| {
-            let mut policy = checked.documents[0].lower(source.generation.try_into().unwrap_or(0));
+        let document = document(kind, Version::V1Alpha1, &source.id.name, &BTreeMap::new(), spec);
+        let (document, _) = garrison_ztp::check_object(&document);
+        let policy = document.filter(|_| !refused).map(|document| {
+            let mut policy = garrison_ztp::ir::lower(&document, source.generation.try_into().unwrap_or(0));
             policy.name = internal_name(&source.id, namespace.is_some());
             Arc::new(policy)
         });

@@ -97,14 +97,14 @@ impl Source {
 }
 
 /// The document of a policy, as the language knows it.
-pub fn document(kind: Kind, version: Version, name: &str, labels: &BTreeMap<String, String>, spec: &Value) -> String {
-    json!({
+pub fn document(kind: Kind, version: Version, name: &str, labels: &BTreeMap<String, String>, spec: Value) -> Value {
+    let mut document = json!({
         "apiVersion": version.api_version(),
         "kind": kind.name(),
         "metadata": { "name": name, "labels": labels },
-        "spec": spec,
-    })
-    .to_string()
+    });
+    document["spec"] = spec;
+    document
 }
 
 /// A namespaced policy's `spec` with its own namespace where it names none.
