@@ -324,14 +324,14 @@ impl Worker<'_> {
             }
             offset += read as u64;
             reader.push(&part[..read], &mut self.recorder);
-            self.others = sum(before, reader.counts());
+            self.others = before + reader.counts();
             self.faults(&mut reader, path);
             self.count();
             self.recorder.flush_due(Instant::now());
         }
         reader.finish(&mut self.recorder);
         self.faults(&mut reader, path);
-        self.others = sum(before, reader.counts());
+        self.others = before + reader.counts();
         self.count();
         Ok(())
     }
@@ -346,7 +346,7 @@ impl Worker<'_> {
         for fault in &summary.faults {
             self.fault(path, fault.line, &fault.problem);
         }
-        self.others = sum(self.others, summary.counts);
+        self.others += summary.counts;
         self.count();
         self.recorder.flush_due(Instant::now());
         summary.problem.map_or(Ok(()), Err)
@@ -381,8 +381,7 @@ impl Worker<'_> {
 
     fn count(&mut self) {
         let active = self.meter.active_flows() as u64;
-        self.recorder
-            .note_counts(sum(self.meter.counts(), self.others), active, 0);
+        self.recorder.note_counts(self.meter.counts() + self.others, active, 0);
     }
 
     fn tell(&mut self, problem: Option<String>) {
@@ -410,19 +409,4 @@ fn look_at(path: &Path) -> Option<Seen> {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as u64),
     })
-}
-
-fn sum(a: Counts, b: Counts) -> Counts {
-    Counts {
-        received: a.received + b.received,
-        parsed: a.parsed + b.parsed,
-        malformed: a.malformed + b.malformed,
-        shed: a.shed + b.shed,
-        no_flow: a.no_flow + b.no_flow,
-        opened: a.opened + b.opened,
-        ended: a.ended + b.ended,
-        evicted: a.evicted + b.evicted,
-        aggregated: a.aggregated + b.aggregated,
-        records: a.records + b.records,
-    }
 }

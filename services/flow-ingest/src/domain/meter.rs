@@ -1,18 +1,19 @@
 //! The meter: packets in, flow records out. One belongs to one thread and shares nothing.
 
-use garrison_flow::{FlowRow, FlowState, LossLedger};
+use garrison_flow::{FlowRow, FlowState};
 
 use super::{
     aggregate::{Aggregates, is_unheard},
     app::{News, Service},
+    counts::Counts,
     decode::assembled,
     flow::{Flow, NONE, mark},
     fragment::Fragments,
     key::{FlowKey, HashSeed},
     network::Bearers,
     note::{note_entropy, note_macs, note_payload},
-    packet::{Decoded, Decoder, Fragment, ICMP, ICMPV6, Packet, TCP, UDP, Verdict, flag},
-    port::is_server_port,
+    packet::{Decoded, Decoder, Fragment, Packet, TCP, UDP, Verdict, flag},
+    port::is_flipped,
     record::{EndReason, Subject, lingered, with_row, worth},
     table::{BATCH, Limits, Table},
     tcp,
@@ -31,61 +32,6 @@ pub trait Sink {
     /// Is told of every packet and, where it has one, its flow as this packet shows it.
     fn packet(&mut self, packet: &Packet<'_>, key: Option<&FlowKey>) {
         let _ = (packet, key);
-    }
-}
-
-/// What became of packets and flows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Packets offered.
-    pub received: u64,
-    /// Of these, counted in a flow or understood as carrying none.
-    pub parsed: u64,
-    /// Of these, with headers that contradict themselves or end too early.
-    pub malformed: u64,
-    /// Of these, only counted because the table was full.
-    pub shed: u64,
-    /// Of the parsed, those that carry no flow.
-    pub no_flow: u64,
-    /// Flows begun.
-    pub opened: u64,
-    /// Flows ended.
-    pub ended: u64,
-    /// Of the ended, those that had to make room.
-    pub evicted: u64,
-    /// Of the evicted, those that are told of in sums only.
-    pub aggregated: u64,
-    /// Records written.
-    pub records: u64,
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.received += other.received;
-        self.parsed += other.parsed;
-        self.malformed += other.malformed;
-        self.shed += other.shed;
-        self.no_flow += other.no_flow;
-        self.opened += other.opened;
-        self.ended += other.ended;
-        self.evicted += other.evicted;
-        self.aggregated += other.aggregated;
-        self.records += other.records;
-    }
-}
-
-impl Counts {
-    /// As a ledger, without what only the capture and the publisher know.
-    pub fn ledger(&self) -> LossLedger {
-        LossLedger {
-            received: self.received,
-            parsed: self.parsed,
-            malformed: self.malformed,
-            shed: self.shed,
-            flows_opened: self.opened,
-            flows_ended: self.ended,
-            ..LossLedger::default()
-        }
     }
 }
 
@@ -562,29 +508,4 @@ impl Meter {
 
 fn milliseconds(nanoseconds: i64) -> u32 {
     (nanoseconds / 1_000_000).clamp(0, i64::from(u32::MAX)) as u32
-}
-
-// Whether the first packet came from the called side, told by its ports (Zeek's `likely_server_ports`).
-fn is_flipped(packet: &Decoded<'_>) -> bool {
-    let (src, dst) = (packet.src_port, packet.dst_port);
-    match packet.protocol {
-        TCP => {
-            let syn = packet.tcp.flags & flag::SYN != 0;
-            if syn && packet.tcp.flags & flag::ACK == 0 {
-                return false;
-            }
-            // Two likely servers: a SYN-ACK may be a stealth scan, so it is believed.
-            is_server_port(src) && (!is_server_port(dst) || (!syn && src < dst))
-        }
-        ICMP | ICMPV6 => false,
-        // What is sent to many is no answer.
-        _ => is_server_port(src) && !is_server_port(dst) && !is_group(packet),
-    }
-}
-
-fn is_group(packet: &Decoded<'_>) -> bool {
-    match packet.ip_version {
-        4 => packet.dst[12] >= 0xe0,
-        _ => packet.dst[0] == 0xff,
-    }
 }

@@ -4,6 +4,7 @@
 pub mod aggregate;
 pub mod app;
 mod ascii;
+mod counts;
 #[cfg(test)]
 pub(crate) mod craft;
 mod decode;
@@ -34,5 +35,6 @@ pub mod tunnel;
 mod tunnel_tests;
 pub mod wheel;
 
-pub use meter::{Counts, Meter, Sink};
+pub use counts::Counts;
+pub use meter::{Meter, Sink};
 pub use table::Limits;

@@ -1,4 +1,6 @@
-//! Ports of servers.
+//! Ports of servers, and which side of a conversation is called.
+
+use super::packet::{Decoded, ICMP, ICMPV6, TCP, flag};
 
 /// Whether servers are usually called on this port: the direction of a flow whose beginning was not seen, and of a record
 /// of one direction, is told by it.
@@ -52,6 +54,31 @@ pub fn is_server_port(port: u16) -> bool {
             | 11211
             | 27017
     )
+}
+
+/// Whether the first packet came from the called side, told by its ports (Zeek's `likely_server_ports`).
+pub(super) fn is_flipped(packet: &Decoded<'_>) -> bool {
+    let (src, dst) = (packet.src_port, packet.dst_port);
+    match packet.protocol {
+        TCP => {
+            let syn = packet.tcp.flags & flag::SYN != 0;
+            if syn && packet.tcp.flags & flag::ACK == 0 {
+                return false;
+            }
+            // Two likely servers: a SYN-ACK may be a stealth scan, so it is believed.
+            is_server_port(src) && (!is_server_port(dst) || (!syn && src < dst))
+        }
+        ICMP | ICMPV6 => false,
+        // What is sent to many is no answer.
+        _ => is_server_port(src) && !is_server_port(dst) && !is_group(packet),
+    }
+}
+
+fn is_group(packet: &Decoded<'_>) -> bool {
+    match packet.ip_version {
+        4 => packet.dst[12] >= 0xe0,
+        _ => packet.dst[0] == 0xff,
+    }
 }
 
 #[cfg(test)]
