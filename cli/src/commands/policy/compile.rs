@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use garrison_ztp::{
     Policy,
-    compile::{Certificate, CompiledFile, Issuer, IstioOptions, Target, certificates, istio_with},
+    compile::{
+        AwsQuotas, Certificate, CompiledFile, Issuer, IstioOptions, Target, aws, aws_network_acl, certificates,
+        istio_with,
+    },
 };
 use serde_json::json;
 
@@ -85,6 +88,12 @@ pub struct Compile {
     /// Where the keys of people's tokens are, for Istio
     #[arg(long, requires = "issuer")]
     jwks_uri: Option<String>,
+    /// Rules that a security group of the Amazon account can have, in one direction and address family
+    #[arg(long, default_value_t = AwsQuotas::default().rules, value_name = "RULES")]
+    aws_rules: usize,
+    /// Security groups that an interface of the Amazon account can have; rules times groups are at most 1000
+    #[arg(long, default_value_t = AwsQuotas::default().groups, value_name = "GROUPS")]
+    aws_groups: usize,
     /// Write the output into this folder, over what an earlier run wrote
     #[arg(long, value_name = "FOLDER")]
     into: Option<PathBuf>,
@@ -100,7 +109,10 @@ impl Compile {
         let mut names: Vec<&str> = policies.iter().map(|p| p.name.as_str()).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(CliError::Argument(format!("two documents are called {:?}", twice[0])));
+            return Err(CliError::Argument(format!(
+                "two documents are called {:?}, and what is compiled is called after them: compile one namespace at a time",
+                twice[0]
+            )));
         }
         self.print(&policies, |_| None, printer)
     }
@@ -130,6 +142,10 @@ impl Compile {
                 ..IstioOptions::default()
             };
             istio_with(&policies, sha256, &options)
+        } else if target == Target::Aws {
+            aws(&policies, &self.quotas()?)
+        } else if target == Target::AwsNetworkAcl {
+            aws_network_acl(&policies, &self.quotas()?)
         } else {
             target.compile(&policies, sha256)
         };
@@ -165,6 +181,25 @@ impl Compile {
             ));
         }
         Ok(())
+    }
+}
+
+impl Compile {
+    fn quotas(&self) -> Result<AwsQuotas, CliError> {
+        let quotas = AwsQuotas {
+            rules: self.aws_rules,
+            groups: self.aws_groups,
+        };
+        let most = AwsQuotas::PRODUCT;
+        if !(1..=AwsQuotas::GROUPS).contains(&quotas.groups) || !(1..=most / quotas.groups).contains(&quotas.rules) {
+            return Err(CliError::Argument(format!(
+                "Amazon does not give an account {} groups of {} rules: --aws-groups is from 1 to {}, and times --aws-rules at most {most}",
+                quotas.groups,
+                quotas.rules,
+                AwsQuotas::GROUPS
+            )));
+        }
+        Ok(quotas)
     }
 }
 

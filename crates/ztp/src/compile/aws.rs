@@ -3,7 +3,8 @@
 //!
 //! Security groups only allow, and the rules of all groups of an interface count together. So addresses that the same
 //! policies govern get one group of their own, and its rules are what remains allowed after every tier and deny rule,
-//! worked out exactly on addresses and ports. An interface gets the one group of its address.
+//! worked out exactly on addresses and ports. An interface gets the group of its address, or the groups, where one cannot
+//! hold all rules: they add up.
 
 use std::{borrow::Borrow, collections::BTreeMap};
 
@@ -20,14 +21,34 @@ use crate::{
     sets::{AddressSet, PORT_PROTOCOLS, ServiceSet},
 };
 
-/// The most rules of a group in one direction and address family (the provider's quota is 60 at first; quota times
-/// groups of an interface may be 1,000).
-const RULES: usize = 1_000;
+/// What the account may have. The provider raises these on request, so that their product is at most 1,000.
+///
+/// Source: "Security groups" of the Amazon VPC quotas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AwsQuotas {
+    /// Rules of a group in one direction and address family. A rule that names a group counts in both families.
+    pub rules: usize,
+    /// Groups of a network interface.
+    pub groups: usize,
+}
+
+impl AwsQuotas {
+    /// The most that `rules` times `groups` can be.
+    pub const PRODUCT: usize = 1_000;
+    /// The most that `groups` can be.
+    pub const GROUPS: usize = 16;
+}
+
+impl Default for AwsQuotas {
+    /// Those of a new account.
+    fn default() -> Self {
+        Self { rules: 60, groups: 5 }
+    }
+}
+
 /// The most groups of a region (the provider's quota at first).
 const GROUPS: usize = 2_500;
 
-/// The most groups that mark who carries some tags: an interface has at most 16, one of which governs it.
-const MARKS: usize = 15;
 /// A group has the instances that carry all of some tags, whichever those are.
 const SAYABLE: Sayable = Some(|_| true);
 
@@ -187,8 +208,8 @@ fn mark(tags: &Tags) -> String {
 /// ACLs know no connections, so they let every packet pass that may belong to one that a group allows, or to its answer.
 /// They never hold back what the groups allow; they stop the rest before it reaches an interface, and where an interface
 /// got the wrong group.
-pub fn aws_network_acl<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
-    let mut out = aws(policies);
+pub fn aws_network_acl<P: Borrow<Policy>>(policies: &[P], quotas: &AwsQuotas) -> Compiled {
+    let mut out = aws(policies, quotas);
     if out.files.is_empty() {
         return out;
     }
@@ -363,25 +384,21 @@ fn acl_terraform(bodies: &[Value]) -> Value {
 }
 
 /// Compiles the enforced policies to security groups. When they do not fit, no file is written, and a gap says why.
-pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
+pub fn aws<P: Borrow<Policy>>(policies: &[P], quotas: &AwsQuotas) -> Compiled {
     let mut out = Compiled::default();
     let groups = groups(policies, &mut out);
     if groups.is_empty() {
         return out;
     }
-    if groups.len() > GROUPS {
-        return refused(
-            out,
-            &format!("they need {} groups where {GROUPS} are taken", groups.len()),
-        );
-    }
     let marks = marks(&groups);
-    if marks.len() > MARKS {
+    let own = quotas.groups.saturating_sub(marks.len());
+    if own == 0 {
         return refused(
             out,
             &format!(
-                "they name {} sets of tags where an interface can have {MARKS} groups beside its own",
-                marks.len()
+                "they name {} sets of tags, and an interface can have {} groups, one of which is its own",
+                marks.len(),
+                quotas.groups
             ),
         );
     }
@@ -400,28 +417,39 @@ pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
                 );
             }
         }
-        for rules in [&egress, &ingress] {
-            for list in ["IpRanges", "Ipv6Ranges", "UserIdGroupPairs"] {
-                let count: usize = rules.iter().map(|rule| rule[list].as_array().map_or(0, Vec::len)).sum();
-                if count > RULES {
-                    return refused(
-                        out,
-                        &format!("group {i} needs {count} rules where {RULES} are taken in one direction"),
-                    );
-                }
-            }
+        let mut egress = portions(egress, quotas.rules);
+        let mut ingress = portions(ingress, quotas.rules);
+        let parts = egress.len().max(ingress.len()).max(1);
+        if bodies.len() + parts + marks.len() > GROUPS {
+            return refused(out, &format!("they need more than the {GROUPS} groups of a region"));
         }
-        bodies.push(json!({
-            "GroupName": match &group.tags {
-                Some(tags) => format!("garrison-of-{}", tag_name(tags, 60)),
-                None => format!("garrison-{i}"),
-            },
-            "Carries": group.tags,
-            "Description": format!("ZeroTrustPolicy {}", group.policies.join(" ")).chars().take(255).collect::<String>(),
-            "Addresses": group.addresses.to_nets().iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "IpPermissions": ingress,
-            "IpPermissionsEgress": egress,
-        }));
+        if parts > own {
+            return refused(
+                out,
+                &format!(
+                    "{} needs {parts} groups of {} rules each where an interface can have {own}",
+                    group.policies.join(" and "),
+                    quotas.rules
+                ),
+            );
+        }
+        egress.resize(parts, Vec::new());
+        ingress.resize(parts, Vec::new());
+        for (part, (egress, ingress)) in (1..).zip(egress.into_iter().zip(ingress)) {
+            bodies.push(json!({
+                "GroupName": match (&group.tags, part) {
+                    (Some(tags), 1) => format!("garrison-of-{}", tag_name(tags, 60)),
+                    (Some(tags), part) => format!("garrison-part-{part}-of-{}", tag_name(tags, 60)),
+                    (None, 1) => format!("garrison-{i}"),
+                    (None, part) => format!("garrison-{i}-part-{part}"),
+                },
+                "Carries": group.tags,
+                "Description": format!("ZeroTrustPolicy {}", group.policies.join(" ")).chars().take(255).collect::<String>(),
+                "Addresses": group.addresses.to_nets().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "IpPermissions": ingress,
+                "IpPermissionsEgress": egress,
+            }));
+        }
     }
     for tags in marks {
         bodies.push(json!({
@@ -436,6 +464,57 @@ pub fn aws<P: Borrow<Policy>>(policies: &[P]) -> Compiled {
     out.files.push(file("aws/garrison.tf.json", &terraform(&bodies)));
     out.files.push(file("aws/security-groups.json", &json!(bodies)));
     out
+}
+
+/// Permissions as those of the fewest groups that have at most so many rules in each family.
+fn portions(permissions: Vec<Value>, rules: usize) -> Vec<Vec<Value>> {
+    #[derive(Default)]
+    struct Portion {
+        /// IPv4, IPv6.
+        used: [usize; 2],
+        /// By their place among all.
+        permissions: BTreeMap<usize, Value>,
+    }
+    let mut portions: Vec<Portion> = Vec::new();
+    // Rules that count in both families come first: what is left of a family is filled by its own.
+    for (list, counts) in [
+        ("UserIdGroupPairs", [1, 1]),
+        ("IpRanges", [1, 0]),
+        ("Ipv6Ranges", [0, 1]),
+    ] {
+        let mut at = 0;
+        for (i, permission) in permissions.iter().enumerate() {
+            for other in permission[list].as_array().into_iter().flatten() {
+                let full = |portion: &Portion| (0..2).any(|family| portion.used[family] + counts[family] > rules);
+                while portions.get(at).is_some_and(full) {
+                    at += 1;
+                }
+                if at == portions.len() {
+                    portions.push(Portion::default());
+                }
+                let portion = &mut portions[at];
+                for (used, count) in portion.used.iter_mut().zip(counts) {
+                    *used += count;
+                }
+                let own = portion.permissions.entry(i).or_insert_with(|| {
+                    let mut own = permission.clone();
+                    for list in ["IpRanges", "Ipv6Ranges"] {
+                        own[list] = json!([]);
+                    }
+                    if let Some(own) = own.as_object_mut() {
+                        own.remove("UserIdGroupPairs");
+                    }
+                    own
+                });
+                match own[list].as_array_mut() {
+                    Some(others) => others.push(other.clone()),
+                    None => own[list] = json!([other]),
+                }
+            }
+        }
+    }
+    let own = portions.into_iter().map(|portion| portion.permissions.into_values());
+    own.map(Iterator::collect).collect()
 }
 
 /// What is allowed after every entry had its say: disjoint peers, each with what it may speak.
@@ -618,7 +697,7 @@ fn terraform(groups: &[Value]) -> Value {
         );
     }
     let mut all = json!({
-        "//": "Generated by Garrison. An interface gets the one group of its address. Changes here are lost.",
+        "//": "Generated by Garrison. An interface gets every group of its address. Changes here are lost.",
         "variable": { "vpc_id": { "type": "string", "description": "The VPC" } },
         "resource": { "aws_security_group": resources },
     });

@@ -25,7 +25,7 @@ mod target;
 
 use std::{borrow::Borrow, collections::BTreeMap};
 
-pub use aws::{aws, aws_network_acl};
+pub use aws::{AwsQuotas, aws, aws_network_acl};
 pub use azure::azure;
 pub use azure_groups::azure_application_groups;
 pub use calico::calico;

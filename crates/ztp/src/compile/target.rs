@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 
 use serde::Serialize;
 
-use super::{Compiled, Gap, OBSERVED, STAGED};
+use super::{AwsQuotas, Compiled, Gap, OBSERVED, STAGED};
 use crate::Policy;
 
 /// An enforcement point.
@@ -88,13 +88,13 @@ impl Target {
             Self::Cilium => super::cilium(policies, sha256),
             Self::Calico => super::calico(policies, sha256),
             Self::Nftables => super::nftables(policies),
-            Self::Aws => super::aws(policies),
+            Self::Aws => super::aws(policies, &AwsQuotas::default()),
             Self::Azure => super::azure(policies),
             Self::Gcp => super::gcp(policies),
             Self::Istio => super::istio(policies, sha256),
             Self::IstioAmbient => super::istio_ambient(policies, sha256),
             Self::Linkerd => super::linkerd(policies, sha256),
-            Self::AwsNetworkAcl => super::aws_network_acl(policies),
+            Self::AwsNetworkAcl => super::aws_network_acl(policies, &AwsQuotas::default()),
             Self::GcpFirewallPolicy => super::gcp_firewall_policy(policies),
             Self::AzureApplicationGroups => super::azure_application_groups(policies),
         }

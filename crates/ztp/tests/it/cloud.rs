@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use garrison_ztp::{
     Policy,
-    compile::{self, Compiled, Target, certificates},
+    compile::{self, AwsQuotas, Compiled, Target, certificates},
     document::Mode,
     ir::lower,
 };
@@ -251,21 +251,40 @@ fn azure_group_passes(group: &Value, application: &Value, packet: &Packet) -> bo
     })
 }
 
-// AWS: an interface has the one group of its address; what no permission of the group matches is denied.
+// AWS: an interface has the groups of its address, five at most; what no permission of any matches is denied.
 
 fn aws_passes(compiled: &Compiled, packet: &Packet) -> bool {
     let Some(groups) = file(compiled, "aws/security-groups.json") else {
         return true;
     };
-    let group_of = |address: IpAddr| {
-        let mut with = list(&groups).iter().filter(|group| {
+    let groups_of = |address: IpAddr| {
+        let with = list(&groups).iter().filter(|group| {
             let nets = list(&group["Addresses"]);
             nets.iter()
                 .any(|n| n.as_str().unwrap().parse::<ipnet::IpNet>().unwrap().contains(&address))
         });
-        let first = with.next();
-        assert!(with.next().is_none(), "two groups have {address}");
-        first
+        let with: Vec<&Value> = with.collect();
+        assert!(with.len() <= 5, "an interface can have five groups");
+        for group in &with {
+            assert_eq!(
+                group["Addresses"], with[0]["Addresses"],
+                "two policies' groups have {address}"
+            );
+            for direction in ["IpPermissions", "IpPermissionsEgress"] {
+                let count = |key: &str| {
+                    list(&group[direction])
+                        .iter()
+                        .map(|rule| list(&rule[key]).len())
+                        .sum::<usize>()
+                };
+                let named = count("UserIdGroupPairs");
+                assert!(
+                    named + count("IpRanges").max(count("Ipv6Ranges")) <= 60,
+                    "a group can have 60 rules"
+                );
+            }
+        }
+        with
     };
     let permits = |permissions: &Value, peer: IpAddr| {
         list(permissions).iter().any(|permission| {
@@ -299,8 +318,11 @@ fn aws_passes(compiled: &Compiled, packet: &Packet) -> bool {
             protocol && ranges.iter().any(|net| net.contains(&peer))
         })
     };
-    group_of(packet.src).is_none_or(|group| permits(&group["IpPermissionsEgress"], packet.dst))
-        && group_of(packet.dst).is_none_or(|group| permits(&group["IpPermissions"], packet.src))
+    let side = |own: IpAddr, key: &str, peer: IpAddr| {
+        let groups = groups_of(own);
+        groups.is_empty() || groups.iter().any(|group| permits(&group[key], peer))
+    };
+    side(packet.src, "IpPermissionsEgress", packet.dst) && side(packet.dst, "IpPermissions", packet.src)
 }
 
 // AWS network ACLs: the first entry that matches a packet decides, and none is a denial. Answers are packets too.
@@ -463,6 +485,56 @@ fn what_does_not_fit_is_refused_as_a_whole() {
 }
 
 #[test]
+fn more_rules_than_a_group_can_have_are_those_of_several() {
+    let policy = |count: usize| {
+        let rules: String = (0..count)
+            .map(|i| format!("    - {{name: r{i}, from: [{{cidr: 10.0.{i}.0/24}}, {{cidr: \"2001:db8:{i}::/48\"}}], ports: [{{protocol: TCP, port: {}}}]}}\n", i + 1))
+            .collect();
+        let text = format!(
+            "apiVersion: garrison.dev/v1alpha1\nkind: ZeroTrustPolicy\nmetadata: {{name: many}}\nspec:\n  mode: enforce\n  subject: {{cidrs: [192.0.2.0/24]}}\n  ingress:\n{rules}"
+        );
+        [garrison_ztp::check(&text).documents[0].lower(1)]
+    };
+    let passes = |compiled: &Compiled, i: u8, port: u16| {
+        let (src, dst) = (IpAddr::from([10, 0, i, 1]), IpAddr::from([192, 0, 2, 1]));
+        aws_passes(
+            compiled,
+            &Packet {
+                src,
+                dst,
+                protocol: 6,
+                port,
+            },
+        )
+    };
+    let compiled = compile::aws(&policy(150), &AwsQuotas::default());
+    let groups = file(&compiled, "aws/security-groups.json").unwrap();
+    let names: Vec<&str> = list(&groups)
+        .iter()
+        .map(|group| group["GroupName"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["garrison-1", "garrison-1-part-2", "garrison-1-part-3"]);
+    for i in 0..150 {
+        assert!(passes(&compiled, i, u16::from(i) + 1) && !passes(&compiled, i, u16::from(i) + 2));
+    }
+    // Five groups of 60 rules are all that an interface of a new account can have.
+    assert!(
+        !compile::aws(&policy(250), &AwsQuotas { rules: 50, groups: 5 })
+            .files
+            .is_empty()
+    );
+    let refused = compile::aws(&policy(250), &AwsQuotas { rules: 50, groups: 4 });
+    assert!(refused.files.is_empty());
+    assert!(
+        refused.gaps[0]
+            .reason
+            .contains("many@1 needs 5 groups of 50 rules each where an interface can have 4"),
+        "{:?}",
+        refused.gaps
+    );
+}
+
+#[test]
 fn whoever_is_allowed_is_told_by_group_and_whoever_is_denied_by_address() {
     let text = "apiVersion: garrison.dev/v1alpha1
 kind: ZeroTrustPolicy
@@ -580,7 +652,7 @@ spec:
         "${toset(lookup(var.interfaces, \"garrison-web\", []))}"
     );
 
-    let aws = compile::aws(&lowered);
+    let aws = compile::aws(&lowered, &AwsQuotas::default());
     let terraform = file(&aws, "aws/garrison.tf.json").unwrap();
     let group = &terraform["resource"]["aws_security_group"]["garrison_1"];
     assert_eq!(group["ingress"][0]["from_port"], 443);
@@ -601,7 +673,7 @@ proptest! {
         connections in prop::collection::vec(connection(), 24),
     ) {
         let lowered: Vec<Policy> = documents.iter().map(|d| lower(d, 7)).collect();
-        let compiled = compile::aws(&lowered);
+        let compiled = compile::aws(&lowered, &AwsQuotas::default());
         let Some(groups) = compiled.files.iter().find(|f| f.path == "aws/security-groups.json") else {
             return Ok(());
         };

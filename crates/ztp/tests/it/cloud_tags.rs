@@ -183,21 +183,22 @@ fn amazon(files: &[Value], own: &Endpoint, other: &Endpoint, port: u16, ingress:
         let tags: Option<Tags> = serde_json::from_value(group["Carries"].clone()).unwrap();
         tags.is_some_and(|tags| carries(endpoint, &tags))
     };
-    // Marks let nobody in; what governs is one group.
+    // Marks let nobody in; what governs is one group, or several that add up.
     let mark = |group: &&Value| group["GroupName"].as_str().unwrap().starts_with("garrison-tag-");
     let mine: Vec<&Value> = items(groups)
         .filter(|group| !mark(group) && (within(&group["Addresses"], own.address) || carried(group, own)))
         .collect();
-    assert!(mine.len() < 2, "{groups:#}");
-    let Some(mine) = mine.first() else { return true };
-    items(
-        &mine[if ingress {
-            "IpPermissions"
-        } else {
-            "IpPermissionsEgress"
-        }],
-    )
-    .any(|rule| {
+    let marks = items(groups).filter(|group| mark(group) && carried(group, own)).count();
+    assert!(mine.len() + marks <= 5, "{groups:#}");
+    if mine.is_empty() {
+        return true;
+    }
+    let key = if ingress {
+        "IpPermissions"
+    } else {
+        "IpPermissionsEgress"
+    };
+    mine.iter().flat_map(|group| items(&group[key])).any(|rule| {
         let speaks = match rule["IpProtocol"].as_str().unwrap() {
             "-1" => true,
             "tcp" => (rule["FromPort"].as_u64().unwrap()..=rule["ToPort"].as_u64().unwrap()).contains(&port.into()),
