@@ -43,7 +43,7 @@ pub enum Bench {
     /// Flow records through the broker to scored and alerted: rate, latency, the alerts' lane; what one core scores, what
     /// entities take, and how the cost grows
     Stream(stream::StreamOptions),
-    /// The policy engine at scale: connectivity, one changed policy, compiling, replaying, verdicts, memory
+    /// The policy engine at scale: connectivity, one changed policy, compiling, replaying, verdicts, memory; the webhook
     Policy {
         /// A tenth of everything
         #[arg(long)]

@@ -1,4 +1,5 @@
-//! The webhook over TLS at a steady 1,000 reviews a second, beside the same reviews without a network.
+//! The webhook over TLS at a steady 1,000 reviews a second, beside the same reviews without a network, and how a decision
+//! grows with the document's rules.
 //!
 //! `cargo bench -p policy-controller --bench webhook -- [REVIEWS_PER_SECOND] [SECONDS]`. Each review is due at its own time,
 //! whether the one before was answered or not, and its latency counts from then: a pause of the server shows.
@@ -34,8 +35,12 @@ fn main() -> Result<(), Failure> {
         .filter_map(|argument| argument.parse::<usize>().ok());
     let rate = numbers.next().unwrap_or(1_000).max(1);
     let seconds = numbers.next().unwrap_or(20).max(1);
-    let reviews: Arc<Vec<String>> = Arc::new((0..64).map(|i| review(i).to_string()).collect());
-    alone(&reviews)?;
+    let reviews: Arc<Vec<String>> = Arc::new((0..64).map(|i| review(i, i * 7 % 40 + 1).to_string()).collect());
+    alone("the decision alone", &reviews, 2_000)?;
+    for (rules, times) in [(1, 2_000), (10, 2_000), (100, 500), (1_000, 32)] {
+        let sized: Vec<String> = (0..16).map(|i| review(i, rules).to_string()).collect();
+        alone(&format!("the decision alone, rules {rules}"), &sized, times)?;
+    }
     let folder = tempfile::tempdir()?;
     let pki = Pki::open_or_create(&folder.path().join("pki"), TRUST_DOMAIN)?;
     let identity = pki.identity("svc/webhook")?;
@@ -90,13 +95,16 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every fourth is refused; sizes are from one rule to forty.
-fn review(i: usize) -> Value {
-    let rules: Vec<Value> = (0..=(i * 7 % 40))
+/// A policy of so many rules. Every fourth is refused.
+fn review(i: usize, rules: usize) -> Value {
+    let rules: Vec<Value> = (0..rules)
         .map(|n| {
             json!({
                 "name": format!("rule-{n}"),
-                "from": [{"podSelector": {"matchLabels": {"app": format!("client-{n}")}}}, {"cidr": format!("10.{n}.0.0/16")}],
+                "from": [
+                    {"podSelector": {"matchLabels": {"app": format!("client-{n}")}}},
+                    {"cidr": format!("10.{}.{}.0/24", n / 250, n % 250)},
+                ],
                 "ports": [{"protocol": "TCP", "port": 1_000 + n}],
             })
         })
@@ -120,17 +128,17 @@ fn review(i: usize) -> Value {
 }
 
 /// What the decision itself costs.
-fn alone(reviews: &[String]) -> Result<(), Failure> {
+fn alone(what: &str, reviews: &[String], times: usize) -> Result<(), Failure> {
     let admission = Admission::new(100, Metrics::default());
     let mut latencies = Vec::new();
-    for text in reviews.iter().cycle().take(2_000) {
+    for text in reviews.iter().cycle().take(times) {
         let began = Instant::now();
         let review: Value = serde_json::from_str(text)?;
         let answer = admission.review(&review).ok_or("no answer")?;
         std::hint::black_box(answer.to_string());
         latencies.push(began.elapsed());
     }
-    report("the decision alone", &latencies);
+    report(what, &latencies);
     Ok(())
 }
 
