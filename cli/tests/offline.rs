@@ -259,6 +259,56 @@ fn a_cluster_is_analysed_from_its_manifests_alone() {
 }
 
 #[test]
+fn connections_are_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = dir.path().join("now.yaml");
+    std::fs::write(&now, CLUSTER).unwrap();
+    let now = now.to_str().unwrap();
+    let output = garrison(&["policy", "connections", now, "--svg"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let picture = stdout(&output);
+    assert!(
+        picture.starts_with("<?xml") && picture.ends_with("</svg>\n"),
+        "{picture}"
+    );
+    for said in [
+        ">finance<",
+        "books",
+        "TCP/5432",
+        "finance/books[Deployment] → finance/ledger[Deployment]: TCP/5432",
+    ] {
+        assert!(picture.contains(said), "{said}\n{picture}");
+    }
+    assert_eq!(stdout(&garrison(&["policy", "connections", now, "--svg"])), picture);
+
+    // More than anybody could read is refused with what to do; a part of it is drawn.
+    let mut many = format!(
+        "{CLUSTER}---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: own, namespace: crowd}}
+spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress], ingress: [{{from: [{{podSelector: {{}}}}]}}], egress: [{{to: [{{podSelector: {{}}}}]}}]}}
+"
+    );
+    for i in 0..310 {
+        many.push_str(&format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p{i}, namespace: crowd, labels: {{app: p{i}}}}}\n"
+        ));
+    }
+    let crowd = dir.path().join("crowd.yaml");
+    std::fs::write(&crowd, many).unwrap();
+    let crowd = crowd.to_str().unwrap();
+    let output = garrison(&["policy", "connections", crowd, "--svg"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    assert!(said.contains("at most 300") && said.contains("--only"), "{said}");
+    let output = garrison(&["policy", "connections", crowd, "--svg", "--only", "namespace=finance"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = garrison(&["policy", "connections", now, "--svg", "--dot"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn a_draft_is_replayed_against_recorded_flows() {
     use garrison_flow::{FlowBatchBuilder, FlowRow};
     let dir = tempfile::tempdir().unwrap();

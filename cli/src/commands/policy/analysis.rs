@@ -7,7 +7,7 @@ use garrison_ztp::{
     ir::Direction,
     reach::{
         Assertion, Connection, Expectation, Expression, ExpressionError, Identity, Reach, Side, Violation, diff, dot,
-        read_assertions,
+        read_assertions, svg,
     },
     sets::{AddressSet, protocol_name},
 };
@@ -25,6 +25,9 @@ pub struct Connections {
     /// Print a graph in Graphviz's language
     #[arg(long)]
     dot: bool,
+    /// Print a picture, as SVG
+    #[arg(long, conflicts_with = "dot")]
+    svg: bool,
     /// Also what pods of one workload may speak among themselves
     #[arg(long)]
     within: bool,
@@ -66,6 +69,13 @@ impl Connections {
         }
         if self.dot {
             print!("{}", dot(&connections));
+        } else if self.svg {
+            let picture = svg(&connections).map_err(|error| {
+                CliError::Argument(format!(
+                    "{error}; take a part with --only, such as --only namespace=shop, or give --dot to Graphviz"
+                ))
+            })?;
+            print!("{picture}");
         } else if printer.is_json() {
             printer.json(&json!({ "connections": connections, "findings": cluster.findings, "kinds": cluster.kinds }));
         } else {

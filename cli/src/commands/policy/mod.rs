@@ -120,7 +120,7 @@ pub enum Policy {
     ///
     /// Reads workloads, services and policies, whoever wrote them.
     ///
-    /// For example: kubectl get ns,pods,netpol -A -o yaml | garrison policy connections -
+    /// For example: kubectl get ns,pods,netpol -A -o yaml | garrison policy connections - --svg > now.svg
     Connections(analysis::Connections),
     /// Connections gained and lost from one set of manifests to another
     ///

@@ -17,6 +17,7 @@ mod connections;
 mod diff;
 mod explain;
 mod matrix;
+mod picture;
 mod program;
 
 pub use assertion::{Assertion, Expectation, Expression, ExpressionError, Outcome, Violation, read_assertions};
@@ -25,6 +26,7 @@ pub use connections::{Connection, Side, dot};
 pub use diff::{Change, diff};
 pub use explain::{Explained, Step};
 pub use matrix::{ChangeError, Matrix};
+pub use picture::{MOST_ENDS, MOST_LINES, TooLarge, svg};
 pub(crate) use program::domain_within;
 pub use program::{
     Action, Endpoint, Exposed, Identity, NamedPort, Network, Order, Peer, Plane, Policy, Ports, Program, Rest, Rule,
