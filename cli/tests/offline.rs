@@ -308,6 +308,60 @@ spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress], ingress: [{{from: [{{
     assert_eq!(output.status.code(), Some(2));
 }
 
+const NAMESPACED: &str = "\
+apiVersion: garrison.dev/v1alpha1
+kind: ZeroTrustPolicy
+metadata:
+  name: web
+  namespace: shop
+spec:
+  mode: observe
+  owner: shop
+  reason: the web server
+  subject:
+    workloads:
+      podSelector:
+        matchLabels:
+          app: web
+  ingress: []
+";
+
+#[test]
+fn policies_of_namespaces_are_taken_as_a_cluster_has_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("shop.yaml", NAMESPACED);
+    write("bank.yaml", &NAMESPACED.replace("namespace: shop", "namespace: bank"));
+    let folder = dir.path().to_str().unwrap();
+    let file = dir.path().join("shop.yaml");
+    let file = file.to_str().unwrap();
+    let output = garrison(&["policy", "check", file]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    let output = garrison(&["policy", "fmt", "--check", folder]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    let output = garrison(&["policy", "ci", folder]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+
+    // Two of one name and namespace, and one that governs another namespace's pods.
+    write("again.yaml", NAMESPACED);
+    let output = garrison(&["policy", "ci", folder]);
+    assert_eq!(output.status.code(), Some(6));
+    assert!(stdout(&output).contains("\"shop/web\""), "{}", stdout(&output));
+    write(
+        "again.yaml",
+        &NAMESPACED.replace("    workloads:\n", "    workloads:\n      namespace: bank\n"),
+    );
+    let output = garrison(&["policy", "check", dir.path().join("again.yaml").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(6));
+    let said = stdout(&output);
+    assert!(
+        said.contains("again.yaml:12:")
+            && said.contains("spec.subject.workloads.namespace")
+            && said.contains("namespace shop"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_draft_is_replayed_against_recorded_flows() {
     use garrison_flow::{FlowBatchBuilder, FlowRow};

@@ -31,10 +31,19 @@ pub struct ZeroTrustPolicy {
 }
 
 impl ZeroTrustPolicy {
-    /// The document as text, in the one form.
+    /// The document as text, in the one form: the namespace is written once, where the document has it for itself.
     pub fn text(&self) -> String {
+        let own = self.metadata.namespace.as_ref();
+        let workloads = self.spec.subject.workloads.as_ref();
+        let shorter = workloads.filter(|w| Some(&w.namespace) == own).map(|_| {
+            let mut shorter = self.clone();
+            if let Some(workloads) = &mut shorter.spec.subject.workloads {
+                workloads.namespace = String::new();
+            }
+            shorter
+        });
         // Texts, numbers and lists alone: this cannot fail.
-        serde_saphyr::to_string(self).unwrap_or_default()
+        serde_saphyr::to_string(shorter.as_ref().unwrap_or(self)).unwrap_or_default()
     }
 }
 
@@ -45,9 +54,23 @@ pub struct Metadata {
     /// Unique in the tenant: 1 to 63 lower-case letters, digits and inner hyphens.
     #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"))]
     pub name: String,
+    /// The Kubernetes namespace whose pods a `ZeroTrustPolicy` governs, and the one that it lies in when a cluster has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"))]
+    pub namespace: Option<String>,
     /// For people and tools; they change no verdict.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    /// `namespace/name`, or the bare name of what is in no namespace: no two policies of a cluster share it.
+    pub fn full_name(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.name),
+            None => self.name.clone(),
+        }
+    }
 }
 
 /// Whether a policy is enforced.
@@ -259,7 +282,7 @@ pub struct Subject {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Workloads {
-    /// The namespace's name; only of a `ZeroTrustPolicy`.
+    /// The namespace's name; only of a `ZeroTrustPolicy`, which may leave it out where `metadata.namespace` says it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     /// The namespaces, by their labels; every namespace when missing. Only of a `ClusterZeroTrustPolicy`.
@@ -365,6 +388,7 @@ impl ZeroTrustPolicy {
             kind: kind.to_owned(),
             metadata: Metadata {
                 name,
+                namespace: None,
                 labels: BTreeMap::new(),
             },
             spec: Spec {

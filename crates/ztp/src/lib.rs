@@ -178,13 +178,13 @@ fn judge(
     };
     if let Some(policy) = &policy {
         let place = findings.place("metadata.name");
-        if let Some(line) = names.insert(policy.metadata.name.clone(), place.line) {
+        if let Some(line) = names.insert(policy.metadata.full_name(), place.line) {
             findings.error_at(
                 Code::Duplicate,
                 "metadata.name",
                 format!(
                     "two documents are called {:?}; the first is at line {line}",
-                    policy.metadata.name
+                    policy.metadata.full_name()
                 ),
                 "Give each policy its own name",
             );

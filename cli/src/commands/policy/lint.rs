@@ -32,7 +32,7 @@ pub struct Found {
 /// Checks files of policies, each alone and all together. Answers with the policies too.
 pub fn examine(sources: &[Source]) -> (Vec<Found>, Vec<Policy>) {
     let mut found = Vec::new();
-    let mut policies: Vec<Policy> = Vec::new();
+    let (mut policies, mut full): (Vec<Policy>, Vec<Policy>) = Default::default();
     let mut places = std::collections::BTreeMap::new();
     for source in sources {
         let checked = garrison_ztp::check(&source.text);
@@ -42,7 +42,9 @@ pub fn examine(sources: &[Source]) -> (Vec<Found>, Vec<Policy>) {
         }));
         for document in checked.documents {
             let policy = document.lower(0);
-            let first = places.insert(policy.name.clone(), (source.file.clone(), document.spans.clone()));
+            // What clusters have of one name is told apart by its namespace.
+            let name = document.policy.metadata.full_name();
+            let first = places.insert(name.clone(), (source.file.clone(), document.spans.clone()));
             if let Some((file, _)) = first.filter(|(file, _)| *file != source.file) {
                 found.push(Found {
                     file: source.file.clone(),
@@ -51,15 +53,16 @@ pub fn examine(sources: &[Source]) -> (Vec<Found>, Vec<Policy>) {
                         code: garrison_ztp::Code::Duplicate,
                         field: "metadata.name".to_owned(),
                         position: document.spans.get("metadata.name").copied().unwrap_or_default(),
-                        message: format!("two policies are called {:?}; the other is in {file}", policy.name),
+                        message: format!("two policies are called {name:?}; the other is in {file}"),
                         remedy: "Give each policy its own name".to_owned(),
                     },
                 });
             }
+            full.push(Policy { name, ..policy.clone() });
             policies.push(policy);
         }
     }
-    let all = garrison_ztp::overlaps(&policies);
+    let all = garrison_ztp::overlaps(&full);
     for overlap in all.found {
         let Some((file, spans)) = places.get(&overlap.policy) else {
             continue;

@@ -371,6 +371,19 @@ fn documents(file: &Path, expected_version: Option<u64>) -> Result<Vec<String>, 
             file.display()
         )));
     }
+    let mut names: Vec<&str> = checked
+        .documents
+        .iter()
+        .map(|d| d.policy.metadata.name.as_str())
+        .collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(CliError::Invalid(format!(
+            "{} has two policies called {:?}: names are unique in the fleet, whatever the namespace. Give each its own name;              nothing was stored",
+            file.display(),
+            twice[0]
+        )));
+    }
     if expected_version.is_some() && checked.documents.len() > 1 {
         return Err(CliError::Argument(
             "--expected-version goes with a file of one policy".to_owned(),

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What a cluster adds to an object, and what only it knows.
-const CLUSTERS: [&str; 12] = [
+const CLUSTERS: [&str; 11] = [
     "annotations",
     "creationTimestamp",
     "deletionGracePeriodSeconds",
@@ -20,7 +20,6 @@ const CLUSTERS: [&str; 12] = [
     "generateName",
     "generation",
     "managedFields",
-    "namespace",
     "ownerReferences",
     "resourceVersion",
     "uid",
@@ -29,18 +28,12 @@ const CLUSTERS: [&str; 12] = [
 /// Reads a policy, from a file or as a cluster gives it back.
 pub(super) fn read(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<'_>) {
     let mut tree = resource.node.clone();
-    let own = tree
-        .at("metadata")
-        .and_then(|metadata| metadata.text_at("namespace"))
-        .map(str::to_owned);
     if let Value::Map(pairs) = &mut tree.value {
         pairs.retain(|(key, _)| !is(key, "status"));
         for (key, value) in pairs {
             let Value::Map(inner) = &mut value.value else { continue };
             if is(key, "metadata") {
                 inner.retain(|(key, _)| !CLUSTERS.iter().any(|name| is(key, name)));
-            } else if is(key, "spec") && resource.kind == crate::document::KIND {
-                within(inner, own.as_deref());
             }
         }
     }
@@ -60,31 +53,6 @@ pub(super) fn read(resource: &Resource<'_>, all: &mut Collected, f: &mut Finding
 
 fn is(key: &Node, name: &str) -> bool {
     matches!(&key.value, Value::Text(text) if text == name)
-}
-
-/// A policy of a cluster governs pods of its own namespace where it names none.
-fn within(spec: &mut [(Node, Node)], own: Option<&str>) {
-    let Some(own) = own else { return };
-    let subject = spec
-        .iter_mut()
-        .find(|(key, _)| is(key, "subject"))
-        .map(|(_, value)| &mut value.value);
-    let Some(Value::Map(subject)) = subject else { return };
-    let workloads = subject
-        .iter_mut()
-        .find(|(key, _)| is(key, "workloads"))
-        .map(|(_, value)| value);
-    let Some(workloads) = workloads else { return };
-    let position = workloads.position;
-    if let Value::Map(pairs) = &mut workloads.value
-        && !pairs.iter().any(|(key, _)| is(key, "namespace"))
-    {
-        let text = |text: &str| Node {
-            value: Value::Text(text.to_owned()),
-            position,
-        };
-        pairs.push((text("namespace"), text(own)));
-    }
 }
 
 /// What enforced policies decide, as a plane of its own; `None` without policies.

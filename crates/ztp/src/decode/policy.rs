@@ -44,10 +44,11 @@ pub(super) fn policy(node: &Node, f: &mut Findings<'_>) -> Option<ZeroTrustPolic
     let cluster = kind.as_deref() == Some(CLUSTER_KIND);
     let metadata = top
         .require("metadata", "Add `metadata` with a `name`", f)
-        .and_then(|node| metadata(node, f));
+        .and_then(|node| metadata(node, cluster, f));
+    let (metadata, home) = metadata.unwrap_or((None, Home::Unknown));
     let spec = top
         .require("spec", "Add `spec` with a `subject` and rules", f)
-        .and_then(|node| spec(node, cluster, f));
+        .and_then(|node| spec(node, &home, f));
     Some(ZeroTrustPolicy {
         api_version: api_version?,
         kind: kind?,
@@ -56,8 +57,20 @@ pub(super) fn policy(node: &Node, f: &mut Findings<'_>) -> Option<ZeroTrustPolic
     })
 }
 
-fn metadata(node: &Node, f: &mut Findings<'_>) -> Option<Metadata> {
-    let object = f.object(node, "metadata", &["name", "labels"])?;
+/// Where the workloads of a document are.
+enum Home {
+    /// In the namespaces that it selects.
+    Cluster,
+    /// In the namespace that it names itself.
+    Anywhere,
+    /// In the namespace that it lies in.
+    Namespace(String),
+    /// What it says of that is wrong, which was told.
+    Unknown,
+}
+
+fn metadata(node: &Node, cluster: bool, f: &mut Findings<'_>) -> Option<(Option<Metadata>, Home)> {
+    let object = f.object(node, "metadata", &["name", "namespace", "labels"])?;
     let name = object
         .require("name", "Give the policy a name that is unique in the tenant", f)
         .and_then(|node| f.name(node, "metadata.name"));
@@ -65,10 +78,35 @@ fn metadata(node: &Node, f: &mut Findings<'_>) -> Option<Metadata> {
         .get("labels")
         .map(|node| labels(node, "metadata.labels", f))
         .unwrap_or_default();
-    Some(Metadata { name: name?, labels })
+    let home = match object.get("namespace") {
+        Some(_) if cluster => {
+            f.error_at(
+                Code::Contradiction,
+                "metadata.namespace",
+                "a ClusterZeroTrustPolicy lies in no namespace",
+                "Leave the field out, or make the document a ZeroTrustPolicy",
+            );
+            Home::Cluster
+        }
+        _ if cluster => Home::Cluster,
+        None => Home::Anywhere,
+        Some(node) => f
+            .name(node, "metadata.namespace")
+            .map_or(Home::Unknown, Home::Namespace),
+    };
+    let namespace = match &home {
+        Home::Namespace(own) => Some(own.clone()),
+        _ => None,
+    };
+    let metadata = name.map(|name| Metadata {
+        name,
+        namespace,
+        labels,
+    });
+    Some((metadata, home))
 }
 
-fn spec(node: &Node, cluster: bool, f: &mut Findings<'_>) -> Option<Spec> {
+fn spec(node: &Node, home: &Home, f: &mut Findings<'_>) -> Option<Spec> {
     let object = f.object(
         node,
         "spec",
@@ -119,7 +157,7 @@ fn spec(node: &Node, cluster: bool, f: &mut Findings<'_>) -> Option<Spec> {
     let groups = object.get("groups").map(|node| groups(node, f)).unwrap_or_default();
     let subject = object
         .require("subject", "Say who is governed: `subject: {cidrs: [10.0.0.0/24]}`", f)
-        .and_then(|node| subject(node, cluster, &groups, f))
+        .and_then(|node| subject(node, home, &groups, f))
         .unwrap_or_default();
     if !object.has("ingress") && !object.has("egress") {
         f.error_at(
@@ -350,14 +388,22 @@ pub(super) fn group_name(
     Some(name)
 }
 
-fn subject(node: &Node, cluster: bool, groups: &BTreeMap<String, Group>, f: &mut Findings<'_>) -> Option<Subject> {
+fn subject(node: &Node, home: &Home, groups: &BTreeMap<String, Group>, f: &mut Findings<'_>) -> Option<Subject> {
     let ways = ["group", "cidrs", "workloads", "spiffeIds", "hosts", "tags"];
     let object = f.object(node, "spec.subject", &ways)?;
     let group = object
         .get("group")
         .and_then(|node| group_name(node, "spec.subject.group", groups, f));
     let cidrs = networks(&object, "cidrs", f);
-    let workloads = object.get("workloads").and_then(|node| workloads(node, cluster, f));
+    if let (Home::Namespace(own), None) = (home, object.get("workloads")) {
+        f.error_at(
+            Code::Contradiction,
+            "spec.subject",
+            format!("a ZeroTrustPolicy of namespace {own} governs its pods, and this one names none"),
+            "Say which: `workloads: {podSelector: {matchLabels: {app: web}}}`, or leave `metadata.namespace` out",
+        );
+    }
+    let workloads = object.get("workloads").and_then(|node| workloads(node, home, f));
     if object.get("group").is_some() && object.get("cidrs").is_some() {
         f.error_at(
             Code::Contradiction,
@@ -384,13 +430,14 @@ fn subject(node: &Node, cluster: bool, groups: &BTreeMap<String, Group>, f: &mut
     })
 }
 
-fn workloads(node: &Node, cluster: bool, f: &mut Findings<'_>) -> Option<Workloads> {
+fn workloads(node: &Node, home: &Home, f: &mut Findings<'_>) -> Option<Workloads> {
     let path = "spec.subject.workloads";
     let object = f.object(
         node,
         path,
         &["namespace", "namespaceSelector", "podSelector", "serviceAccounts"],
     )?;
+    let cluster = matches!(home, Home::Cluster);
     let (wrong, right, remedy) = if cluster {
         (
             "namespace",
@@ -412,12 +459,31 @@ fn workloads(node: &Node, cluster: bool, f: &mut Findings<'_>) -> Option<Workloa
             remedy,
         );
     }
-    let namespace = if cluster || object.get(wrong).is_some() {
-        Some(String::new())
-    } else {
-        object
-            .require("namespace", "Name the Kubernetes namespace of the pods", f)
-            .and_then(|node| f.name(node, "spec.subject.workloads.namespace"))
+    let path = object.path("namespace");
+    let namespace = match (home, object.get("namespace")) {
+        // What is wrong was told.
+        _ if cluster || object.get(wrong).is_some() => Some(String::new()),
+        (Home::Namespace(own), None) => Some(own.clone()),
+        (Home::Namespace(own), Some(node)) => {
+            let named = f.name(node, &path);
+            if named.as_ref().is_some_and(|named| named != own) {
+                f.error(
+                    Code::Contradiction,
+                    &path,
+                    node.position,
+                    format!("a ZeroTrustPolicy of namespace {own} governs pods of another one"),
+                    "Leave the field out, put the policy into that namespace, or make it a ClusterZeroTrustPolicy",
+                );
+            }
+            named
+        }
+        (_, Some(node)) => f.name(node, &path),
+        (Home::Unknown, None) => None,
+        (_, None) => {
+            let remedy = "Name the Kubernetes namespace of the pods, here or in `metadata.namespace`";
+            object.require("namespace", remedy, f);
+            None
+        }
     };
     Some(Workloads {
         namespace: namespace?,

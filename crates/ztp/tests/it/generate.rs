@@ -240,6 +240,7 @@ pub(crate) fn document(labels: bool) -> impl Strategy<Value = ZeroTrustPolicy> {
                 api_version: API_VERSION.to_owned(),
                 kind: KIND.to_owned(),
                 metadata: Metadata {
+                    namespace: None,
                     name: "p".to_owned(),
                     labels: BTreeMap::new(),
                 },

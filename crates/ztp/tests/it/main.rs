@@ -16,6 +16,7 @@ mod generate;
 mod import;
 mod kubernetes;
 mod mesh;
+mod namespaces;
 mod nft_text;
 mod nftables;
 mod packets;

@@ -42,6 +42,26 @@ async fn check(document: String) -> Result<Checked, Error> {
         .map_err(|_| Error::Interrupted("checking a document"))
 }
 
+/// Refuses a document that would replace one of another Kubernetes namespace: clusters have both, the fleet one of each
+/// name.
+async fn same_namespace(name: &str, known: String, namespace: Option<&str>) -> Result<(), Error> {
+    let known = check(known).await?;
+    let before = known
+        .documents
+        .first()
+        .and_then(|d| d.policy.metadata.namespace.as_deref());
+    match (before, namespace) {
+        (Some(before), Some(now)) if before != now => Err(Error::field(
+            "document",
+            format!(
+                "metadata.namespace: policies/{name} is of namespace {before}, and this one of {now}; names are unique in \
+                 the fleet: give this one another, or withdraw that one first"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
 impl App {
     pub(super) async fn begin(&self, tenant: &TenantId, operation: &'static str) -> Result<Tx<'static>, Error> {
         self.db.begin(tenant).await.map_err(Error::database(operation))
@@ -98,6 +118,14 @@ impl App {
                 diagnostics: checked.diagnostics,
                 unchanged: true,
             });
+        }
+        if let Some(known) = newest.as_ref().filter(|newest| !newest.withdrawn) {
+            same_namespace(
+                &name,
+                known.document.clone(),
+                parsed.policy.metadata.namespace.as_deref(),
+            )
+            .await?;
         }
         let version = newest.as_ref().map_or(0, |newest| newest.version) + 1;
         let policy = StoredPolicy {
