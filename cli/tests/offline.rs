@@ -308,6 +308,31 @@ spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress], ingress: [{{from: [{{
     assert_eq!(output.status.code(), Some(2));
 }
 
+#[test]
+fn schemas_are_printed_for_editors() {
+    for (version, has, lacks) in [
+        ("v1alpha1", "validFrom", "accountability"),
+        ("v1beta1", "accountability", "validFrom"),
+    ] {
+        let output = garrison(&["policy", "schema", version]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let schema: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(
+            schema["properties"]["apiVersion"]["const"],
+            format!("garrison.dev/{version}")
+        );
+        let text = schema.to_string();
+        assert!(
+            text.contains(&format!("\"{has}\"")) && !text.contains(&format!("\"{lacks}\"")),
+            "{version}"
+        );
+    }
+    assert_eq!(
+        stdout(&garrison(&["policy", "schema"])),
+        stdout(&garrison(&["policy", "schema", "v1alpha1"]))
+    );
+}
+
 const NAMESPACED: &str = "\
 apiVersion: garrison.dev/v1alpha1
 kind: ZeroTrustPolicy

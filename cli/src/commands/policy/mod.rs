@@ -158,6 +158,14 @@ pub enum Policy {
     ///
     /// For example: kubectl get networkpolicies -A -o yaml | garrison policy import -
     Import(import::Import),
+    /// Print the JSON Schema of policy documents, for editors
+    ///
+    /// For example: garrison policy schema v1beta1 > zero-trust-policy.schema.json
+    Schema {
+        /// The version of the API that the documents are written in
+        #[arg(value_enum, default_value_t)]
+        api: Api,
+    },
     /// Check everything about policy in folders, for a pipeline
     ///
     /// Ends with 6 for an error, and with 1 for a warning when --deny-warnings is given.
@@ -166,6 +174,25 @@ pub enum Policy {
     Ci(ci::Ci),
     /// How many flows each rule decided
     Counts,
+}
+
+/// A version of the API of policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Api {
+    /// `garrison.dev/v1alpha1`
+    #[default]
+    V1alpha1,
+    /// `garrison.dev/v1beta1`
+    V1beta1,
+}
+
+impl From<Api> for garrison_ztp::Version {
+    fn from(api: Api) -> Self {
+        match api {
+            Api::V1alpha1 => Self::V1Alpha1,
+            Api::V1beta1 => Self::V1Beta1,
+        }
+    }
 }
 
 /// Checks a file offline.
@@ -200,6 +227,10 @@ impl Policy {
             Self::WhatIf(what_if) => what_if.run(printer),
             Self::Recommend(recommend) => recommend.run(printer),
             Self::Ci(ci) => ci.run(printer),
+            Self::Schema { api } => {
+                println!("{:#}", garrison_ztp::version::json_schema((*api).into()));
+                Ok(())
+            }
             Self::Import(import) => import.run(printer),
             Self::Authorize(authorize) => authorize.run(printer),
             Self::Compile(compile) if !compile.files.is_empty() => compile.offline(printer),
@@ -221,7 +252,7 @@ impl Policy {
             // Done in `offline`.
             Self::Check { .. } | Self::Connections(_) | Self::Diff { .. } | Self::Assert(_) => {}
             Self::WhatIf(_) | Self::Authorize(_) | Self::Lint(_) | Self::Fmt(_) => {}
-            Self::Recommend(_) | Self::Ci(_) | Self::Import(_) => {}
+            Self::Recommend(_) | Self::Ci(_) | Self::Import(_) | Self::Schema { .. } => {}
             Self::Apply { file, expected_version } => {
                 for document in documents(&file, expected_version)? {
                     let request = ApplyPolicyRequest {

@@ -1,6 +1,6 @@
 //! Wrong documents: each error is found, at its place, with its code and a remedy; all of them at once.
 
-use garrison_ztp::{Code, Limits, check, check_with};
+use garrison_ztp::{Code, Limits, Version, check, check_with, version::json_schema};
 
 /// The web server may reach the database, everyone may reach the web server, nobody else may reach either.
 pub(crate) const LAB: &str = include_str!("shop.yaml");
@@ -286,26 +286,38 @@ fn findings_are_bounded_and_say_so() {
 
 #[test]
 fn the_schema_knows_every_field_and_refuses_others() {
-    let schema = garrison_ztp::json_schema();
-    let text = schema.to_string();
-    for field in [
-        "apiVersion",
-        "podSelector",
-        "namespaceSelector",
-        "endPort",
-        "matchExpressions",
-        "workloads",
+    for (version, kept) in [
+        (
+            Version::V1Alpha1,
+            include_str!("../../../../docs/reference/zero-trust-policy.schema.json"),
+        ),
+        (
+            Version::V1Beta1,
+            include_str!("../../../../docs/reference/zero-trust-policy.v1beta1.schema.json"),
+        ),
     ] {
-        assert!(text.contains(&format!("\"{field}\"")), "{field}");
+        let schema = json_schema(version);
+        let text = schema.to_string();
+        for field in [
+            "apiVersion",
+            "podSelector",
+            "namespaceSelector",
+            "endPort",
+            "matchExpressions",
+            "workloads",
+        ] {
+            assert!(text.contains(&format!("\"{field}\"")), "{field}");
+        }
+        let objects = std::iter::once(&schema).chain(schema["$defs"].as_object().unwrap().values());
+        for object in objects.filter(|o| o["type"] == "object") {
+            assert_eq!(object["additionalProperties"], false, "{object}");
+        }
+        let kept: serde_json::Value = serde_json::from_str(kept).unwrap();
+        assert_eq!(
+            kept,
+            schema,
+            "write the schema anew: garrison policy schema {} > the file in docs/reference",
+            version.name()
+        );
     }
-    let objects = std::iter::once(&schema).chain(schema["$defs"].as_object().unwrap().values());
-    for object in objects.filter(|o| o["type"] == "object") {
-        assert_eq!(object["additionalProperties"], false, "{object}");
-    }
-    let kept = include_str!("../../../../docs/reference/zero-trust-policy.schema.json");
-    let kept: serde_json::Value = serde_json::from_str(kept).unwrap();
-    assert_eq!(
-        kept, schema,
-        "write the schema anew: cargo run -p garrison-ztp --example schema > docs/reference/zero-trust-policy.schema.json"
-    );
 }
