@@ -478,6 +478,12 @@ spec:
         assert_eq!(output.status.code(), Some(0), "{target}: {}", stderr(&output));
         assert!(stdout(&output).contains(word), "{target}: {}", stdout(&output));
     }
+    // What no account can have is refused, whatever the policies need.
+    for quotas in [["--aws-rules", "201"], ["--aws-groups", "17"], ["--aws-rules", "0"]] {
+        let output = garrison(&["policy", "compile", "--target", "aws", file, quotas[0], quotas[1]]);
+        assert_eq!(output.status.code(), Some(2), "{quotas:?}");
+        assert!(stderr(&output).contains("at most 1000"), "{}", stderr(&output));
+    }
     let into = dir.path().to_str().unwrap();
     let output = garrison(&["policy", "compile", "--target", "gcp", file, "--into", into]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -568,6 +574,35 @@ fn files_are_linted_and_written_in_one_form() {
     assert!(stderr(&output).contains("2 policies, no errors"), "{}", stderr(&output));
     let output = garrison(&["policy", "lint", path, "--deny-warnings"]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+}
+
+#[test]
+fn a_folder_of_packets_and_meshes_becomes_documents() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let packets = file(
+        "packets.yaml",
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db, namespace: shop}, spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 5432}]}]}}\n",
+    );
+    let mesh = file(
+        "mesh.yaml",
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: db, namespace: shop}, spec: {selector: {matchLabels: {app: db}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]}}\n",
+    );
+    let output = garrison(&["policy", "import", &packets, &mesh]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    let made = file("made.yaml", &stdout(&output));
+    let output = garrison(&["policy", "check", &made]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let text = std::fs::read_to_string(&made).unwrap();
+    assert!(
+        text.contains("serviceAccounts:") && text.contains("requires: trusted"),
+        "{text}"
+    );
 }
 
 #[test]

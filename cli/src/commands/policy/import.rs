@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use garrison_ztp::{ZeroTrustPolicy, cluster, istio, security_group, sets::AddressSet};
+use garrison_ztp::{ZeroTrustPolicy, cluster, security_group, sets::AddressSet};
 use ipnet::IpNet;
 use serde_json::json;
 
@@ -67,7 +67,7 @@ impl Import {
         Ok(())
     }
 
-    /// Manifests together, as tiers and namespaces of one stand in others.
+    /// Manifests together: tiers and namespaces of one stand in others, and packets and meshes both have to let something pass.
     fn manifests(&self, sources: &[cluster::Source]) -> Result<Vec<ZeroTrustPolicy>, CliError> {
         let read = cluster::import(sources);
         for finding in &read.findings {
@@ -84,49 +84,20 @@ impl Import {
                 super::count(errors)
             )));
         }
-        let packets = cluster::documents(&read).map_err(CliError::Invalid)?;
-        let mut policies = Vec::new();
-        for source in sources
-            .iter()
-            .filter(|source| source.text.contains("AuthorizationPolicy"))
-        {
-            policies.extend(istio::read(&source.text).map_err(|errors| {
-                for error in &errors {
-                    eprintln!("{}:{error}", source.file);
-                }
-                CliError::Invalid(format!("{} has {}", source.file, super::count(errors.len())))
-            })?);
-        }
-        let requests = istio::documents(&policies, &self.root_namespace);
-        for reason in packets.left_out.iter().chain(&requests.left_out) {
+        let imported = cluster::documents(&read, &self.root_namespace).map_err(CliError::Invalid)?;
+        for reason in &imported.left_out {
             eprintln!("{reason}");
         }
-        for kind in [
-            "PeerAuthentication",
-            "RequestAuthentication",
-            "Server",
-            "MeshTLSAuthentication",
-            "NetworkAuthentication",
-        ] {
-            if let Some(count) = read.kinds.get(kind) {
-                eprintln!(
-                    "{count} of kind {kind} are left out: say `requires: trusted`, or iamGroups, in the documents, from which they are compiled"
-                );
-            }
+        if let Some(count) = read.kinds.get("RequestAuthentication") {
+            eprintln!(
+                "{count} of kind RequestAuthentication are left out: say iamGroups in the documents, from which they are compiled"
+            );
         }
-        if !packets.documents.is_empty() && !requests.documents.is_empty() {
-            return Err(CliError::Invalid(
-                "the manifests have policies for packets and of Istio: both must let a connection pass there, and documents \
-                 add up. Import one kind at a time, and compile each for its own target"
-                    .to_owned(),
-            ));
-        }
-        let mut documents = packets.documents;
-        documents.extend(requests.documents);
+        let documents = imported.documents;
         if documents.is_empty() {
             return Err(CliError::Invalid(
-                "there is nothing to import: give NetworkPolicy, ClusterNetworkPolicy, Cilium, Calico or Istio policies, or \
-                 security groups"
+                "there is nothing to import: give NetworkPolicy, ClusterNetworkPolicy, Cilium, Calico, Istio or Linkerd \
+                 policies, or security groups"
                     .to_owned(),
             ));
         }

@@ -152,9 +152,10 @@ pub enum Policy {
     ///
     /// For example: garrison policy recommend --flows lake/ > learnt.yaml
     Recommend(recommend::Recommend),
-    /// Write policies of others as ZeroTrustPolicy documents: Kubernetes, Cilium, Calico, Istio, security groups
+    /// Write policies of others as ZeroTrustPolicy documents: Kubernetes, Cilium, Calico, Istio, Linkerd, security groups
     ///
-    /// What the language cannot say is left out of what is allowed, and told. All documents observe.
+    /// What the language cannot say is left out of what is allowed, and told. Policies for packets and those of meshes become
+    /// documents that mean both. All documents observe.
     ///
     /// For example: kubectl get networkpolicies -A -o yaml | garrison policy import -
     Import(import::Import),

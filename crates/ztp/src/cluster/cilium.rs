@@ -39,13 +39,23 @@ pub(super) fn read(resource: &Resource<'_>, all: &mut Collected, f: &mut Finding
         );
     }
     for (path, node) in specs {
-        if let Some(policy) = spec(resource, node, &path, f) {
+        let mut of_requests = Vec::new();
+        if let Some(policy) = spec(resource, node, &path, &mut of_requests, f) {
+            let place = |field| (policy.file.clone(), policy.line, field);
+            all.of_requests.extend(of_requests.into_iter().map(place));
             all.network_policies.entry(String::new()).or_default().push(policy);
         }
     }
 }
 
-fn spec(resource: &Resource<'_>, node: &Node, path: &str, f: &mut Findings<'_>) -> Option<Policy> {
+/// Reads one policy; the places of rules that only let some requests through go to `of_requests`.
+fn spec(
+    resource: &Resource<'_>,
+    node: &Node,
+    path: &str,
+    of_requests: &mut Vec<String>,
+    f: &mut Findings<'_>,
+) -> Option<Policy> {
     let object = f.object(
         node,
         path,
@@ -72,6 +82,9 @@ fn spec(resource: &Resource<'_>, node: &Node, path: &str, f: &mut Findings<'_>) 
             let most = f.limits.rules;
             for (path, node) in f.list(node, &object.path(&field), most) {
                 rules.extend(rule(node, &path, side, action, namespace, f));
+                if node.items_at("toPorts").iter().any(|entry| entry.at("rules").is_some()) {
+                    of_requests.push(path);
+                }
             }
         }
         let rules = there.then_some(rules);

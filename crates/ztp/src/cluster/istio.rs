@@ -23,11 +23,13 @@ const ROOT: &str = "istio-system";
 const TRUST_DOMAIN: &str = "cluster.local";
 
 /// What is said of a mesh.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Istio {
+    /// AuthorizationPolicies as they are written, whatever they decide.
+    pub(super) read: Vec<AuthorizationPolicy>,
     authorization: Vec<(AuthorizationPolicy, Policy)>,
     /// The more special first: of workloads, of a namespace, of the mesh.
-    authentication: [Vec<Policy>; 3],
+    pub(super) authentication: [Vec<Policy>; 3],
 }
 
 /// Reads an AuthorizationPolicy.
@@ -38,6 +40,7 @@ pub(super) fn authorization(resource: &Resource<'_>, all: &mut Collected, f: &mu
     let Some(policy) = istio::policy(resource.node, f) else {
         return;
     };
+    all.istio.read.push(policy.clone());
     if policy.dry_run || policy.action == istio::Action::Audit {
         return;
     }

@@ -18,42 +18,60 @@ use crate::{
 };
 
 /// What stands between a service account with its namespace and the mesh's trust domain in a name.
-const KIND: &str = "serviceaccount.identity.";
+pub(super) const KIND: &str = "serviceaccount.identity.";
 
 /// What is said of a mesh.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Linkerd {
-    servers: Vec<Server>,
-    authorizations: Vec<Authorization>,
-    authentications: Vec<Authentication>,
+    pub(super) servers: Vec<Server>,
+    pub(super) authorizations: Vec<Authorization>,
+    pub(super) authentications: Vec<Authentication>,
 }
 
-struct Server {
-    name: String,
-    namespace: String,
-    policy: Policy,
-    ports: Ports,
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) policy: Policy,
+    pub(super) ports: Ports,
     /// Whom it lets in without an AuthorizationPolicy.
-    open: Option<Peer>,
+    pub(super) open: Option<Open>,
 }
 
-struct Authorization {
-    name: String,
-    namespace: String,
+/// Whom a Server lets in by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Open {
+    Everyone,
+    /// Everybody with an identity.
+    Members,
+    /// Pods with an identity.
+    OwnMembers,
+    /// Everyone in the cluster.
+    Inside,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Authorization {
+    pub(super) name: String,
+    pub(super) namespace: String,
     /// A Server, or `None` for every Server of the namespace.
-    server: Option<String>,
+    pub(super) server: Option<String>,
+    /// The kind of what it is for, where that is neither a Server nor a namespace.
+    pub(super) narrower: Option<String>,
     /// Kind, namespace and name; all of them must hold.
-    required: Vec<(String, String, String)>,
+    pub(super) required: Vec<(String, String, String)>,
 }
 
-struct Authentication {
-    kind: &'static str,
-    name: String,
-    namespace: String,
-    who: Who,
+#[derive(Clone, Debug)]
+pub(super) struct Authentication {
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) who: Who,
 }
 
-enum Who {
+#[derive(Clone, Debug)]
+pub(super) enum Who {
     Networks(AddressSet),
     /// Anybody with an identity, if `everyone`; names such as `web.shop.serviceaccount.identity.linkerd.cluster.local`;
     /// service accounts and namespaces.
@@ -119,14 +137,15 @@ fn server(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<'_>) ->
         ("audit", 1),
         ("all-authenticated", 2),
         ("cluster-unauthenticated", 3),
-        ("cluster-authenticated", 2),
+        ("cluster-authenticated", 4),
     ];
     let open = match spec.get("accessPolicy") {
         Some(node) => match f.choice(node, "spec.accessPolicy", &choices)? {
             0 => None,
-            2 => Some(members()),
-            3 => Some(Peer::Not(Box::new(Peer::Outside))),
-            _ => Some(Peer::Any),
+            2 => Some(Open::Members),
+            3 => Some(Open::Inside),
+            4 => Some(Open::OwnMembers),
+            _ => Some(Open::Everyone),
         },
         None => None,
     };
@@ -144,6 +163,7 @@ fn authorization(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<
     let spec = spec(resource, &["targetRef", "requiredAuthenticationRefs"], f)?;
     let target = spec.require("targetRef", "Name the Server, or the Namespace", f)?;
     let named = |node: &Node, field: &str| node.text_at(field).unwrap_or_default().to_owned();
+    let mut narrower = None;
     let server = match named(target, "kind").as_str() {
         "Server" => Some(named(target, "name")),
         "Namespace" => None,
@@ -154,6 +174,7 @@ fn authorization(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<
                 format!("{kind} is not analysed: what the policy lets in counts for every Server of the namespace"),
                 "Take the answer for what it says about connections",
             );
+            narrower = Some(kind.to_owned());
             None
         }
     };
@@ -172,6 +193,7 @@ fn authorization(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<
         name: resource.name.clone(),
         namespace: resource.namespace.clone(),
         server,
+        narrower,
         required,
     });
     Some(())
@@ -256,6 +278,16 @@ fn networks(resource: &Resource<'_>, all: &mut Collected, f: &mut Findings<'_>) 
     Some(())
 }
 
+impl Open {
+    fn peer(self) -> Peer {
+        match self {
+            Self::Everyone => Peer::Any,
+            Self::Members | Self::OwnMembers => members(),
+            Self::Inside => Peer::Not(Box::new(Peer::Outside)),
+        }
+    }
+}
+
 impl Who {
     fn peer(&self, all: &Accounts) -> Peer {
         match self {
@@ -318,7 +350,7 @@ pub(super) fn plane(linkerd: Linkerd, accounts: &Accounts) -> Option<Plane> {
             let mut rules: Vec<Rule> = for_it
                 .map(|a| on_port(&a.name, "spec", Action::Accept, a.peer(&authentications, accounts)))
                 .collect();
-            let open = server.open.clone();
+            let open = server.open.map(Open::peer);
             rules.extend(open.map(|peer| on_port("", "spec.accessPolicy", Action::Accept, peer)));
             rules.push(on_port("", "spec.port", Action::Deny, Peer::Any));
             let mut policy = server.policy.clone();

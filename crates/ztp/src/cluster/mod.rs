@@ -66,9 +66,26 @@ pub struct Cluster {
     pub findings: Vec<Finding>,
     /// How many resources of each kind there are, those that say nothing about connections included.
     pub kinds: BTreeMap<String, usize>,
+    /// What meshes are told, as it was read.
+    meshes: Meshes,
+    /// Rules that only let some requests through: file, line of the policy, field.
+    of_requests: BTreeSet<(String, u32, String)>,
+}
+
+/// What meshes are told.
+#[derive(Clone, Debug, Default)]
+struct Meshes {
+    istio: istio::Istio,
+    linkerd: linkerd::Linkerd,
 }
 
 impl Cluster {
+    /// Whether a rule lets only some requests through.
+    fn of_requests(&self, policy: &Policy, field: &str) -> bool {
+        let key = (policy.file.clone(), policy.line, field.to_owned());
+        self.of_requests.contains(&key)
+    }
+
     /// Whether nothing is wrong. Warnings do not count.
     pub fn is_valid(&self) -> bool {
         self.findings.iter().all(|f| f.diagnostic.level != Level::Error)
@@ -117,6 +134,7 @@ struct Collected {
     calico: calico::Calico,
     istio: istio::Istio,
     linkerd: linkerd::Linkerd,
+    of_requests: BTreeSet<(String, u32, String)>,
     networks: BTreeSet<String>,
     seen: BTreeMap<(String, String, String), (String, u32)>,
 }
@@ -406,6 +424,11 @@ fn assemble(mut all: Collected, cluster: &mut Cluster) {
 
     let mut own = vec![kubernetes_plane(&mut all, cluster)];
     let accounts = mesh::Accounts::of(&all.endpoints);
+    cluster.of_requests = std::mem::take(&mut all.of_requests);
+    cluster.meshes = Meshes {
+        istio: all.istio.clone(),
+        linkerd: all.linkerd.clone(),
+    };
     own.extend(istio::plane(std::mem::take(&mut all.istio), &accounts));
     own.extend(linkerd::plane(std::mem::take(&mut all.linkerd), &accounts));
     own.extend(zero_trust::plane(&all.zero_trust));

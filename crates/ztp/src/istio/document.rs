@@ -311,3 +311,46 @@ fn spoken(operation: &[Field]) -> Result<(Vec<Port>, Option<HttpMatch>), &'stati
     }
     Ok((ports, (request != HttpMatch::default()).then_some(request)))
 }
+
+/// Whether a rule denies requests, rather than connections.
+pub(crate) fn deny_requests(documents: &[ZeroTrustPolicy]) -> bool {
+    let rules = documents.iter().flat_map(|d| d.spec.ingress.iter().flatten());
+    rules
+        .into_iter()
+        .any(|rule| rule.action == Wanted::Deny && !rule.http.is_empty())
+}
+
+/// Documents of denying policies alone, and what denies connections without requests: of those, Istio takes a rule for
+/// what it says besides. Requests that no rule denies pass, and what is no request is denied behind them.
+pub(crate) fn with_other_than_requests(documents: Vec<ZeroTrustPolicy>) -> Vec<ZeroTrustPolicy> {
+    let mut all = Vec::new();
+    for document in documents {
+        let rules = document.spec.ingress.iter().flatten();
+        let of_requests: Vec<IngressRule> = rules
+            .filter(|rule| rule.action == Wanted::Deny && !rule.http.is_empty())
+            .cloned()
+            .collect();
+        if !of_requests.is_empty() {
+            let [_, requests, others, _] = TIERS;
+            for (tier, action) in [(requests, Wanted::Allow), (others, Wanted::Deny)] {
+                let mut more = document.clone();
+                more.spec.tier = tier;
+                let rules = of_requests.iter().cloned().map(|mut rule| {
+                    rule.action = action;
+                    rule.http = match action {
+                        Wanted::Allow => vec![HttpMatch {
+                            paths: vec!["*".to_owned()],
+                            ..HttpMatch::default()
+                        }],
+                        Wanted::Deny => Vec::new(),
+                    };
+                    rule
+                });
+                more.spec.ingress = Some(rules.collect());
+                all.push(more);
+            }
+        }
+        all.push(document);
+    }
+    all
+}

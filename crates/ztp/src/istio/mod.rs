@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use crate::sets::{Labels, Selector};
 
 pub use document::documents;
+pub(crate) use document::{deny_requests, with_other_than_requests};
 pub(crate) use read::policy;
 pub use read::read;
 

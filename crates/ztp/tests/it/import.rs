@@ -32,7 +32,7 @@ const PODS: &str = "\
 {apiVersion: v1, kind: Pod, metadata: {name: teller, namespace: bank, labels: {app: teller}}}
 ";
 
-fn enforced(imported: &Imported) -> String {
+pub(crate) fn enforced(imported: &Imported) -> String {
     let mut text = String::new();
     for document in &imported.documents {
         let mut document = document.clone();
@@ -49,7 +49,7 @@ fn enforced(imported: &Imported) -> String {
 fn same(policies: &str, pods: &str) -> Imported {
     let before = read(&format!("{pods}{policies}"));
     assert!(before.is_valid(), "{:?}", before.findings);
-    let imported = documents(&before).unwrap();
+    let imported = documents(&before, "istio-system").unwrap();
     let text = enforced(&imported);
     let after = read(&format!("{pods}{text}"));
     assert!(after.is_valid(), "{:?}\n{text}", after.findings);
@@ -128,7 +128,7 @@ fn what_cannot_be_said_is_told_and_never_allowed() {
 {{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: web, namespace: shop}}, spec: {{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{ports: [{{port: http}}]}}]}}}}
 "
     ));
-    let imported = documents(&before).unwrap();
+    let imported = documents(&before, "istio-system").unwrap();
     let said = imported.left_out.join("\n");
     assert!(
         said.contains("CiliumNetworkPolicy shop/db") && said.contains("outside the cluster"),
@@ -254,7 +254,7 @@ fn round(policies: &[garrison_ztp::ZeroTrustPolicy], world: &[Endpoint]) -> Resu
         if !before.is_valid() || compiled.files.is_empty() {
             continue;
         }
-        let imported = documents(&before).map_err(TestCaseError::fail)?;
+        let imported = documents(&before, "istio-system").map_err(TestCaseError::fail)?;
         let after = read(&format!("{pods}{}", enforced(&imported)));
         let changes = diff(&before.program, &after.program, true);
         let wider = |change: &&garrison_ztp::reach::Change| !change.gained.is_empty();

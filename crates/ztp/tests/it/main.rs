@@ -14,6 +14,7 @@ mod documents;
 mod engine;
 mod generate;
 mod import;
+mod import_mesh;
 mod kubernetes;
 mod mesh;
 mod namespaces;
