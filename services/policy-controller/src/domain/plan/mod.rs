@@ -1,76 +1,31 @@
 //! What is to be there because of the policies.
 
+mod lowering;
+mod objects;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use garrison_ztp::{
-    Policy, Version,
+    Policy,
     compile::{self, Certificate, Compiled, Gap, IstioOptions, LinkerdOptions, Target},
     document::Mode,
 };
-use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
+use serde_json::Value;
 
-use super::{
-    check::check,
-    source::{Kind, PolicyId, Source, document, with_own_namespace, within_namespace},
+use self::{
+    lowering::Lowering,
+    objects::{documents, output, sha256},
 };
+use super::source::{PolicyId, Source};
 use crate::config::TargetName;
 
-/// The label by which the controller knows what it wrote.
-pub const CONTROLLED_BY: &str = "garrison.dev/controlled-by";
-/// Its value.
-pub const CONTROLLER: &str = "policy-controller";
-/// The label with the kind of the policy behind an object.
-pub const POLICY_KIND: &str = "garrison.dev/policy-kind";
-/// The label with the name of the policy behind an object.
-pub const POLICY: &str = "garrison.dev/policy";
-/// The label with the namespace of the policy behind an object.
-pub const POLICY_NAMESPACE: &str = "garrison.dev/policy-namespace";
-/// The annotation with the hash of what was written.
-pub const WRITTEN: &str = "garrison.dev/written-sha256";
+pub use self::objects::{CONTROLLED_BY, CONTROLLER, ObjectKey, Output, POLICY, POLICY_KIND, POLICY_NAMESPACE, WRITTEN};
 
-/// Policies that are kept lowered, per policy and namespace.
-const LOWERED: usize = 20_000;
 /// The most policies of one place for whose gaps the target that closes them is looked for.
 const CERTIFIED: usize = 64;
-
-/// Which object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// `networking.k8s.io/v1` and the like.
-    pub api_version: String,
-    /// Its kind.
-    pub kind: String,
-    /// Its namespace.
-    pub namespace: Option<String>,
-    /// Its name.
-    pub name: String,
-}
-
-impl std::fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.namespace {
-            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
-            None => write!(f, "{} {}", self.kind, self.name),
-        }
-    }
-}
-
-/// An object that is to be there.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Output {
-    /// What it was compiled for.
-    pub target: TargetName,
-    /// The policy it comes from; none when it serves several.
-    pub owner: Option<PolicyId>,
-    /// The whole object, ready to be applied.
-    pub manifest: Value,
-    /// The hash in its annotation.
-    pub hash: String,
-}
 
 /// A part of a policy that a target cannot say.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,12 +69,8 @@ pub struct Plan {
 /// Makes plans, and remembers what it lowered.
 #[derive(Debug)]
 pub struct Planner {
-    lowest_tier: u16,
-    lowered: Mutex<Lowered>,
+    lowering: Lowering,
 }
-
-/// By uid, generation and namespace: the meaning, or that there is none.
-type Lowered = HashMap<(String, i64, String), Option<Arc<Policy>>>;
 
 /// The targets whose objects are told of one namespace at a time.
 pub fn is_local(target: TargetName) -> bool {
@@ -150,8 +101,7 @@ impl Planner {
     /// `lowest_tier` is the lowest that a namespaced policy may name.
     pub fn new(lowest_tier: u16) -> Self {
         Self {
-            lowest_tier,
-            lowered: Mutex::default(),
+            lowering: Lowering::new(lowest_tier),
         }
     }
 
@@ -174,7 +124,7 @@ impl Planner {
         let mut by_name: HashMap<String, &Source> = HashMap::new();
         let mut hashes: HashMap<String, String> = HashMap::new();
         for source in sources {
-            let (policy, changes_at) = self.lower(source, namespace, now);
+            let (policy, changes_at) = self.lowering.lower(source, namespace, now);
             plan.changes_at = [plan.changes_at, changes_at].into_iter().flatten().min();
             let entry = plan.policies.entry(source.id.clone()).or_default();
             entry.generation = source.generation;
@@ -244,96 +194,6 @@ impl Planner {
         }
         plan
     }
-
-    /// A policy's meaning at a moment, and when that changes.
-    fn lower(&self, source: &Source, namespace: Option<&str>, now: i64) -> (Option<Arc<Policy>>, Option<i64>) {
-        let key = (
-            source.uid.clone(),
-            source.generation,
-            namespace.unwrap_or_default().to_owned(),
-        );
-        if let Some(known) = self.lock().get(&key) {
-            return (known.clone(), None);
-        }
-        // Also without a webhook, or from before it, a policy of one namespace governs no other.
-        let refused = check(
-            &source.id,
-            Version::V1Alpha1,
-            &BTreeMap::new(),
-            &source.spec,
-            self.lowest_tier,
-        )
-        .iter()
-        .any(|finding| finding.refused);
-        let (spec, changes_at, timed) = at(&source.spec, now);
-        let (kind, spec) = match (source.id.kind, namespace, &source.id.namespace) {
-            (Kind::Cluster, Some(namespace), _) => (Kind::Namespaced, within_namespace(&spec, namespace)),
-            (Kind::Namespaced, _, Some(own)) => (Kind::Namespaced, with_own_namespace(&spec, own)),
-            (kind, ..) => (kind, spec),
-        };
-        let document = document(kind, Version::V1Alpha1, &source.id.name, &BTreeMap::new(), spec);
-        let (document, _) = garrison_ztp::check_object(&document);
-        let policy = document.filter(|_| !refused).map(|document| {
-            let mut policy = garrison_ztp::ir::lower(&document, source.generation.try_into().unwrap_or(0));
-            policy.name = internal_name(&source.id, namespace.is_some());
-            Arc::new(policy)
-        });
-        // What depends on the time is another policy tomorrow.
-        if !timed {
-            let mut lowered = self.lock();
-            if lowered.len() >= LOWERED {
-                lowered.clear();
-            }
-            lowered.insert(key, policy.clone());
-        }
-        (policy, changes_at)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Lowered> {
-        self.lowered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What a policy is called among those that are compiled together. No name of a policy has a dot in it.
-fn internal_name(id: &PolicyId, local: bool) -> String {
-    match (&id.namespace, local) {
-        (None, true) => format!("cluster.{}", id.name),
-        (Some(namespace), false) => format!("{namespace}.{}", id.name),
-        _ => id.name.clone(),
-    }
-}
-
-/// A `spec` as it counts at `now`: without the rules that do not count yet or any more, and without the times of those
-/// that do. Enforcement points know no time. Also when that changes, and whether there are times at all.
-fn at(spec: &Value, now: i64) -> (Value, Option<i64>, bool) {
-    let mut spec = spec.clone();
-    let mut changes_at: Option<i64> = None;
-    let mut timed = false;
-    for direction in ["ingress", "egress"] {
-        let Some(rules) = spec.get_mut(direction).and_then(Value::as_array_mut) else {
-            continue;
-        };
-        rules.retain_mut(|rule| {
-            let Some(rule) = rule.as_object_mut() else {
-                return true;
-            };
-            let read = |key: &str| {
-                let text = rule.get(key)?.as_str()?;
-                Some(text.parse::<k8s_openapi::jiff::Timestamp>().ok()?.as_second())
-            };
-            let (from, until) = (read("validFrom"), read("validUntil"));
-            if from.is_none() && until.is_none() {
-                return true;
-            }
-            timed = true;
-            let next = [from, until].into_iter().flatten().filter(|time| *time > now);
-            changes_at = changes_at.into_iter().chain(next).min();
-            rule.remove("validFrom");
-            rule.remove("validUntil");
-            from.is_none_or(|from| from <= now) && until.is_none_or(|until| now < until)
-        });
-    }
-    (spec, changes_at, timed)
 }
 
 fn compiler(target: TargetName) -> Target {
@@ -362,77 +222,12 @@ fn compiled(
     }
 }
 
-fn documents(content: &str) -> Vec<Value> {
-    // The compilers wrote it, so it reads.
-    serde_saphyr::from_multiple(content).unwrap_or_default()
-}
-
-fn output(mut manifest: Value, target: TargetName, source: Option<&Source>) -> Option<(ObjectKey, Output)> {
-    let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-    let key = ObjectKey {
-        api_version: text("/apiVersion")?,
-        kind: text("/kind")?,
-        namespace: text("/metadata/namespace"),
-        name: text("/metadata/name")?,
-    };
-    let metadata = manifest.pointer_mut("/metadata")?.as_object_mut()?;
-    let labels = object(metadata, "labels");
-    labels.insert(CONTROLLED_BY.to_owned(), json!(CONTROLLER));
-    labels.remove(POLICY);
-    if let Some(source) = source {
-        labels.insert(POLICY.to_owned(), json!(source.id.name));
-        labels.insert(POLICY_KIND.to_owned(), json!(source.id.kind.name()));
-        if let Some(namespace) = &source.id.namespace {
-            labels.insert(POLICY_NAMESPACE.to_owned(), json!(namespace));
-        }
-        // The cluster's collector follows owners of the same namespace, and those of none.
-        if key.namespace.is_some() && (source.id.namespace.is_none() || source.id.namespace == key.namespace) {
-            metadata.insert(
-                "ownerReferences".to_owned(),
-                json!([{
-                    "apiVersion": format!("{}/{}", super::source::GROUP, super::source::VERSION),
-                    "kind": source.id.kind.name(),
-                    "name": source.id.name,
-                    "uid": source.uid,
-                    "controller": true,
-                    "blockOwnerDeletion": false,
-                }]),
-            );
-        }
-    }
-    let hash = sha256(manifest.to_string().as_bytes());
-    let metadata = manifest.pointer_mut("/metadata")?.as_object_mut()?;
-    object(metadata, "annotations").insert(WRITTEN.to_owned(), json!(hash));
-    let owner = source.map(|source| source.id.clone());
-    Some((
-        key,
-        Output {
-            target,
-            owner,
-            manifest,
-            hash,
-        },
-    ))
-}
-
-fn object<'m>(metadata: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<String, Value> {
-    let entry = metadata.entry(key).or_insert_with(|| json!({}));
-    if !entry.is_object() {
-        *entry = json!({});
-    }
-    match entry {
-        Value::Object(map) => map,
-        _ => unreachable!("it was made an object"),
-    }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::domain::source::Kind;
 
     fn source(kind: Kind, namespace: Option<&str>, name: &str, spec: Value) -> Source {
         Source {
@@ -514,25 +309,6 @@ mod tests {
             .map(|output| output.manifest.to_string())
             .collect::<String>();
         assert!(text.contains("\"endPort\":22"), "{text}");
-    }
-
-    #[test]
-    fn rules_count_in_their_time() {
-        let rules = json!([
-            {"name": "always", "from": [{"cidr": "10.0.0.0/8"}]},
-            {"name": "later", "from": [{"cidr": "11.0.0.0/8"}], "validFrom": "2030-01-01T00:00:00Z", "validUntil": "2030-01-02T00:00:00Z"},
-        ]);
-        let begin = 1_893_456_000;
-        for (now, expected, changes_at) in [
-            (begin - 1, 1, Some(begin)),
-            (begin, 2, Some(begin + 86_400)),
-            (begin + 86_400, 1, None),
-        ] {
-            let (spec, changes, timed) = at(&json!({"ingress": rules}), now);
-            let left = spec["ingress"].as_array().unwrap();
-            assert_eq!((left.len(), changes, timed), (expected, changes_at, true));
-            assert!(left.iter().all(|rule| rule.get("validFrom").is_none()));
-        }
     }
 
     #[test]
