@@ -32,6 +32,32 @@ async fn get(replica: &Replica, name: &str, version: u64) -> Result<proto::Polic
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_takes_no_other_namespaces_place() {
+    let world = World::start().await;
+    let replica = world.replica().await;
+    let of = |namespace: &str| {
+        format!(
+            "apiVersion: garrison.dev/v1beta1
+kind: ZeroTrustPolicy
+metadata: {{name: web, namespace: {namespace}}}
+spec: {{subject: {{workloads: {{}}}}, ingress: []}}
+"
+        )
+    };
+    replica.try_apply("acme", &of("shop"), None).await.unwrap();
+    let refused = replica.try_apply("acme", &of("bank"), None).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::InvalidArgument, "GAR-POLICY-0203")
+    );
+    assert_eq!(get(&replica, "web", 0).await.unwrap().version, 1);
+    // Of the same namespace it may change, and another tenant has its own.
+    let changed = of("shop").replace("ingress: []", "egress: []");
+    assert_eq!(replica.apply("acme", &changed).await.policy.unwrap().version, 2);
+    replica.try_apply("other", &of("bank"), None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn versions_conflicts_and_withdrawal() {
     let world = World::start().await;
     let replica = world.replica().await;
