@@ -24,24 +24,26 @@ const TIERS: [u16; 4] = [100, 101, 102, 1_000];
 pub fn documents(policies: &[AuthorizationPolicy], root: &str) -> Imported {
     let mut out = Imported::default();
     let mut names = BTreeSet::new();
-    let denies = policies.iter().any(|p| p.action == Action::Deny && !p.dry_run);
+    let denies = policies
+        .iter()
+        .any(|p| matches!(p.action, Action::Deny | Action::Custom(_)) && !p.dry_run);
     for policy in policies {
         let place = format!("AuthorizationPolicy {}/{}", policy.namespace, policy.name);
         let action = match &policy.action {
             Action::Allow => Wanted::Allow,
             Action::Deny => Wanted::Deny,
             Action::Audit => continue,
-            Action::Custom(provider) => {
-                out.left_out.push(format!(
-                    "{place}: {provider} is asked, which documents cannot say; it is left out"
-                ));
-                continue;
-            }
+            Action::Custom(_) => Wanted::Deny,
         };
         if policy.dry_run {
             out.left_out
                 .push(format!("{place}: it is on trial and decides nothing; it is left out"));
             continue;
+        }
+        if let Action::Custom(provider) = &policy.action {
+            out.left_out.push(format!(
+                "{place}: {provider} is asked, which documents cannot say; what it is asked about is denied"
+            ));
         }
         let mut rules = Vec::new();
         for (i, rule) in policy.rules.iter().enumerate() {

@@ -341,3 +341,42 @@ fn a_rule_of_requests_lets_no_connection_through() {
     let text = enforced(&imported);
     assert!(text.contains("port: 81") && !text.contains("port: 80"), "{text}");
 }
+
+#[test]
+fn what_somebody_else_is_asked_about_is_denied() {
+    let imported = imported(
+        "---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: ask, namespace: shop}, spec: {action: CUSTOM, provider: {name: gate}, rules: [{to: [{operation: {paths: [/admin]}}]}]}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: all, namespace: shop}, spec: {rules: [{}]}}
+",
+    );
+    assert!(
+        imported.left_out.iter().any(|said| said.contains("gate is asked")),
+        "{:?}",
+        imported.left_out
+    );
+    let mut enforced = imported.documents.clone();
+    enforced.iter_mut().for_each(|d| d.spec.mode = Mode::Enforce);
+    let enforced: Vec<&ZeroTrustPolicy> = enforced.iter().collect();
+    let pod = Endpoint {
+        address: [10, 0, 0, 1].into(),
+        pod: Some(crate::reference::Pod {
+            namespace: "shop".to_owned(),
+            namespace_labels: [("kubernetes.io/metadata.name".to_owned(), "shop".to_owned())].into(),
+            labels: Default::default(),
+            account: "web".to_owned(),
+        }),
+    };
+    for (path, passes) in [("/admin", false), ("/", true)] {
+        let event = Event {
+            protocol: 6,
+            port: 80,
+            request: Some(("GET".to_owned(), "shop.test".to_owned(), path.to_owned())),
+            ..Event::default()
+        };
+        let outside = crate::reference::by_address([192, 0, 2, 1].into());
+        let found = !denied(&decide_event(&enforced, &outside, &pod, &event, By::Label));
+        assert_eq!(found, passes, "{path}");
+    }
+}

@@ -60,7 +60,10 @@ fn authorization(
     root: &str,
     out: &mut Imported,
 ) -> Result<Vec<ZeroTrustPolicy>, String> {
-    let (denying, others): (Vec<_>, Vec<_>) = policies.iter().cloned().partition(|p| p.action == istio::Action::Deny);
+    let (denying, others): (Vec<_>, Vec<_>) = policies
+        .iter()
+        .cloned()
+        .partition(|p| matches!(p.action, istio::Action::Deny | istio::Action::Custom(_)));
     let mut of = |policies: &[istio::AuthorizationPolicy]| {
         let imported = istio::documents(policies, root);
         out.left_out.extend(imported.left_out);
