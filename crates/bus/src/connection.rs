@@ -100,6 +100,10 @@ impl Link {
         self.epoch.subscribe()
     }
 
+    fn number(&self) -> u64 {
+        *self.epoch.borrow()
+    }
+
     pub(crate) fn denied(&self) -> broadcast::Receiver<Arc<str>> {
         self.denied.subscribe()
     }
@@ -236,6 +240,12 @@ impl Bus {
         self.inner.link.connected().await;
     }
 
+    /// The number of the connection, which grows whenever one is made or lost: a broker that was away may have lost what it
+    /// had not written.
+    pub fn connection(&self) -> u64 {
+        self.inner.link.number()
+    }
+
     /// The name given to [`Bus::connect`].
     pub fn service(&self) -> &str {
         &self.inner.service
@@ -328,6 +338,7 @@ impl Stream for CoreSubscription {
             let position = Position {
                 attempt: 0,
                 stream_sequence: 0,
+                consumer_sequence: 0,
                 stored: None,
                 stream: None,
             };

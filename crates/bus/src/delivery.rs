@@ -42,6 +42,10 @@ pub struct Delivery {
     pub attempt: u64,
     /// Position in the stream; 0 for core subscriptions and for what a consumer heard directly.
     pub stream_sequence: u64,
+    /// How many deliveries its consumer has made up to this one, redeliveries and those to other replicas included; 0 where
+    /// no consumer delivered it. Two that come one after the other have neighbouring numbers unless something was handed
+    /// out elsewhere in between.
+    pub consumer_sequence: u64,
     /// When the broker stored it; when it came for what was heard directly; `ce-time` for core subscriptions.
     pub stored: DateTime<Utc>,
 }
@@ -50,6 +54,7 @@ pub struct Delivery {
 pub(crate) struct Position {
     pub(crate) attempt: u64,
     pub(crate) stream_sequence: u64,
+    pub(crate) consumer_sequence: u64,
     pub(crate) stored: Option<DateTime<Utc>>,
     /// The stream, for deliveries of a consumer.
     pub(crate) stream: Option<&'static str>,
@@ -114,6 +119,7 @@ impl Delivery {
             traceparent: text(header::TRACEPARENT).ok().map(str::to_owned),
             attempt: position.attempt,
             stream_sequence: position.stream_sequence,
+            consumer_sequence: position.consumer_sequence,
             stored: position.stored.unwrap_or(time),
         })
     }
@@ -177,6 +183,7 @@ mod tests {
         Position {
             attempt: 1,
             stream_sequence: 7,
+            consumer_sequence: 9,
             stored: None,
             stream: Some("EVENTS"),
         }
@@ -202,6 +209,7 @@ mod tests {
             (sent.id, sent.kind.as_str(), "iam")
         );
         assert_eq!(got.time, sent.time);
+        assert_eq!((got.stream_sequence, got.consumer_sequence), (7, 9));
         assert_eq!(got.tenant.as_str(), "acme");
         assert_eq!(got.decode::<KeySetChanged>().unwrap().key_id, "k1");
         let wrong = got.decode::<garrison_proto::event::v1::PolicyChanged>().unwrap_err();

@@ -27,6 +27,7 @@ mod replay;
 pub mod subject;
 pub mod topology;
 mod trace;
+mod word;
 
 pub use config::BusConfig;
 pub use connection::{Bus, CoreSubscription};
@@ -38,3 +39,4 @@ pub use publisher::{Pending, Publisher};
 pub use replay::Stored;
 pub use topology::ConsumerSpec;
 pub use trace::{current_trace_id, current_traceparent, span_with_parent};
+pub use word::Words;

@@ -26,19 +26,38 @@ impl Bus {
     /// # Errors
     /// [`BusError::Unavailable`] while the broker is away or the consumer is not provisioned.
     pub async fn delivered(&self, consumer: &ConsumerSpec) -> Result<u64, BusError> {
+        self.position_of(consumer, "/delivered/stream_seq").await
+    }
+
+    /// The stream position up to which every message of the consumer is acknowledged; 0 before the first.
+    ///
+    /// # Errors
+    /// As [`Bus::delivered`].
+    pub async fn acknowledged(&self, consumer: &ConsumerSpec) -> Result<u64, BusError> {
+        self.position_of(consumer, "/ack_floor/stream_seq").await
+    }
+
+    async fn position_of(&self, consumer: &ConsumerSpec, which: &str) -> Result<u64, BusError> {
         let subject = format!("$JS.API.CONSUMER.INFO.{}.{}", consumer.stream, consumer.name);
         let operation = || format!("ask for consumer {}/{}", consumer.stream, consumer.name);
         let answer = self.ask(subject, Vec::new(), &operation).await?;
         let info: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-        info.pointer("/delivered/stream_seq")
-            .and_then(Value::as_u64)
-            .ok_or_else(|| {
-                let said = info.pointer("/error/description").and_then(Value::as_str);
-                BusError::Unavailable {
-                    operation: operation(),
-                    reason: said.unwrap_or("the answer names no position").to_owned(),
-                }
-            })
+        info.pointer(which).and_then(Value::as_u64).ok_or_else(|| {
+            let said = info.pointer("/error/description").and_then(Value::as_str);
+            BusError::Unavailable {
+                operation: operation(),
+                reason: said.unwrap_or("the answer names no position").to_owned(),
+            }
+        })
+    }
+
+    /// The last message on `subject` (wildcards allowed) that the consumer's stream stores. `None` when there is none. The
+    /// consumer must be one that replays.
+    ///
+    /// # Errors
+    /// As [`Bus::stored`].
+    pub async fn last_stored(&self, consumer: &ConsumerSpec, subject: &str) -> Result<Option<Stored>, BusError> {
+        self.read_stored(consumer, json!({ "last_by_subj": subject })).await
     }
 
     /// The first message on `subject` (wildcards allowed) that the consumer's stream stores at `sequence` or behind
@@ -52,8 +71,12 @@ impl Bus {
         subject: &str,
         sequence: u64,
     ) -> Result<Option<Stored>, BusError> {
-        let operation = || format!("read {}/{sequence} back", consumer.stream);
         let request = json!({ "seq": sequence.max(1), "next_by_subj": subject });
+        self.read_stored(consumer, request).await
+    }
+
+    async fn read_stored(&self, consumer: &ConsumerSpec, request: Value) -> Result<Option<Stored>, BusError> {
+        let operation = || format!("read {} back: {request}", consumer.stream);
         let api = format!("$JS.API.DIRECT.GET.{}", consumer.stream);
         let answer = self.ask(api, request.to_string().into_bytes(), &operation).await?;
         let refused = |reason: String| BusError::Refused {
@@ -78,6 +101,7 @@ impl Bus {
         let position = Position {
             attempt: 1,
             stream_sequence: sequence,
+            consumer_sequence: 0,
             stored: time.map(|time| time.to_utc()),
             stream: Some(consumer.stream),
         };

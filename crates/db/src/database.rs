@@ -104,6 +104,17 @@ impl Db {
         Ok(Tx::new(inner, tenant.clone(), self.clone()))
     }
 
+    /// Begins a transaction that sees the rows of all tenants in tables whose policy lets it: for what the replicas of a
+    /// service agree on among themselves. Never for what somebody asked: it is bound to no tenant.
+    ///
+    /// # Errors
+    /// As [`Db::begin`].
+    pub async fn begin_across_tenants(&self) -> Result<Transaction<'static, Postgres>, DbError> {
+        self.begin_for_all("")
+            .await
+            .map_err(DbError::during("begin a transaction across tenants"))
+    }
+
     /// Every tenant that ever had a transaction here, in order.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ pub use intel::{FeedConfig, FeedFormat, IntelConfig};
 pub mod behaviours;
 pub mod budget;
 pub mod model;
+pub mod replicas;
 pub mod risk;
 
 use garrison_bus::subject::SHARDS;
@@ -21,6 +22,7 @@ use crate::config::behaviours::{
 };
 use crate::config::budget::BudgetConfig;
 use crate::config::model::{CandidateConfig, NetworkConfig};
+use crate::config::replicas::ReplicasConfig;
 use crate::config::risk::RiskConfig;
 use crate::domain::{
     detector::Detector,
@@ -63,6 +65,9 @@ pub struct Config {
     /// Bounds on memory.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// Several replicas.
+    #[serde(default)]
+    pub replicas: ReplicasConfig,
 }
 
 /// When and how long normal traffic is learnt.
@@ -237,7 +242,7 @@ pub struct CheckpointConfig {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Tenants held at a time. Flows of more go to the dead-letter queue.
+    /// Tenants that a replica holds at a time. Flows of more go to the dead-letter queue.
     pub tenants: usize,
     /// Flows remembered between their records.
     pub flows: usize,
@@ -485,6 +490,7 @@ impl ServiceConfig for Config {
         self.intel.validate()?;
         self.budget.validate()?;
         self.risk.validate()?;
+        self.replicas.validate()?;
         within("alerts.fold_seconds", self.alerts.fold_seconds.into(), 1, 7 * 86_400)?;
         within("alerts.flows", self.alerts.flows as u64, 1, 256)?;
         within("alerts.targets", self.alerts.targets as u64, 1, 256)?;

@@ -35,6 +35,12 @@ pub enum Error {
         /// How many.
         held: usize,
     },
+    /// Another replica judges the tenant.
+    #[error("GAR-ANOM-0040: tenant {tenant} is judged by another replica, which has not handed it over; try again")]
+    Elsewhere {
+        /// Whose.
+        tenant: garrison_proto::TenantId,
+    },
     /// A request has a field that cannot be used.
     #[error("GAR-ANOM-0011: {field}: {problem}")]
     Argument {
@@ -69,6 +75,7 @@ impl Error {
         match self {
             Self::Database(error) => error.is_unavailable(),
             Self::Bus(error) => matches!(error, BusError::Unavailable { .. }),
+            Self::Elsewhere { .. } => true,
             _ => false,
         }
     }
@@ -92,6 +99,7 @@ impl Error {
             Self::Model(ModelError::Tensor { .. }) => (Code::Internal, "GAR-ANOM-0006"),
             Self::State { .. } => (Code::Internal, "GAR-ANOM-0007"),
             Self::TooManyTenants { .. } => (Code::ResourceExhausted, "GAR-ANOM-0009"),
+            Self::Elsewhere { .. } => (Code::Unavailable, "GAR-ANOM-0040"),
             Self::Argument { .. } => (Code::InvalidArgument, "GAR-ANOM-0011"),
             Self::NoAlert { .. } => (Code::NotFound, "GAR-ANOM-0012"),
             Self::NoHeldAlert { .. } => (Code::NotFound, "GAR-ANOM-0030"),

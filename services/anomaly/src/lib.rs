@@ -46,22 +46,27 @@ pub async fn run(config: Config, mut service: Service) -> Result<(), BoxError> {
     ready.not_ready("the state of before was not recovered yet");
 
     let (flows, bus, shutdown) = (Arc::clone(&engine), service.bus.clone(), service.shutdown());
-    let recovered = CancellationToken::new();
-    let known = recovered.clone();
+    let (prepared, recovered) = (CancellationToken::new(), CancellationToken::new());
+    let (known, share) = (recovered.clone(), prepared.clone());
     service.spawn("flows", async move {
         flows.intel().prepare().await;
-        if !flows.recover(&shutdown).await {
-            return Ok(());
+        share.cancel();
+        let mut consumed = Ok(());
+        if flows.join(&shutdown).await {
+            ready.ready();
+            known.cancel();
+            let handler = Arc::new(bus::Flows(Arc::clone(&flows)));
+            consumed = run_consumer(&bus, &FLOWS_ANOMALY, Dispatch::Ordered, handler, shutdown).await;
         }
-        ready.ready();
-        known.cancel();
-        let handler = Arc::new(bus::Flows(Arc::clone(&flows)));
-        let consumed = run_consumer(&bus, &FLOWS_ANOMALY, Dispatch::Ordered, handler, shutdown).await;
-        // A clean stop leaves nothing to be read back.
-        if let Err(error) = flows.checkpoint().await {
-            tracing::warn!(%error, "the last state was not saved; it will be read back from the stream");
-        }
+        // A clean stop leaves nothing to be read back, and others need not wait for a lease to run out.
+        flows.leave().await;
         consumed
+    });
+    let sharing = Arc::clone(&engine);
+    service.spawn("replicas", async move {
+        prepared.cancelled().await;
+        sharing.follow_replicas().await;
+        Ok::<_, Infallible>(())
     });
     let (upkeep, shutdown) = (Arc::clone(&engine), service.shutdown());
     service.spawn("checkpoints", async move {

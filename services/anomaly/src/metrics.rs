@@ -3,11 +3,13 @@
 
 mod budget;
 mod models;
+mod replicas;
 
 use std::time::Duration;
 
 pub use budget::BudgetMetrics;
 pub use models::ModelMetrics;
+pub use replicas::{Change, ReplicaMetrics};
 
 use garrison_proto::TenantId;
 use opentelemetry::{
@@ -85,7 +87,10 @@ impl Default for Metrics {
                 "Batches sent to the dead-letter queue",
             ),
             model_errors: counter("garrison_anomaly_model_errors", "Batches the model could not score"),
-            replayed: counter("garrison_anomaly_replayed_batches", "Batches read back after a start"),
+            replayed: counter(
+                "garrison_anomaly_replayed_batches",
+                "Batches read back that were there when the tenant was taken",
+            ),
             lost: counter(
                 "garrison_anomaly_lost_batches",
                 "Batches gone from the stream before they were read back",

@@ -16,6 +16,7 @@ use crate::Bus;
 pub(crate) struct JobPosition {
     pub(crate) attempt: u64,
     pub(crate) stream_sequence: u64,
+    pub(crate) consumer_sequence: u64,
     pub(crate) pending: u64,
     pub(crate) stored: DateTime<Utc>,
 }
@@ -31,6 +32,7 @@ pub(crate) fn position(message: &Message) -> Option<JobPosition> {
     Some(JobPosition {
         attempt: number(2)?,
         stream_sequence: number(3)?,
+        consumer_sequence: number(4)?,
         stored: DateTime::from_timestamp_nanos(i64::try_from(number(5)?).ok()?),
         pending: number(6)?,
     })

@@ -54,6 +54,7 @@ impl<H: Handler> Worker<H> {
         let position = Position {
             attempt: 1,
             stream_sequence: 0,
+            consumer_sequence: 0,
             stored: Some(Utc::now()),
             stream: Some(self.spec.stream),
         };
@@ -86,6 +87,7 @@ impl<H: Handler> Worker<H> {
                 let position = Position {
                     attempt,
                     stream_sequence: sequence,
+                    consumer_sequence: job.position.consumer_sequence,
                     stored: Some(job.position.stored),
                     stream: Some(self.spec.stream),
                 };

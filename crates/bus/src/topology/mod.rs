@@ -270,6 +270,10 @@ pub const EVENT_KINDS: &[(&str, &[&str])] = &[
     ("svc/flow-ingest", &["sensor"]),
 ];
 
+/// What the replicas of anomaly tell each other, with nothing in between: it is stored nowhere, and nothing hangs on it but
+/// time.
+pub const REPLICAS_ANOMALY: &str = "replicas.v1.anomaly";
+
 /// anomaly reads flows.
 pub const FLOWS_ANOMALY: ConsumerSpec = flows_consumer("anomaly", "svc/anomaly").replays();
 /// policy reads flows.

@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use super::{ConsumerSpec, EVENT_KINDS, EnforcerNode, consumers};
+use super::{ConsumerSpec, EVENT_KINDS, EnforcerNode, REPLICAS_ANOMALY, consumers};
 use crate::{identity::inbox_token, subject};
 
 /// Subjects that every service listens to directly: a revoked session must be known everywhere within a second.
@@ -57,7 +57,7 @@ fn list(subjects: &[String]) -> String {
 fn grants(enforcers: &[EnforcerNode]) -> Vec<Grant> {
     let services: [(&str, &[&str]); 7] = [
         ("flow-ingest", &["flows.v1.*.*"]),
-        ("anomaly", &["alerts.v1.*.*.*"]),
+        ("anomaly", &["alerts.v1.*.*.*", REPLICAS_ANOMALY]),
         ("policy", &["alerts.v1.*.*.*"]),
         (
             "responder",
@@ -107,6 +107,9 @@ fn grant(identity: String, own: Vec<String>, all: &[ConsumerSpec]) -> Grant {
     publish.push("$JS.API.INFO".to_owned());
     let mut subscribe = vec![format!("_INBOX.{}.>", inbox_token(&identity))];
     subscribe.extend(NEWS.map(str::to_owned));
+    if identity == "svc/anomaly" {
+        subscribe.push(REPLICAS_ANOMALY.to_owned());
+    }
     for consumer in all.iter().filter(|c| c.identity == identity) {
         let (stream, name) = (consumer.stream, &consumer.name);
         publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"));
@@ -160,6 +163,22 @@ mod tests {
                 assert_eq!(grant.publish.contains(&dead), owner, "{} {dead}", grant.identity);
             }
         }
+    }
+
+    #[test]
+    fn replicas_hear_each_other_and_nobody_else() {
+        for grant in grants(&nodes(&["router=*"])) {
+            let own = grant.identity == "svc/anomaly";
+            for subjects in [&grant.publish, &grant.subscribe] {
+                assert_eq!(
+                    subjects.iter().any(|s| overlap(s, REPLICAS_ANOMALY)),
+                    own,
+                    "{}",
+                    grant.identity
+                );
+            }
+        }
+        assert_eq!(crate::topology::stream_of(REPLICAS_ANOMALY), None);
     }
 
     #[test]

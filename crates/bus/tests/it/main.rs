@@ -8,4 +8,5 @@ mod outage;
 mod permissions;
 mod provisioning;
 mod publishing;
+mod replicas;
 mod retention;

@@ -36,9 +36,8 @@ impl Engine {
     /// # Errors
     /// When the tenant cannot be loaded.
     pub async fn alarm_budgets(&self, id: &TenantId) -> Result<Vec<AlarmBudget>, Error> {
-        let cell = self.cell(id)?;
-        let held = self.hold(id, &cell).await?;
-        let budgets = held.tenant.iter().flat_map(|tenant| {
+        let seen = self.see(id).await?;
+        let budgets = seen.tenant().into_iter().flat_map(|tenant| {
             let show = |group| self.show_budget(tenant, group);
             Group::ALL.map(show)
         });
@@ -56,7 +55,7 @@ impl Engine {
         group: Group,
         alerts_a_day: Option<f64>,
     ) -> Result<AlarmBudget, Error> {
-        let cell = self.cell(id)?;
+        let cell = self.own(id).await?;
         let set = |tenant: &mut Tenant| {
             let before = tenant.budgets.promise(group, alerts_a_day, &self.settings.budget);
             let budget = self.show_budget(tenant, group);
@@ -76,9 +75,10 @@ impl Engine {
     /// # Errors
     /// When it cannot be read.
     pub async fn held_alerts(&self, id: &TenantId, query: &Query) -> Result<Vec<Kept>, Error> {
-        // What was held back since the last checkpoint is with it.
-        let cell = self.cell(id)?;
-        self.checkpoint_one(id, &cell).await?;
+        // What was held back since the last checkpoint is with it. Another replica saves it with its next.
+        if let Some(cell) = self.find(id) {
+            self.checkpoint_one(id, &cell).await?;
+        }
         Ok(store::held::list(&self.db, id, query).await?)
     }
 
@@ -93,9 +93,10 @@ impl Engine {
         alert: Uuid,
         comment: &str,
     ) -> Result<Kept, Error> {
-        let cell = self.cell(id)?;
+        let cell = self.own(id).await?;
         self.checkpoint_one(id, &cell).await?;
         let mut tx = self.db.begin(id).await?;
+        self.confirm(&mut tx, &cell).await?;
         let Some(mut kept) = store::held::find(&mut tx, alert).await? else {
             return Err(Error::NoHeldAlert { alert });
         };
@@ -107,7 +108,11 @@ impl Engine {
         let told: DateTime<Utc> = DateTime::from_timestamp_micros((self.clock)() / 1_000).unwrap_or_default();
         kept.alert.detected_time = Some(to_timestamp(told));
         // Its id comes from what it is about: published twice it is one alert.
-        store::publish_alerts(&self.lane, id, std::slice::from_ref(&kept.alert), false).await?;
+        let lease = cell.lease();
+        let published = store::publish_alerts(&self.lane, id, &lease, std::slice::from_ref(&kept.alert), false).await?;
+        if published.is_none() {
+            return Err(Error::Elsewhere { tenant: id.clone() });
+        }
         self.risks().news(id);
         let who = actor.name.clone();
         store::held::mark(&mut tx, alert, &kept.alert, (told, &who)).await?;

@@ -5,7 +5,7 @@
 
 use garrison_bus::subject::SHARDS;
 
-use super::engine::Slot;
+use super::cell::Slot;
 use crate::{
     domain::{budget::HeldChange, tenant::Tenant},
     store::{entries, roles, snapshot},

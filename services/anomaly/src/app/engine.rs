@@ -2,29 +2,27 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex as Flat, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex as Flat, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use garrison_bus::{Bus, Message, subject::SHARDS};
-use garrison_db::{Db, Lane};
-use garrison_proto::{TenantId, alert::v1::Alert};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use garrison_db::{Db, Lane, Tx};
+use garrison_proto::TenantId;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Intel, Risks,
-    checkpoint::{Checkpoint, Cut, RECENT, SHARED},
+    cell::{Cell, Held},
+    checkpoint::{Checkpoint, RECENT, SHARED},
     registry::NewModel,
+    replicas::Replicas,
 };
 use crate::{
     config::Config,
-    domain::{budget::HeldChange, settings::Settings, tenant::Tenant, window::Nanos},
+    domain::{settings::Settings, tenant::Tenant, window::Nanos},
     error::Error,
-    metrics::Metrics,
+    metrics::{Change, Metrics},
     store::{self, entries, models, roles, snapshot},
 };
 
@@ -77,51 +75,9 @@ pub struct Engine {
     pub(super) clock: Clock,
     intel: Intel,
     risks: Risks,
-    tenants: Flat<BTreeMap<TenantId, Arc<Cell>>>,
-}
-
-/// A tenant's place. `saving` is taken before `slot`, and never while `slot` is held.
-#[derive(Default)]
-pub(super) struct Cell {
-    pub(super) slot: Arc<Mutex<Slot>>,
-    /// Held from the making of a checkpoint to its commit, so that an older never replaces a newer one.
-    pub(super) saving: Mutex<()>,
-    /// A training of this tenant runs in this process.
-    pub(super) training: AtomicBool,
-}
-
-/// What a tenant's lock guards.
-#[derive(Default)]
-pub(super) struct Slot {
-    pub(super) tenant: Option<Tenant>,
-    /// Something was ever saved of it.
-    pub(super) saved: bool,
-    /// It differs from its checkpoint.
-    pub(super) changed: bool,
-    /// Alerts of a batch that the state includes already, and that are not committed yet.
-    pub(super) pending: Vec<Alert>,
-    /// What the budget held back, to be saved with the state.
-    pub(super) held_back: Vec<HeldChange>,
-    /// A checkpoint of which shards are still to be written.
-    pub(super) cut: Option<Cut>,
-}
-
-/// A loaded tenant, locked.
-pub(super) struct Held {
-    guard: OwnedMutexGuard<Slot>,
-}
-
-impl std::ops::Deref for Held {
-    type Target = Slot;
-    fn deref(&self) -> &Slot {
-        &self.guard
-    }
-}
-
-impl std::ops::DerefMut for Held {
-    fn deref_mut(&mut self) -> &mut Slot {
-        &mut self.guard
-    }
+    pub(super) replicas: Replicas,
+    /// Those that this replica judges.
+    pub(super) tenants: Flat<BTreeMap<TenantId, Arc<Cell>>>,
 }
 
 impl Engine {
@@ -136,6 +92,7 @@ impl Engine {
             clock,
             intel: Intel::new(&config.intel),
             risks: Risks::new(db.clone(), config.risk.clone()),
+            replicas: Replicas::new(&config.replicas),
             db,
             tenants: Flat::default(),
         }
@@ -156,19 +113,6 @@ impl Engine {
         &self.intel
     }
 
-    pub(super) fn cell(&self, id: &TenantId) -> Result<Arc<Cell>, Error> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cell) = tenants.get(id) {
-            return Ok(Arc::clone(cell));
-        }
-        if tenants.len() >= self.options.tenants {
-            return Err(Error::TooManyTenants { held: tenants.len() });
-        }
-        let cell = Arc::new(Cell::default());
-        tenants.insert(id.clone(), Arc::clone(&cell));
-        Ok(cell)
-    }
-
     pub(super) fn cells(&self) -> Vec<(TenantId, Arc<Cell>)> {
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         tenants
@@ -178,21 +122,35 @@ impl Engine {
     }
 
     /// Locks a tenant, and loads it first when it is not in memory.
-    pub(super) async fn hold(&self, id: &TenantId, cell: &Cell) -> Result<Held, Error> {
-        let mut guard = Arc::clone(&cell.slot).lock_owned().await;
-        if guard.tenant.is_none() {
-            let (tenant, saved) = self.load(id).await?;
-            guard.tenant = Some(tenant);
-            guard.saved = saved;
+    pub(super) async fn hold(&self, id: &TenantId, cell: &Arc<Cell>) -> Result<Held, Error> {
+        let mut held = self.lock(id, cell).await?;
+        if held.tenant.is_none() {
+            let (tenant, saved) = self.load(id, cell.lease().since).await?;
+            held.through = tenant.applied;
+            held.last = tenant.recent.iter().last().map(|id| (tenant.applied, *id));
+            held.tenant = Some(tenant);
+            held.saved = saved;
         }
-        Ok(Held { guard })
+        Ok(held)
     }
 
-    async fn load(&self, id: &TenantId) -> Result<(Tenant, bool), Error> {
+    /// Locks a tenant as it is.
+    pub(super) async fn lock(&self, id: &TenantId, cell: &Arc<Cell>) -> Result<Held, Error> {
+        let guard = Arc::clone(&cell.slot).lock_owned().await;
+        if cell.is_gone() {
+            return Err(Error::Elsewhere { tenant: id.clone() });
+        }
+        Ok(Held::new(guard, cell))
+    }
+
+    /// What was saved of a tenant, and whether anything was; without that it is judged from `since` on.
+    pub(super) async fn load(&self, id: &TenantId, since: u64) -> Result<(Tenant, bool), Error> {
         let stored = store::load(&self.db, id).await?;
         let settings = Arc::clone(&self.settings);
         let Some(bytes) = stored.tenant else {
-            return Ok((Tenant::new(id.clone(), settings, SHARDS), false));
+            let mut tenant = Tenant::new(id.clone(), settings, SHARDS);
+            tenant.applied = since;
+            return Ok((tenant, false));
         };
         let (mut tenant, threshold) = snapshot::read_tenant(id, settings, &bytes)?;
         for (shard, bytes) in stored.shards {
@@ -230,12 +188,12 @@ impl Engine {
         outcome
     }
 
-    pub(super) async fn checkpoint_one(&self, id: &TenantId, cell: &Cell) -> Result<(), Error> {
+    pub(super) async fn checkpoint_one(&self, id: &TenantId, cell: &Arc<Cell>) -> Result<(), Error> {
         let started = Instant::now();
         let saving = cell.saving.lock().await;
         let checkpoint = {
             let mut slot = cell.slot.lock().await;
-            if !slot.is_to_be_saved() || !slot.begin_checkpoint() {
+            if cell.is_gone() || !slot.is_to_be_saved() || !slot.begin_checkpoint() {
                 return Ok(());
             }
             // Batches are judged between two shards.
@@ -249,23 +207,27 @@ impl Engine {
             }
         };
         let bytes = checkpoint.tenant.len() + checkpoint.shards.iter().map(|(_, s)| s.len()).sum::<usize>();
-        let written = self.write(id, &checkpoint, &[]).await;
-        let mut slot = cell.slot.lock().await;
-        match &written {
-            Ok(()) => slot.saved = true,
-            Err(_) => slot.put_back(checkpoint),
+        let written = self.write(id, cell, &checkpoint).await;
+        if written.is_err() {
+            cell.slot.lock().await.put_back(checkpoint);
         }
-        drop((slot, saving));
-        written?;
-        self.metrics.saved(started.elapsed(), bytes);
-        Ok(())
+        drop(saving);
+        match written {
+            // Whoever has it now saves it.
+            Err(Error::Elsewhere { .. }) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => {
+                self.metrics.saved(started.elapsed(), bytes);
+                Ok(())
+            }
+        }
     }
 
     /// Changes a tenant and saves it together with messages, or leaves it as it was.
     pub(super) async fn change<R>(
         &self,
         id: &TenantId,
-        cell: &Cell,
+        cell: &Arc<Cell>,
         change: impl FnOnce(&mut Tenant) -> Result<(R, Vec<Message>), Error>,
         model: Option<NewModel<'_>>,
     ) -> Result<R, Error> {
@@ -283,14 +245,11 @@ impl Engine {
         let model = model.map(|new| (new, tenant.models.roles.in_use()));
         let checkpoint = held.take_checkpoint();
         let written = match &checkpoint {
-            Some(checkpoint) => self.write_with(id, checkpoint, &messages, model).await,
+            Some(checkpoint) => self.write_with(id, cell, checkpoint, &messages, model).await,
             None => Ok(()),
         };
         match written {
-            Ok(()) => {
-                held.saved = true;
-                Ok(answer)
-            }
+            Ok(()) => Ok(answer),
             Err(error) => {
                 if let Some(checkpoint) = checkpoint {
                     held.put_back(checkpoint);
@@ -304,45 +263,43 @@ impl Engine {
         }
     }
 
-    async fn write(&self, id: &TenantId, checkpoint: &Checkpoint, messages: &[Message]) -> Result<(), Error> {
-        self.write_with(id, checkpoint, messages, None).await
+    async fn write(&self, id: &TenantId, cell: &Arc<Cell>, checkpoint: &Checkpoint) -> Result<(), Error> {
+        self.write_with(id, cell, checkpoint, &[], None).await
     }
 
     async fn write_with(
         &self,
         id: &TenantId,
+        cell: &Arc<Cell>,
         checkpoint: &Checkpoint,
         messages: &[Message],
         model: Option<(NewModel<'_>, Vec<u64>)>,
     ) -> Result<(), Error> {
         let mut tx = self.db.begin(id).await?;
+        self.confirm(&mut tx, cell).await?;
         if let Some((new, in_use)) = model {
             models::insert(&mut tx, new.stored, new.profile, new.trained, &in_use).await?;
         }
-        store::save(&mut tx, checkpoint.applied, &checkpoint.tenant, &checkpoint.shards).await?;
-        store::held::keep(&mut tx, &checkpoint.held_back).await?;
+        self.put(&mut tx, checkpoint).await?;
         tx.publish_all(messages).await?;
         tx.commit().await?;
         Ok(())
     }
 
-    /// Saves a tenant of which nothing was ever saved, so that a crash finds where its first message was.
-    pub(super) async fn save_first(&self, id: &TenantId, slot: &mut Slot, position: u64) -> Result<(), Error> {
-        if slot.saved {
+    /// Makes sure that this replica still holds the tenant of a transaction, and will until it ends.
+    pub(super) async fn confirm(&self, tx: &mut Tx<'_>, cell: &Arc<Cell>) -> Result<(), Error> {
+        if store::replicas::confirm(tx, &cell.lease()).await? {
             return Ok(());
         }
-        if let Some(tenant) = slot.tenant.as_mut() {
-            tenant.applied = position.saturating_sub(1);
-        }
-        let Some(checkpoint) = slot.take_checkpoint() else {
-            return Ok(());
-        };
-        let written = self.write(id, &checkpoint, &[]).await;
-        match &written {
-            Ok(()) => slot.saved = true,
-            Err(_) => slot.put_back(checkpoint),
-        }
-        written
+        let tenant = tx.tenant().clone();
+        self.lost(&tenant, cell, Change::Lost);
+        Err(Error::Elsewhere { tenant })
+    }
+
+    pub(super) async fn put(&self, tx: &mut Tx<'_>, checkpoint: &Checkpoint) -> Result<(), Error> {
+        store::save(tx, checkpoint.applied, &checkpoint.tenant, &checkpoint.shards).await?;
+        store::held::keep(tx, &checkpoint.held_back).await?;
+        Ok(())
     }
 
     /// Saves and shows the tenants from time to time until shutdown.

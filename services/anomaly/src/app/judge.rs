@@ -1,6 +1,9 @@
 //! One message of flows: decode, judge, commit what is found.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use garrison_bus::{
     Delivery, Disposition, content_type,
@@ -12,15 +15,17 @@ use tracing::Instrument as _;
 
 use super::{
     Engine,
-    engine::{Held, Slot},
+    cell::{Held, Slot},
 };
 use crate::{
     domain::{
         detector::Detector,
         finding::message_id,
+        replicas::Run,
         tenant::{Arrival, Judged, Phase},
     },
     error::Error,
+    metrics::Change,
     store,
 };
 
@@ -28,10 +33,12 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Engine {
-    /// Judges one message of flows and commits its alerts. Answers what becomes of the message.
+    /// Judges one message of flows and commits its alerts, where this replica judges its tenant; otherwise the one that does
+    /// is told. Answers what becomes of the message.
     ///
     /// State changes once: a message that comes again only commits the alerts that its first coming could not.
     pub async fn take(&self, delivery: &Delivery) -> Disposition {
+        let run = self.replicas.follow(delivery.consumer_sequence, self.bus.connection());
         let (shard, batch) = match read(delivery) {
             Ok(read) => read,
             Err(reason) => {
@@ -39,8 +46,13 @@ impl Engine {
                 return Disposition::Reject { reason };
             }
         };
-        match self.judge(delivery, shard, &batch).await {
+        match self.take_in_turn(delivery, run, shard, &batch).await {
             Ok(()) => Disposition::Ack,
+            // Its owner, now or to come, reads it from the stream.
+            Err(Error::Elsewhere { tenant }) if self.replicas.is_leased(&tenant) => {
+                self.pass_on(&tenant).await;
+                Disposition::Ack
+            }
             // Trying again changes nothing, and would hold up every other tenant.
             Err(error @ (Error::TooManyTenants { .. } | Error::State { .. })) => {
                 self.metrics.rejected();
@@ -59,16 +71,57 @@ impl Engine {
         }
     }
 
-    async fn judge(&self, delivery: &Delivery, shard: u16, batch: &FlowBatch) -> Result<(), Error> {
+    async fn take_in_turn(&self, delivery: &Delivery, run: Run, shard: u16, batch: &FlowBatch) -> Result<(), Error> {
         let id = &delivery.tenant;
-        let cell = self.cell(id)?;
-        let mut held = self.hold(id, &cell).await?;
-        self.commit_alerts(id, &mut held, false).await?;
-        let message = *delivery.id.as_bytes();
-        if held.tenant.as_ref().is_some_and(|t| t.recent.contains(&message)) {
+        let Some(cell) = self.owned(id).await? else {
+            self.pass_on(id).await;
+            return Ok(());
+        };
+        if cell.is_behind.load(Ordering::Acquire) {
+            // It comes when what is before it has been read from the stream. Other tenants do not wait for that.
+            self.lock(id, &cell).await?.run = None;
+            cell.ring();
             return Ok(());
         }
-        self.save_first(id, &mut held, delivery.stream_sequence).await?;
+        let turn = cell.turn.lock().await;
+        let mut held = self.hold(id, &cell).await?;
+        self.commit_alerts(id, &mut held, false).await?;
+        if held.run.is_some_and(|known| known.era != run.era) {
+            held.known = None;
+        }
+        if held.run != Some(run) || delivery.attempt > 1 {
+            drop(held);
+            self.read_until(id, &cell, &turn, delivery.stream_sequence).await?;
+            held = self.hold(id, &cell).await?;
+            if delivery.attempt == 1 {
+                held.run = Some(run);
+            }
+        }
+        if delivery.stream_sequence <= held.through {
+            return Ok(());
+        }
+        self.judge(id, held, delivery, shard, batch).await
+    }
+
+    async fn pass_on(&self, id: &TenantId) {
+        self.replicas.passed_on();
+        self.ring(Some(id)).await;
+    }
+
+    /// Judges the message that comes next of a tenant.
+    pub(super) async fn judge(
+        &self,
+        id: &TenantId,
+        mut held: Held,
+        delivery: &Delivery,
+        shard: u16,
+        batch: &FlowBatch,
+    ) -> Result<(), Error> {
+        let message = *delivery.id.as_bytes();
+        if held.tenant.as_ref().is_some_and(|t| t.recent.contains(&message)) {
+            held.judged(delivery.stream_sequence, message);
+            return Ok(());
+        }
         let span = tracing::info_span!(
             "judge",
             tenant = %id,
@@ -82,8 +135,9 @@ impl Engine {
         span.record("alerts", judged.alerts.len());
         held.pending = judged.alerts;
         held.held_back.extend(judged.held);
-        // One that comes again may have been judged before a crash, and its alerts be known.
-        let new = delivery.attempt == 1;
+        // One that comes again, or that was there before this replica judged the tenant, may have been judged before, and its
+        // alerts be known.
+        let new = delivery.attempt == 1 && held.known.is_some_and(|known| delivery.stream_sequence > known.until);
         self.commit_alerts(id, &mut held, new).instrument(span).await
     }
 
@@ -116,6 +170,7 @@ impl Engine {
             batch,
         });
         slot.changed = true;
+        slot.judged(delivery.stream_sequence, *delivery.id.as_bytes());
         if let Some(error) = &judged.model_error {
             tracing::error!(%error, tenant = %delivery.tenant, "a batch could not be scored");
         }
@@ -132,9 +187,16 @@ impl Engine {
         let started = Instant::now();
         let ids: Vec<&str> = held.pending.iter().map(|a| a.alert_id.as_str()).collect();
         let span = tracing::info_span!("publish alerts", alert_ids = ids.join(","));
-        let new = store::publish_alerts(&self.lane, id, &held.pending, new)
+        let cell = Arc::clone(held.cell());
+        // What leaves before it is kept is not asked for by the database: it must not come from one that others take for dead.
+        let early = new && self.replicas.is_sure();
+        let kept = store::publish_alerts(&self.lane, id, &cell.lease(), &held.pending, early)
             .instrument(span)
             .await?;
+        let Some(new) = kept else {
+            self.lost(id, &cell, Change::Lost);
+            return Err(Error::Elsewhere { tenant: id.clone() });
+        };
         let alerts = std::mem::take(&mut held.pending);
         self.risks().news(id);
         for alert in &alerts {

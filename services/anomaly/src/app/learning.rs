@@ -8,7 +8,7 @@ use garrison_proto::{TenantId, alert::v1::Model, audit::v1::Actor, event::v1::Mo
 use garrison_service::audit;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, recorded, registry::NewModel};
+use super::{Engine, cell::Cell, recorded, registry::NewModel};
 use crate::{
     INFO,
     domain::{
@@ -29,9 +29,8 @@ impl Engine {
     /// # Errors
     /// When the tenant cannot be loaded.
     pub async fn model(&self, id: &TenantId) -> Result<(Model, [u64; Detector::ALL.len()]), Error> {
-        let cell = self.cell(id)?;
-        let held = self.hold(id, &cell).await?;
-        let tenant = held.tenant.as_ref().ok_or_else(|| missing(id))?;
+        let seen = self.see(id).await?;
+        let tenant = seen.tenant().ok_or_else(|| missing(id))?;
         Ok((tenant.model(), tenant.alerts))
     }
 
@@ -40,7 +39,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Phase`] while training; otherwise when it cannot be saved, and then nothing has changed.
     pub async fn start_learning(&self, id: &TenantId, actor: Actor, origin: Origin) -> Result<Model, Error> {
-        let cell = self.cell(id)?;
+        let cell = self.own(id).await?;
         let now = (self.clock)();
         let start = |tenant: &mut Tenant| {
             tenant.start_learning_from(now, false, origin)?;
@@ -58,7 +57,7 @@ impl Engine {
     /// [`Error::Phase`] when it is not learning or has learnt too little; otherwise when it cannot be saved, and then
     /// nothing has changed.
     pub async fn finish_learning(self: &Arc<Self>, id: &TenantId, actor: Actor) -> Result<Model, Error> {
-        let cell = self.cell(id)?;
+        let cell = self.own(id).await?;
         let least = self.options.min_flows;
         let finish = |tenant: &mut Tenant| {
             tenant.finish_learning(least)?;
@@ -145,19 +144,18 @@ impl Engine {
 
     // Trains beside the stream of messages. A tenant trains once at a time.
     pub(super) fn train(self: &Arc<Self>, id: &TenantId) {
-        let Ok(cell) = self.cell(id) else { return };
+        let Some(cell) = self.find(id) else { return };
         if !Self::begin_training(&cell) {
             return;
         }
         let (engine, id) = (Arc::clone(self), id.clone());
         tokio::spawn(async move {
-            engine.train_now(&id).await;
+            engine.train_now(&id, &cell).await;
             Self::end_training(&cell);
         });
     }
 
-    async fn train_now(&self, id: &TenantId) {
-        let Ok(cell) = self.cell(id) else { return };
+    async fn train_now(&self, id: &TenantId, cell: &Arc<Cell>) {
         let job = {
             let slot = cell.slot.lock().await;
             slot.tenant.as_ref().and_then(Tenant::training_job)
@@ -172,8 +170,10 @@ impl Engine {
         let mut outcome = Some(outcome);
         // The database may be away; the result of minutes of work is kept until it is stored.
         while let Some(result) = outcome.take() {
-            match self.conclude(id, &cell, result).await {
+            match self.conclude(id, cell, result).await {
                 Ok(()) => {}
+                // Whoever judges the tenant now trains it.
+                Err((Error::Elsewhere { .. }, _)) => {}
                 Err((error, result)) => {
                     tracing::warn!(%error, tenant = %id, "a trained model could not be stored; trying again");
                     outcome = Some(result);
@@ -186,7 +186,7 @@ impl Engine {
     async fn conclude(
         &self,
         id: &TenantId,
-        cell: &super::engine::Cell,
+        cell: &Arc<Cell>,
         result: Result<Trained, String>,
     ) -> Result<(), (Error, Result<Trained, String>)> {
         let now = (self.clock)();

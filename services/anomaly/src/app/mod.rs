@@ -1,6 +1,7 @@
 //! The use cases: judging batches, learning and training, saving and recovering state.
 
 mod budget;
+mod cell;
 mod checkpoint;
 mod engine;
 mod intel;
@@ -8,6 +9,7 @@ mod judge;
 mod learning;
 mod recovery;
 mod registry;
+mod replicas;
 mod risk;
 mod verdicts;
 

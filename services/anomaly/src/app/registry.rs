@@ -121,9 +121,8 @@ impl Engine {
     /// When they cannot be read.
     pub async fn model_versions(&self, id: &TenantId) -> Result<ListModelVersionsResponse, Error> {
         let kept = models::list(&self.db, id, None).await?;
-        let cell = self.cell(id)?;
-        let held = self.hold(id, &cell).await?;
-        let tenant = held.tenant.as_ref().ok_or_else(|| missing(id))?;
+        let seen = self.see(id).await?;
+        let tenant = seen.tenant().ok_or_else(|| missing(id))?;
         let roles = &tenant.models.roles;
         let settings = &tenant.settings.candidate;
         let recent = &tenant.models.recent;
@@ -170,9 +169,8 @@ impl Engine {
     pub async fn model_version(&self, id: &TenantId, number: u64) -> Result<GetModelVersionResponse, Error> {
         let kept = models::list(&self.db, id, Some(number)).await?.pop();
         let kept = kept.ok_or(RegistryError::NoVersion { version: number })?;
-        let cell = self.cell(id)?;
-        let held = self.hold(id, &cell).await?;
-        let tenant = held.tenant.as_ref().ok_or_else(|| missing(id))?;
+        let seen = self.see(id).await?;
+        let tenant = seen.tenant().ok_or_else(|| missing(id))?;
         let manifest = serde_json::to_string_pretty(&kept.manifest);
         Ok(GetModelVersionResponse {
             version: Some(version(&kept, &tenant.models)),
@@ -185,7 +183,7 @@ impl Engine {
     /// # Errors
     /// [`RegistryError::NotNow`]; otherwise when it cannot be saved, and then nothing has changed.
     pub async fn update_model(self: &Arc<Self>, id: &TenantId, actor: Actor) -> Result<Model, Error> {
-        let cell = self.cell(id)?;
+        let cell = self.own(id).await?;
         let (now, least) = ((self.clock)(), self.options.min_flows);
         let update = |tenant: &mut Tenant| {
             tenant.update(now, least)?;
@@ -210,7 +208,7 @@ impl Engine {
         version: u64,
         despite_objection: bool,
     ) -> Result<Model, Error> {
-        let cell = self.cell(id)?;
+        let cell = self.own(id).await?;
         let promote = |tenant: &mut Tenant| {
             let before = tenant.models.roles.live;
             let candidate = tenant.models.roles.candidate.as_ref();
@@ -234,7 +232,7 @@ impl Engine {
     /// # Errors
     /// [`RegistryError`]; otherwise when it cannot be saved, and then nothing has changed.
     pub async fn roll_back_model(&self, id: &TenantId, actor: Actor, asked: Option<u64>) -> Result<Model, Error> {
-        let cell = self.cell(id)?;
+        let cell = self.own(id).await?;
         let (live, candidate, previous) = {
             let held = self.hold(id, &cell).await?;
             let tenant = held.tenant.as_ref().ok_or_else(|| missing(id))?;

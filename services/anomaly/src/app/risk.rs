@@ -27,6 +27,9 @@ use crate::{
 const ALERTS: &str = "risk.alerts";
 const LOGINS: &str = "risk.logins";
 
+/// Replicas share these messages: one of them at a time changes the risks of a tenant.
+const ALONE: &str = "SELECT pg_advisory_xact_lock(hashtextextended('risk ' || current_setting('garrison.tenant'), 0))";
+
 /// How often what is kept long enough is forgotten.
 const FORGET_EVERY: Pause = Pause::from_secs(3_600);
 /// How long own alerts wait before they count. What containment does with them must not share the processor with what will
@@ -108,7 +111,7 @@ impl Risks {
 
     async fn count(&self, tenant: &TenantId) -> Result<(), DbError> {
         loop {
-            let mut tx = self.db.begin(tenant).await?;
+            let mut tx = self.db.begin_with(tenant, ALONE).await?;
             let alerts = risk::uncounted(&mut tx, AT_ONCE).await?;
             if alerts.is_empty() {
                 return tx.rollback().await;
@@ -132,7 +135,7 @@ impl Risks {
         alert: &Alert,
         received: DateTime<Utc>,
     ) -> Result<(), DbError> {
-        let mut tx = self.db.begin(tenant).await?;
+        let mut tx = self.db.begin_with(tenant, ALONE).await?;
         if !tx.first_delivery(ALERTS, delivery).await? {
             return tx.rollback().await;
         }
@@ -172,7 +175,7 @@ impl Risks {
         event: &LoginEvent,
         time: DateTime<Utc>,
     ) -> Result<(), DbError> {
-        let mut tx = self.db.begin(tenant).await?;
+        let mut tx = self.db.begin_with(tenant, ALONE).await?;
         if !tx.first_delivery(LOGINS, delivery).await? {
             return tx.rollback().await;
         }

@@ -65,6 +65,8 @@ fn what_cannot_be_used_is_named() {
         ),
         ("[limits]\nflows = 1", "limits.flows"),
         ("[checkpoint]\ninterval_ms = 1", "checkpoint.interval_ms"),
+        ("[replicas]\nlease_seconds = 1", "replicas.lease_seconds"),
+        ("[replicas]\nname = \"a\\nb\"", "replicas.name"),
     ] {
         let error = config(text).unwrap_err();
         assert!(error.contains(key), "{text}: {error}");

@@ -20,6 +20,7 @@ pub mod network;
 pub mod prefetch;
 pub mod ranking;
 pub mod registry;
+pub mod replicas;
 pub mod risk;
 pub mod sample;
 pub mod settings;

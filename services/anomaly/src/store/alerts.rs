@@ -8,13 +8,15 @@ use prost::Message as _;
 use sqlx::{Postgres, Row as _, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
+use super::replicas::Lease;
 use crate::domain::finding::message_id;
 
 const PUBLISH: &str = "publish alerts";
 
 /// Keeps alerts as they are now and appends their messages, in a transaction of its own and one round trip. What is
 /// there already with the same or a higher count, because its messages were taken before a crash and are taken again
-/// now, is left out. Returns the messages of the others, which are on their way.
+/// now, is left out. Returns the messages of the others, which are on their way; `None` when the tenant is not held under
+/// the lease any more, and then nothing was kept.
 ///
 /// Alerts that are `new` leave before they are kept, because containment waits for them. Nothing is lost or doubled by
 /// that: their flows are acknowledged only when they are kept, and judging the flows again gives the same alerts with the
@@ -25,18 +27,20 @@ const PUBLISH: &str = "publish alerts";
 pub async fn publish_alerts(
     lane: &Lane,
     tenant: &TenantId,
+    lease: &Lease,
     alerts: &[Alert],
     new: bool,
-) -> Result<Vec<Message>, DbError> {
+) -> Result<Option<Vec<Message>>, DbError> {
     let rows = Rows::new(tenant, alerts)?;
     if new {
         lane.db().hurry(rows.messages.clone());
     }
-    let answer = lane.run(tenant, PUBLISH, rows.statement()).await?;
-    let news: Vec<i32> = match answer.first() {
+    let answer = lane.run(tenant, PUBLISH, rows.statement(lease)).await?;
+    let news: Option<Vec<i32>> = match answer.first() {
         Some(row) => row.try_get(0).map_err(DbError::during(PUBLISH))?,
-        None => Vec::new(),
+        None => None,
     };
+    let Some(news) = news else { return Ok(None) };
     let mut position = 0;
     let mut messages = rows.messages;
     messages.retain(|_| {
@@ -46,7 +50,7 @@ pub async fn publish_alerts(
     if !new {
         lane.db().hurry(messages.clone());
     }
-    Ok(messages)
+    Ok(Some(messages))
 }
 
 /// Walks through [`publish_alerts`] with an alert that nobody raised, for a tenant that does not exist, and undoes it: the
@@ -62,8 +66,21 @@ pub async fn rehearse(lane: &Lane) -> Result<(), DbError> {
         count: 1,
         ..Alert::default()
     };
-    let rows = Rows::new(&rehearsal.tenant().clone(), &[alert])?;
-    rows.statement()
+    let tenant = rehearsal.tenant().clone();
+    let lease = Lease {
+        owner: Uuid::nil(),
+        epoch: 1,
+        since: 0,
+    };
+    sqlx::query("INSERT INTO tenant_lease (tenant_id, owner, epoch, since) VALUES ($1, $2, $3, 0)")
+        .bind(tenant.as_str())
+        .bind(lease.owner)
+        .bind(lease.epoch)
+        .execute(&mut *rehearsal)
+        .await
+        .map_err(DbError::during("rehearse the publication of an alert"))?;
+    let rows = Rows::new(&tenant, &[alert])?;
+    rows.statement(&lease)
         .fetch_all(&mut *rehearsal)
         .await
         .map_err(DbError::during("rehearse the publication of an alert"))?;
@@ -132,10 +149,10 @@ impl Rows {
         })
     }
 
-    fn statement(&self) -> Query<'_, Postgres, PgArguments> {
+    fn statement(&self, lease: &Lease) -> Query<'_, Postgres, PgArguments> {
         let statement = sqlx::query(
             "SELECT publish_alerts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
-             $19, $20)",
+             $19, $20, $21, $22)",
         )
         .bind(&self.columns.ids)
         .bind(&self.columns.fingerprints)
@@ -145,6 +162,6 @@ impl Rows {
         .bind(&self.columns.triggered)
         .bind(&self.columns.detected)
         .bind(&self.columns.bodies);
-        self.outgoing.bind(statement)
+        self.outgoing.bind(statement).bind(lease.owner).bind(lease.epoch)
     }
 }

@@ -6,6 +6,7 @@ pub mod entries;
 mod form;
 pub mod held;
 pub mod models;
+pub mod replicas;
 pub mod risk;
 pub mod roles;
 pub mod snapshot;

@@ -67,6 +67,7 @@ impl Bench {
     }
 
     pub(crate) async fn take(&self, tenant: &TenantId, flows: &[Flow]) {
+        let position = self.position.fetch_add(1, Ordering::Relaxed) as u64;
         let delivery = Delivery {
             id: Uuid::now_v7(),
             subject: subject::flows(tenant, subject::shard_of(flows[0].src)),
@@ -78,7 +79,8 @@ impl Bench {
             payload: batch(tenant, flows),
             traceparent: None,
             attempt: 1,
-            stream_sequence: self.position.fetch_add(1, Ordering::Relaxed) as u64,
+            stream_sequence: position,
+            consumer_sequence: position,
             stored: Utc::now(),
         };
         assert_eq!(self.engine.take(&delivery).await, Disposition::Ack);

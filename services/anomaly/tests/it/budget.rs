@@ -125,6 +125,7 @@ impl Bench {
 
     async fn take(&self, tenant: &TenantId, payload: bytes::Bytes) {
         let time = DateTime::from_timestamp_nanos(self.clock.load(Ordering::Relaxed));
+        let position = self.position.fetch_add(1, Ordering::Relaxed);
         let delivery = Delivery {
             id: Uuid::now_v7(),
             subject: subject::flows(tenant, 3),
@@ -136,7 +137,8 @@ impl Bench {
             payload,
             traceparent: None,
             attempt: 1,
-            stream_sequence: self.position.fetch_add(1, Ordering::Relaxed),
+            stream_sequence: position,
+            consumer_sequence: position,
             stored: time,
         };
         assert_eq!(self.engine.take(&delivery).await, Disposition::Ack);

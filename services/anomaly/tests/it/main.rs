@@ -6,6 +6,7 @@ mod budget;
 mod intel;
 mod models;
 mod process;
+mod replicas;
 mod risk;
 mod traffic;
 mod world;

@@ -33,6 +33,47 @@ pub(crate) fn tenant(name: &str) -> TenantId {
     name.parse().unwrap()
 }
 
+/// One process of several.
+pub(crate) struct Replica {
+    pub(crate) process: Process,
+    admin_port: u16,
+    log: PathBuf,
+}
+
+impl Replica {
+    /// A sample of its `/metrics`.
+    pub(crate) async fn metric(&self, name: &str, label: &str) -> Option<f64> {
+        sample(&page(self.admin_port, "/metrics").await, name, label)
+    }
+
+    /// How many lines of its log say something.
+    pub(crate) fn said(&self, what: &str) -> usize {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().filter(|line| line.contains(what)).count()
+    }
+}
+
+/// A page of an admin port; empty while there is none.
+async fn page(port: u16, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let Ok(mut tcp) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else {
+        return String::new();
+    };
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    if tcp.write_all(request.as_bytes()).await.is_ok() {
+        tcp.read_to_string(&mut answer).await.unwrap_or_default();
+    }
+    answer
+}
+
+fn sample(page: &str, name: &str, label: &str) -> Option<f64> {
+    let line = page
+        .lines()
+        .find(|line| line.starts_with(name) && line.contains(label))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
 impl World {
     pub(crate) async fn new() -> Self {
         let stack = Stack::start().await;
@@ -64,9 +105,26 @@ impl World {
     /// Writes the configuration and starts the service.
     pub(crate) fn launch(&mut self, extra: &str) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_anomaly"));
-        command.arg("run").arg("--config").arg(self.config(extra));
-        let log = self.dir.path().join("anomaly.log");
-        self.process = Some(Process::start("anomaly", command, &log).unwrap());
+        let config = self.config("anomaly", (self.grpc_port, self.admin_port), extra);
+        command.arg("run").arg("--config").arg(config);
+        self.process = Some(Process::start("anomaly", command, &self.log("anomaly")).unwrap());
+    }
+
+    /// Starts one replica more, of this name.
+    pub(crate) fn replica(&self, name: &str, extra: &str) -> Replica {
+        let ports = (free_port().unwrap(), free_port().unwrap());
+        let extra = format!("[replicas]\nname = \"{name}\"\n{extra}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anomaly"));
+        command.arg("run").arg("--config").arg(self.config(name, ports, &extra));
+        Replica {
+            process: Process::start(name, command, &self.log(name)).unwrap(),
+            admin_port: ports.1,
+            log: self.log(name),
+        }
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
     }
 
     pub(crate) async fn is_ready(&self) -> bool {
@@ -78,7 +136,7 @@ impl World {
         self.process.take().unwrap().kill();
     }
 
-    fn config(&self, extra: &str) -> PathBuf {
+    fn config(&self, name: &str, (grpc_port, admin_port): (u16, u16), extra: &str) -> PathBuf {
         let files = self.stack.identity("svc/anomaly");
         let (cert, key, ca) = (
             files.cert_file.display(),
@@ -118,44 +176,45 @@ listen = "127.0.0.1:{}"
             database.user,
             database.password_file.display(),
             database.ca_file.display(),
-            self.grpc_port,
-            self.admin_port,
+            grpc_port,
+            admin_port,
         );
-        let path = self.dir.path().join("anomaly.toml");
+        let path = self.dir.path().join(format!("{name}.toml"));
         std::fs::write(&path, text).unwrap();
         path
     }
 
     /// A page of the admin port; empty while there is none.
     pub(crate) async fn page(&self, path: &str) -> String {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let Ok(mut tcp) = tokio::net::TcpStream::connect(("127.0.0.1", self.admin_port)).await else {
-            return String::new();
-        };
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        let mut answer = String::new();
-        if tcp.write_all(request.as_bytes()).await.is_ok() {
-            tcp.read_to_string(&mut answer).await.unwrap_or_default();
-        }
-        answer
+        page(self.admin_port, path).await
     }
 
     /// A sample of `/metrics`.
     pub(crate) async fn metric(&self, name: &str, label: &str) -> Option<f64> {
-        let page = self.page("/metrics").await;
-        let line = page
-            .lines()
-            .find(|line| line.starts_with(name) && line.contains(label))?;
-        line.rsplit(' ').next()?.parse().ok()
+        sample(&self.page("/metrics").await, name, label)
     }
 
     pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let limit = Instant::now() + Duration::from_secs(180);
         while !holds().await {
-            let log = || std::fs::read_to_string(self.dir.path().join("anomaly.log")).unwrap_or_default();
-            assert!(Instant::now() < limit, "never: {what}\n{}", log());
+            assert!(Instant::now() < limit, "never: {what}\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
+    }
+
+    fn logs(&self) -> String {
+        let files = std::fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|file| file.unwrap().path());
+        let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
+        let texts = logs.map(|path| {
+            format!(
+                "{}:\n{}",
+                path.display(),
+                std::fs::read_to_string(&path).unwrap_or_default()
+            )
+        });
+        texts.collect()
     }
 
     /// Publishes flows in one message, all on one shard.

@@ -50,7 +50,8 @@ impl Engine {
         since: DateTime<Utc>,
         until: u64,
     ) -> Result<Seen, Error> {
-        let cell = self.cell(id)?;
+        let elsewhere = || Error::Elsewhere { tenant: id.clone() };
+        let cell = self.find(id).ok_or_else(elsewhere)?;
         let view = self.intel().view_of(id, Arc::clone(new), true);
         let subject = format!("flows.v1.{id}.*");
         let mut next = self.first_since(&subject, until, since).await?;
