@@ -143,10 +143,8 @@ impl Engine {
         if first && applied < end {
             self.tell_what_is_lost(id, applied, end).await?;
         }
-        let back_to = if applied > end {
-            Some(end)
-        } else if !self.is_still_there(id, last).await? {
-            Some(applied.saturating_sub(REWIND))
+        let back_to = if applied > end || !self.is_still_there(id, last).await? {
+            Some(self.common_position(id, cell, applied.min(end)).await?)
         } else {
             None
         };
@@ -160,6 +158,21 @@ impl Engine {
         }
         held.known = Some(Known { until, connection });
         Ok((held.through + 1, until))
+    }
+
+    // A position of a stream that lost its end, or was made anew, up to which every message was judged.
+    async fn common_position(&self, id: &TenantId, cell: &Arc<Cell>, position: u64) -> Result<u64, Error> {
+        let position = position.saturating_sub(REWIND);
+        let next = self.next_of(id, position + 1).await?;
+        let Some(next) = next.and_then(|stored| stored.delivery.ok()) else {
+            return Ok(0);
+        };
+        let held = self.hold(id, cell).await?;
+        let judged = held
+            .tenant
+            .as_ref()
+            .is_some_and(|t| t.recent.contains(next.id.as_bytes()));
+        Ok(if judged { position } else { 0 })
     }
 
     // Whether the stream still has the last message that was judged, or has dropped it for its age. A broker that was killed

@@ -276,6 +276,55 @@ async fn absent_servers_delay_alerts_and_lose_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn positions_that_other_messages_had_before_are_judged_all_the_same() {
+    const OFTEN: &str = "[checkpoint]\ninterval_ms = 50";
+    let mut world = World::new().await;
+    let acme = tenant("acme");
+    world.start(OFTEN).await;
+    for probe in probes(1..=12) {
+        world.publish(&acme, &[probe]).await;
+    }
+    world.settle().await;
+
+    // While it runs.
+    world.make_flows_anew().await;
+    for port in 1..=15 {
+        world.publish(&acme, &[Flow::refused("10.0.9.8", VICTIM, port)]).await;
+    }
+    world
+        .until("an alert of the new stream", async || {
+            !world.alerts(&acme).await.is_empty()
+        })
+        .await;
+    world.settle().await;
+
+    // While it does not, and what is there when it starts is more than there was.
+    let db = Db::connect(&world.database, "anomaly").unwrap();
+    let saved = async || -> i64 {
+        let mut tx = db.begin(&acme).await.unwrap();
+        let applied = sqlx::query_scalar("SELECT applied FROM tenant_state WHERE tenant_id = 'acme'");
+        applied.fetch_one(&mut *tx).await.unwrap()
+    };
+    world.until("saved", async || saved().await == 15).await;
+    world.kill();
+    world.make_flows_anew().await;
+    for port in 1..=20 {
+        world.publish(&acme, &[Flow::refused("10.0.9.7", VICTIM, port)]).await;
+    }
+    world.start(OFTEN).await;
+    world
+        .until("another alert", async || world.alerts(&acme).await.len() >= 2)
+        .await;
+    world.settle().await;
+    let alerts = world.alerts(&acme).await;
+    let told: Vec<(&str, usize)> = alerts
+        .iter()
+        .map(|alert| (alert.entity.as_ref().unwrap().value.as_str(), alert.flows.len()))
+        .collect();
+    assert_eq!(told, [("10.0.9.8", 15), ("10.0.9.7", 15)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_learns_by_itself_and_what_it_learnt_survives_a_kill() {
     const LEARN: &str = "[learning]\nauto_seconds = 2\nmin_flows = 400\n[checkpoint]\ninterval_ms = 100";
     let mut world = World::new().await;

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
-use garrison_bus::{Bus, Message, subject, topology::FLOWS_ANOMALY};
+use garrison_bus::{
+    Bus, Message, subject,
+    topology::{self, FLOWS_ANOMALY},
+};
 use garrison_db::DbConfig;
 use garrison_proto::{TenantId, alert::v1::Alert};
 use garrison_testkit::{Process, Stack, TRUST_DOMAIN, free_port};
@@ -242,6 +245,14 @@ listen = "127.0.0.1:{}"
             consumer.num_pending == 0 && consumer.num_ack_pending == 0
         })
         .await;
+    }
+
+    /// Makes FLOWS anew, as after a broker's disk was replaced: positions begin at 1 again.
+    pub(crate) async fn make_flows_anew(&self) {
+        self.admin.jetstream().delete_stream("FLOWS").await.unwrap();
+        topology::apply(&self.admin, &topology::ApplyOptions::default())
+            .await
+            .unwrap();
     }
 
     /// Everything a stream holds.
