@@ -252,8 +252,10 @@ impl Engine {
         let mut given = 0;
         for (id, to) in &plan.give {
             if let Some(cell) = self.find(id) {
-                self.hand_over(id, &cell, Some(*to)).await?;
-                given += 1;
+                match self.hand_over(id, &cell, Some(*to)).await {
+                    Ok(()) => given += 1,
+                    Err(error) => tracing::warn!(%error, tenant = %id, "a tenant cannot be handed over now"),
+                }
             }
         }
         for id in plan.take.iter().chain(&unknown) {
