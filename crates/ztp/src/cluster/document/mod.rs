@@ -41,8 +41,8 @@ pub fn documents(cluster: &Cluster, root: &str) -> Result<Imported, String> {
     let mut all = packets::documents(cluster, &mut out)?;
     let istio = &cluster.meshes.istio;
     for mesh in [
-        mtls::documents(istio)?,
         authorization(&istio.read, root, &mut out)?,
+        mtls::documents(istio)?,
         linkerd::documents(&cluster.meshes.linkerd, &cluster.program.endpoints, &mut out)?,
     ] {
         all = together::both(&all, &mesh, &mut out.left_out)?;

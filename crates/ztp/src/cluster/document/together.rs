@@ -43,6 +43,7 @@ pub(super) fn both(
     };
     for direction in [INGRESS, EGRESS] {
         writer.direction(direction, &first, &second)?;
+        writer.prune(direction);
     }
     Ok(writer.written())
 }
@@ -318,11 +319,38 @@ impl Writer<'_> {
         })
     }
 
+    /// Takes out rules that never decide, as an earlier tier has decided about all of their pods and ports.
+    fn prune(&mut self, direction: usize) {
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        order.sort_by_key(|i| self.entries[*i].tier);
+        let mut decided: Vec<(u16, Pods, ServiceSet)> = Vec::new();
+        for i in order {
+            let entry = &mut self.entries[i];
+            let before = decided
+                .iter()
+                .filter(|(tier, pods, _)| *tier < entry.tier && covers(pods, &entry.pods))
+                .fold(ServiceSet::empty(), |all, (.., services)| all.union(services));
+            let Some(rules) = entry.rules[direction].as_mut().filter(|rules| !rules.is_empty()) else {
+                continue;
+            };
+            rules.retain(|rule| !rule.services.is_subset(&before));
+            if rules.is_empty() {
+                // What decided governs the pods.
+                entry.rules[direction] = None;
+                continue;
+            }
+            for rule in rules.iter().filter(|rule| rule.decides()) {
+                decided.push((entry.tier, entry.pods.clone(), rule.services.clone()));
+            }
+        }
+    }
+
     /// The documents.
     fn written(self) -> Vec<ZeroTrustPolicy> {
         let mut names = Names::default();
         let mut documents = Vec::new();
         let mut entries = self.entries;
+        entries.retain(|entry| entry.rules.iter().any(Option::is_some));
         entries.sort_by_key(|entry| entry.tier);
         for entry in entries {
             for (kind, subject) in who::subjects(&entry.pods.0, &entry.pods.1) {
