@@ -306,23 +306,26 @@ fn unprivileged(program: &Path) -> Command {
 }
 
 // A startup packet is answered with an error in any case here: with SQLSTATE 57P03 while the server starts up or
-// shuts down, with another once it takes queries.
+// shuts down, with another once it takes queries. 08P01 would be about the packet and say nothing about the server.
 fn accepts_queries(address: SocketAddrV4) -> bool {
     use std::io::{Read as _, Write as _};
     let probe = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        let startup = b"\0\0\0\x15\0\x03\0\0user\0probe\0\0\0";
-        let mut packet = startup.to_vec();
-        let length = packet.len() as u32;
-        packet[..4].copy_from_slice(&length.to_be_bytes());
-        stream.write_all(&packet)?;
+        stream.write_all(&startup_packet("probe"))?;
         let mut answer = [0; 512];
         let read = stream.read(&mut answer)?;
-        let text = &answer[..read];
-        Ok(read > 0 && !text.windows(5).any(|window| window == b"57P03"))
+        let says = |state: &[u8]| answer[..read].windows(state.len()).any(|window| window == state);
+        Ok(read > 0 && !says(b"57P03") && !says(b"08P01"))
     };
     probe().unwrap_or(false)
+}
+
+// Protocol 3.0: the length with itself, the version, names and values, and one terminator.
+fn startup_packet(user: &str) -> Vec<u8> {
+    let body = format!("user\0{user}\0\0");
+    let length = 8 + body.len() as u32;
+    [&length.to_be_bytes(), &[0, 3, 0, 0], body.as_bytes()].concat()
 }
 
 fn quoted(identifier: &str) -> String {
