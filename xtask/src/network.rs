@@ -11,7 +11,9 @@ use garrison_testkit::{
     Process,
     lab::{self, Node},
 };
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{self, SignalKind};
 
 use crate::{bench, demo, fleet, runtime};
 
@@ -40,20 +42,52 @@ pub enum Task {
     Memory,
 }
 
-/// Runs a task in a child of ours that has entered namespaces of its own, and waits for it. On Ctrl-C the child
-/// cleans up, and we wait for that too.
+/// Runs a task in a child of ours that has entered namespaces of its own, and waits for it. When we are told to stop, the
+/// child cleans up, and we wait for that too.
 pub fn run(task: &Task) -> Result<()> {
     let mut command = Command::new(OURSELVES);
     command.arg("inside").arg(serde_json::to_string(task)?);
-    let mut child = command.spawn().context("starting the lab failed")?;
     let runtime = runtime()?;
     let status = runtime.block_on(async {
-        let ignored = tokio::spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
+        // Listened for before there is a child, or it could be left behind.
+        let mut stops = Stops::listen()?;
+        let mut child = command.spawn().context("starting the lab failed")?;
+        let pid = Pid::from_child(&child);
+        let told = tokio::spawn(async move {
+            loop {
+                stops.wait().await;
+                // A terminal tells the child itself; whoever tells only us leaves that to us. Twice is as good as once.
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        });
         let status = tokio::task::spawn_blocking(move || child.wait()).await;
-        ignored.abort();
-        status
-    })??;
+        told.abort();
+        anyhow::Ok(status??)
+    })?;
     std::process::exit(status.code().unwrap_or(130));
+}
+
+/// What asks a program to stop: Ctrl-C, SIGTERM, and the end of its terminal.
+struct Stops([unix::Signal; 3]);
+
+impl Stops {
+    fn listen() -> Result<Self> {
+        let listen = |kind| unix::signal(kind).context("listening for signals failed");
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn wait(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }
 
 /// The child's part of [`run`].
@@ -62,7 +96,10 @@ pub fn inside(task: &str) -> Result<()> {
     if task.wants_namespaces() {
         lab::enter()?;
     }
+    // Whoever kills the one that started us cannot stop us otherwise. Entering namespaces would have undone it.
+    set_parent_process_death_signal(Some(Signal::TERM))?;
     runtime()?.block_on(async {
+        let mut stops = Stops::listen()?;
         let work = async {
             match task {
                 Task::Demo(options) => demo::inside(options).await,
@@ -74,7 +111,7 @@ pub fn inside(task: &str) -> Result<()> {
         // Dropping the work drops the fleet, which ends every process of it.
         tokio::select! {
             outcome = work => outcome,
-            _ = tokio::signal::ctrl_c() => {
+            () = stops.wait() => {
                 eprintln!("\ninterrupted: cleaning up");
                 Err(anyhow::anyhow!("interrupted"))
             }

@@ -5,8 +5,8 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use garrison_proof::{ExportOptions, verify_export};
@@ -66,6 +66,56 @@ fn assert_verified(report: &Value, least: usize) {
     assert!(claims.len() >= least, "only {} claims: {claims:#?}", claims.len());
     let broken: Vec<&Value> = claims.iter().filter(|claim| claim["holds"] != true).collect();
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// Processes that were started with files of the demo.
+fn left_running() -> Vec<String> {
+    let files = root().join(".garrison/demo/").display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| fs::read_to_string(process.path().join("cmdline")).ok())
+        .filter(|line| line.contains(&files))
+        .collect()
+}
+
+#[test]
+fn a_demo_that_is_killed_leaves_nothing_running() {
+    let _alone = alone();
+    let said = folder("killed").join("said");
+    let mut demo = Command::new(binaries().join("xtask"))
+        .args(["demo", "--debug-build"])
+        .current_dir(root())
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&said).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let up = || fs::read_to_string(&said).unwrap().contains("What is normal");
+    assert!(
+        within(Duration::from_secs(600), || up() || demo.try_wait().unwrap().is_some()),
+        "the fleet is not up"
+    );
+    assert!(up(), "{}", fs::read_to_string(&said).unwrap());
+    assert!(left_running().len() > 8, "{:?}", left_running());
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    assert!(
+        within(Duration::from_secs(120), || left_running().is_empty()),
+        "{:?}",
+        left_running()
+    );
+}
+
+/// Whether something comes true in time.
+fn within(limit: Duration, mut true_now: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
+    while !true_now() {
+        if began.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    true
 }
 
 #[test]
