@@ -4,6 +4,7 @@
 //! as a [`Gap`].
 
 mod aws;
+mod aws_network_acl;
 mod azure;
 mod azure_groups;
 mod calico;
@@ -25,7 +26,8 @@ mod target;
 
 use std::{borrow::Borrow, collections::BTreeMap};
 
-pub use aws::{AwsQuotas, aws, aws_network_acl};
+pub use aws::{AwsQuotas, aws};
+pub use aws_network_acl::aws_network_acl;
 pub use azure::azure;
 pub use azure_groups::azure_application_groups;
 pub use calico::calico;
